@@ -1,0 +1,39 @@
+/* Checked arithmetic: every size that a caller can influence goes through these.
+ * Each returns true when the result fits. */
+#ifndef MRL_BASE_CHECKED_H
+#define MRL_BASE_CHECKED_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+static inline bool mrl_add_u64(uint64_t a, uint64_t b, uint64_t *out)
+{
+    return !__builtin_add_overflow(a, b, out);
+}
+
+static inline bool mrl_mul_u64(uint64_t a, uint64_t b, uint64_t *out)
+{
+    return !__builtin_mul_overflow(a, b, out);
+}
+
+/* Rounds up to a power-of-two alignment. */
+static inline bool mrl_align_u64(uint64_t value, uint64_t alignment, uint64_t *out)
+{
+    uint64_t sum;
+    if (!mrl_add_u64(value, alignment - 1, &sum))
+        return false;
+    *out = sum & ~(alignment - 1);
+    return true;
+}
+
+static inline bool mrl_fits_u32(uint64_t value) { return value <= UINT32_MAX; }
+static inline bool mrl_fits_i32(uint64_t value) { return value <= INT32_MAX; }
+
+/* For values already known to be small. */
+static inline uint32_t mrl_div_up(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
+static inline uint64_t mrl_round_up(uint64_t a, uint64_t alignment)
+{
+    return (a + alignment - 1) / alignment * alignment;
+}
+
+#endif

@@ -1,0 +1,332 @@
+#include "ops/matmul.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "push.h"
+
+#include "ops/norm.h"
+
+#define GEMV_MAX_ROWS 16u
+#define GEMM_TILE 64u
+#define COOPMAT_TILE 128u
+
+static const struct {
+    const char *name;
+    bool f16;
+    uint32_t bits;
+} formats[] = {
+#define F16 true
+#define F32 false
+#define FORMAT(name, bits, math, scale, zero, default_group, text) {#name, math, bits},
+#include "formats.def"
+#undef FORMAT
+#undef F16
+#undef F32
+};
+
+/* A kernel asked for by name: "gemv", or "gemv@rows,split,prefetch,local" for the tuner and benchmarks. */
+typedef struct tuning {
+    char name[32];      /* empty: choose */
+    uint32_t tune[4];   /* 0: the default */
+} tuning;
+
+typedef struct matmul_plan {
+    mrl_kernel kernel;
+    mrl_math math;
+    uint32_t spec[MRL_MAX_SPEC];
+    int nspec;
+    uint32_t groups[3];
+} matmul_plan;
+
+static bool wants_f32(const mrl_matmul_args *args)
+{
+    /* f32 and bf16 activations may hold what f16 cannot; a normalised row cannot overflow it. */
+    return !formats[args->w->format].f16 ||
+           (args->x.dtype != MRL_DTYPE_f16 && args->norm.buffer == NULL);
+}
+
+/* ---- gemv ---- */
+
+static uint32_t floor_power_of_two(uint32_t x)
+{
+    while (x & (x - 1))
+        x &= x - 1;
+    return x;
+}
+
+static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan)
+{
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    const mrl_weight *w = args->w;
+    const bool software = info->kind == MRL_DEVICE_SOFTWARE;
+    const uint32_t m = (uint32_t)args->x.shape[0], unit = 128 / formats[w->format].bits;
+    const bool f16 = mrl_device_has(dev, MRL_BIT(fp16)) && !wants_f32(args);
+    const bool gated = mrl_activation_gated(args->activation);
+    const uint32_t width = f16 ? 2 : 4;
+    uint32_t local = asked->tune[3] ? asked->tune[3] : software ? 8 * info->subgroup_size : 256;
+    uint32_t subgroups = local / info->subgroup_size;
+    uint32_t units = w->k_padded / unit; /* a row */
+
+    /* Two rows an owner halve the reads of x; more rows of x leave registers for one fewer. */
+    uint32_t rows = gated || m <= 4 ? 2 : 1;
+    if (!gated && w->n < 4096)
+        rows = 1;
+    /* A CPU has no latency to hide and pays for every staging of x: many rows an owner. */
+    if (software)
+        rows = m == 1 ? 8 : m <= 4 ? 4 : 2;
+    if (asked->tune[0])
+        rows = asked->tune[0];
+    /* Split a row over subgroups until a lane has at most 4 units of it. */
+    uint32_t split = 1;
+    while (!software && split < subgroups && units > split * info->subgroup_size * 4)
+        split *= 2;
+    if (asked->tune[1])
+        split = asked->tune[1];
+    uint32_t lane_units = mrl_div_up(units, split * info->subgroup_size);
+    uint32_t prefetch = asked->tune[2] ? asked->tune[2] : software ? 1 : lane_units < 4 ? lane_units : 4;
+    /* Staged part of k: 16 KiB of shared memory, the smallest that Vulkan allows is 16. */
+    uint32_t chunk = floor_power_of_two(14336 / (m * width)) & ~127u;
+    if (chunk > w->k_padded)
+        chunk = w->k_padded;
+    uint32_t xs = m * chunk * width / 16, reduce = mrl_div_up(subgroups * rows * m, 4);
+    if (xs < reduce)
+        xs = reduce;
+
+    plan->kernel = MRL_KERNEL_gemv;
+    plan->math = f16 ? MRL_MATH_F16 : MRL_MATH_F32;
+    const uint32_t spec[] = {local,
+                             rows,
+                             split,
+                             m,
+                             prefetch,
+                             chunk,
+                             xs,
+                             (uint32_t)args->x.dtype,
+                             (uint32_t)args->y.dtype,
+                             (uint32_t)w->scale_type,
+                             w->has_zero,
+                             w->group,
+                             (uint32_t)args->activation,
+                             args->norm.buffer != NULL,
+                             software ? 0 : w->k_padded};
+    memcpy(plan->spec, spec, sizeof spec);
+    plan->nspec = sizeof spec / sizeof *spec;
+    plan->groups[0] = mrl_div_up(w->n, rows * (subgroups / split));
+    plan->groups[1] = plan->groups[2] = 1;
+}
+
+/* ---- tiled kernels ---- */
+
+static void plan_tiles(const mrl_matmul_args *args, mrl_kernel kernel, mrl_math math, uint32_t tile, matmul_plan *plan)
+{
+    const mrl_weight *w = args->w;
+    const uint32_t spec[] = {256,
+                             (uint32_t)args->x.dtype,
+                             (uint32_t)args->y.dtype,
+                             (uint32_t)w->scale_type,
+                             w->has_zero,
+                             w->group,
+                             (uint32_t)args->activation};
+
+    plan->kernel = kernel;
+    plan->math = math;
+    memcpy(plan->spec, spec, sizeof spec);
+    plan->nspec = sizeof spec / sizeof *spec;
+    plan->groups[0] = mrl_div_up(w->n, tile);
+    plan->groups[1] = mrl_div_up((uint32_t)args->x.shape[0], tile);
+    plan->groups[2] = 1;
+}
+
+/* ---- choice: the first row that can do it ---- */
+
+static bool gemv_can(mrl_device *dev, const mrl_matmul_args *args)
+{
+    (void)dev;
+    return args->x.shape[0] <= GEMV_MAX_ROWS;
+}
+
+static bool coopmat_can(mrl_device *dev, const mrl_matmul_args *args)
+{
+    return mrl_pipeline_available(dev, MRL_KERNEL_gemm_coopmat, args->w->format, MRL_MATH_F16) &&
+           mrl_device_info_of(dev)->subgroup_size == 32 && args->w->k % 8 == 0 && args->x.dtype == MRL_DTYPE_f16 &&
+           args->x.offset % 16 == 0;
+}
+
+static bool gemm_can(mrl_device *dev, const mrl_matmul_args *args)
+{
+    (void)dev;
+    (void)args;
+    return true;
+}
+
+static const struct {
+    mrl_kernel kernel;
+    bool (*can)(mrl_device *, const mrl_matmul_args *);
+} rows[] = {
+    {MRL_KERNEL_gemv, gemv_can},
+    {MRL_KERNEL_gemm_coopmat, coopmat_can},
+    {MRL_KERNEL_gemm, gemm_can},
+};
+
+static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
+{
+    memset(out, 0, sizeof *out);
+    if (text == NULL)
+        return MRL_OK;
+    if (sscanf(text, "%31[a-z0-9_]@%u,%u,%u,%u", out->name, &out->tune[0], &out->tune[1], &out->tune[2],
+               &out->tune[3]) < 1)
+        return mrl_fail(err, MRL_ERR_VALUE, "linear: kernel must be a name of kernels.def, got \"%s\"", text);
+    bool gemv = strcmp(out->name, mrl_kernel_name(MRL_KERNEL_gemv)) == 0;
+    const uint32_t limits[4] = {8, 32, 16, 1024};
+    for (int i = 0; i < 4; i++)
+        if (out->tune[i] > limits[i] || (out->tune[i] & (out->tune[i] - 1)) || (out->tune[i] && !gemv))
+            return mrl_fail(err, MRL_ERR_VALUE, "linear: kernel \"%s\" asks for what cannot be tuned", text);
+    return MRL_OK;
+}
+
+static mrl_status choose(mrl_device *dev, const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan,
+                         mrl_error *err)
+{
+    const bool named = asked->name[0] != 0;
+
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (named && strcmp(asked->name, mrl_kernel_name(rows[i].kernel)) != 0)
+            continue;
+        if (!rows[i].can(dev, args)) {
+            if (named)
+                return mrl_fail(err, MRL_ERR_VALUE, "linear: kernel %s cannot do this product on %s", asked->name,
+                                mrl_device_info_of(dev)->name);
+            continue;
+        }
+        switch (rows[i].kernel) {
+        case MRL_KERNEL_gemv: plan_gemv(dev, args, asked, plan); break;
+        case MRL_KERNEL_gemm_coopmat: plan_tiles(args, rows[i].kernel, MRL_MATH_F16, COOPMAT_TILE, plan); break;
+        default: plan_tiles(args, rows[i].kernel, MRL_MATH_NONE, GEMM_TILE, plan); break;
+        }
+        return MRL_OK;
+    }
+    return mrl_fail(err, MRL_ERR_VALUE, "linear: there is no matmul kernel called %s", asked->name);
+}
+
+/* ---- the op ---- */
+
+static mrl_status check(mrl_device *dev, const mrl_matmul_args *args, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_weight *w = args->w;
+    const bool gated = mrl_activation_gated(args->activation);
+    const uint64_t m = args->x.ndim == 2 ? args->x.shape[0] : 0;
+    const uint64_t columns = gated ? w->n / 2 : w->n;
+    uint64_t elements;
+
+    if (args->x.ndim != 2)
+        return mrl_fail(err, MRL_ERR_VALUE, "linear: x must have 2 dimensions (m, %u), got %d", w->k, args->x.ndim);
+    if (gated && w->n % 2 != 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "linear: a gated activation needs an even number of rows, W has %u", w->n);
+    if (!mrl_mul_u64(m, w->n > w->k ? w->n : w->k, &elements) || elements > INT32_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE, "linear: %llu rows are too many for one call", (unsigned long long)m);
+    MRL_TRY(mrl_view_check(&args->x, dev, "linear", "x", MRL_DTYPES_ACT, 2, (uint64_t[]){m, w->k}, err));
+    MRL_TRY(mrl_view_check(&args->y, dev, "linear", "out", MRL_DTYPES_ACT, 2, (uint64_t[]){m, columns}, err));
+    if (args->norm.buffer != NULL)
+        MRL_TRY(mrl_view_check(&args->norm, dev, "linear", "norm", MRL_DTYPE_BIT(f32), 1, (uint64_t[]){w->k}, err));
+    if (args->bias.buffer != NULL)
+        MRL_TRY(mrl_view_check(&args->bias, dev, "linear", "bias", MRL_DTYPE_BIT(f32), 1, (uint64_t[]){w->n}, err));
+    if (args->residual.buffer != NULL)
+        MRL_TRY(mrl_view_check(&args->residual, dev, "linear", "residual", MRL_DTYPE_BIT(f32), 2,
+                               (uint64_t[]){m, columns}, err));
+done:
+    return rc;
+}
+
+/* x (f32, f16 or bf16) normalised into a temporary, for the tiled kernels. */
+/* The caller releases out->buffer. */
+static mrl_status normalise(mrl_device *dev, const mrl_matmul_args *args, mrl_view *out, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_buffer *buffer = NULL;
+    const mrl_view absent = {0};
+
+    *out = args->x;
+    out->dtype = wants_f32(args) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
+    out->offset = 0;
+    MRL_TRY(mrl_buffer_create(dev, mrl_view_bytes(out), MRL_MEMORY_DEVICE, &buffer, err));
+    out->buffer = buffer;
+    MRL_TRY(mrl_rms_norm(&args->x, &args->norm, args->eps, &absent, out, &absent, err));
+    buffer = NULL;
+done:
+    mrl_buffer_release(buffer);
+    return rc;
+}
+
+static mrl_range whole(mrl_buffer *buffer)
+{
+    return buffer == NULL ? (mrl_range){0} : (mrl_range){buffer, 0, mrl_buffer_bytes(buffer)};
+}
+
+static mrl_status dispatch(mrl_device *dev, const mrl_matmul_args *args, const matmul_plan *plan, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_weight *w = args->w;
+    const uint32_t m = (uint32_t)args->x.shape[0];
+    mrl_pipeline *pipeline;
+    const mrl_push_matmul push = {
+        .quant = mrl_buffer_address(w->quant),
+        .scale = w->scale ? mrl_buffer_address(w->scale) : 0,
+        .zero = w->zero ? mrl_buffer_address(w->zero) : 0,
+        .x = mrl_view_address(&args->x),
+        .norm = mrl_view_address(&args->norm),
+        .bias = mrl_view_address(&args->bias),
+        .residual = mrl_view_address(&args->residual),
+        .y = mrl_view_address(&args->y),
+        .m = m,
+        .n = w->n,
+        .k = w->k,
+        .k_padded = w->k_padded,
+        .groups = w->groups,
+        .eps = args->eps,
+        .global_scale = w->global_scale,
+    };
+    const mrl_range reads[] = {whole(w->quant), whole(w->scale), whole(w->zero), mrl_view_range(&args->x),
+                               mrl_view_range(&args->norm), mrl_view_range(&args->bias),
+                               mrl_view_range(&args->residual)};
+    const mrl_range writes[] = {mrl_view_range(&args->y)};
+
+    MRL_TRY(mrl_pipeline_get(dev, plan->kernel, w->format, plan->math, plan->spec, plan->nspec, &pipeline, err));
+    const mrl_dispatch d = {.pipeline = pipeline,
+                            .push = &push,
+                            .push_bytes = sizeof push,
+                            .groups = {plan->groups[0], plan->groups[1], plan->groups[2]},
+                            .reads = reads,
+                            .nreads = sizeof reads / sizeof *reads,
+                            .writes = writes,
+                            .nwrites = 1,
+                            .flops = 2.0 * m * w->n * w->k};
+    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
+done:
+    return rc;
+}
+
+mrl_status mrl_op_matmul(mrl_device *dev, const mrl_matmul_args *given, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_matmul_args args = *given;
+    mrl_view normalised = {0};
+    matmul_plan plan = {0};
+    tuning asked;
+
+    MRL_TRY(check(dev, &args, err));
+    MRL_TRY(parse_kernel(args.kernel, &asked, err));
+    bool fused = args.x.shape[0] <= GEMV_MAX_ROWS &&
+                 (asked.name[0] == 0 || strcmp(asked.name, mrl_kernel_name(MRL_KERNEL_gemv)) == 0);
+    if (args.norm.buffer != NULL && !fused) {
+        MRL_TRY(normalise(dev, &args, &normalised, err));
+        args.x = normalised;
+        args.norm = (mrl_view){0};
+    }
+    MRL_TRY(choose(dev, &args, &asked, &plan, err));
+    MRL_TRY(dispatch(dev, &args, &plan, err));
+done:
+    mrl_buffer_release(normalised.buffer);
+    return rc;
+}

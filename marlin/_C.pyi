@@ -1,0 +1,385 @@
+"""The C extension: devices, Tensors, captured programs, weights, attention, sampling.
+
+Tensors are dense and row-major, of 1 to 4 dimensions, each at least 1. dtypes are strings: f32 f16
+bf16 i32 u32 u8 i8 u16. Operations are recorded and run later, in order; reading waits. An argument
+of a wrong kind is a TypeError, one of a wrong shape or value a ValueError, both before anything is
+recorded. Every call may raise DeviceError after a fork and DeviceLostError after a loss.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, TypeAlias, final, overload
+
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+# NumPy declares its arrays as buffers from Python 3.12 on.
+_Data: TypeAlias = Buffer | NDArray[Any]
+
+class MarlinError(Exception): ...
+class ModelFormatError(MarlinError, ValueError): ...
+class UnsupportedModelError(MarlinError): ...
+class DeviceError(MarlinError): ...
+class DeviceLostError(DeviceError): ...
+class DeviceOutOfMemory(DeviceError, MemoryError): ...
+class CancelledError(MarlinError): ...
+class QueueFull(MarlinError): ...
+
+# One a device, best first; [] without Vulkan. Keys: index name driver kind uuid driver_uuid (hex)
+# vendor device_id driver_version api_version ("1.3.0") features (list) missing ("" when usable)
+# subgroup_size subgroup_min subgroup_max shared_bytes max_workgroup max_groups memory_bytes
+# max_allocation timestamp_ns.
+def list_devices() -> list[dict[str, Any]]: ...
+def vulkan_error() -> str | None: ...  # why list_devices() is empty, with the remedy
+
+# formats.def: name bits math scale zero default_group text
+def formats() -> list[dict[str, Any]]: ...
+def kernels() -> list[dict[str, Any]]: ...  # kernels.def: name source variants needs
+def features() -> list[dict[str, str]]: ...  # features.def: name text
+
+# Validation layers; MarlinError after the first use of Vulkan.
+def set_vulkan_debug(on: bool, /) -> None: ...
+def vulkan_messages() -> tuple[int, str]: ...  # how many so far, and the text of the last
+
+# Copies a C-contiguous buffer. dtype says what its elements are (bfloat16 comes as uint16); bytes
+# may be called anything. Without it the buffer's format says so; float64, int64 and the like:
+# TypeError.
+def tensor(
+    device: Device, data: _Data, dtype: str | None = None, shape: Sequence[int] | None = None
+) -> Tensor: ...
+def empty(device: Device, shape: Sequence[int], dtype: str = "f32") -> Tensor: ...
+
+# Memory that repeats a 32-bit word.
+def full(device: Device, shape: Sequence[int], word: int = 0, dtype: str = "f32") -> Tensor: ...
+
+@final
+class Device:
+    # disable: names of features() to hide. shaders: path of shaders.bin, beside this module when
+    # not given. cache: folder of the pipeline cache.
+    def __init__(
+        self,
+        index: int = 0,
+        *,
+        disable: Sequence[str] = (),
+        shaders: str | PathLike[str] = ...,
+        cache: str | PathLike[str] | None = None,
+    ) -> None: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...  # discrete integrated virtual other software
+    @property
+    def driver(self) -> str: ...
+    @property
+    def uuid(self) -> str: ...
+    @property
+    def features(self) -> tuple[str, ...]: ...  # without the disabled ones
+    @property
+    def lost(self) -> bool: ...
+    def info(self) -> dict[str, Any]: ...  # the row of list_devices(), without disabled features
+    # Bytes: device_used device_reserved host_used host_reserved device_budget device_peak.
+    def memory(self) -> dict[str, int]: ...
+    def sync(self) -> None: ...
+    def capture(self) -> Program: ...
+    def profile_start(self) -> None: ...
+    def profile_stop(self) -> list[dict[str, Any]]: ...  # a dispatch: name ns bytes flops barrier
+    # For tests: random order between barriers; a barrier after each dispatch; no write but where
+    # declared.
+    def set_debug(
+        self, *, shuffle: bool = False, serial: bool = False, check: bool = False, seed: int = 0
+    ) -> None: ...
+    # For tests: the nth submission ("lost"), device allocation ("memory") or host allocation
+    # ("host") from now fails; 0 clears.
+    def inject(self, kind: str, nth: int) -> None: ...
+    def save_cache(self) -> None: ...
+
+# Exports its memory by the buffer protocol where the host sees it (bf16 as "H"), else BufferError.
+@final
+class Tensor:
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def device(self) -> Device: ...
+    def __len__(self) -> int: ...
+    # A view of the leading axis: a row, or rows (step 1, at least one). A row of a vector has
+    # shape (1,).
+    def __getitem__(self, key: int | slice) -> Tensor: ...
+    def reshape(self, *shape: int) -> Tensor: ...  # a view; one size may be -1
+    def astype(self, dtype: str) -> Tensor: ...  # f32 f16 bf16 among each other, on the device
+    def tobytes(self) -> bytes: ...
+    # an array over the same memory where the host sees it, else over a copy
+    def numpy(self) -> NDArray[Any]: ...
+    def write(self, data: _Data, /) -> None: ...  # nbytes of them
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...  # (1, 0): host memory, if need be a copy
+
+# `with device.capture() as program:` records what this thread calls on the device. An exception
+# leaves the program empty.
+@final
+class Program:
+    @property
+    def device(self) -> Device: ...
+    def __enter__(self) -> Program: ...
+    def __exit__(self, *exc: object) -> None: ...
+    def replay(self, wait: bool = False) -> None: ...
+    # dispatches barriers submissions arena_bytes read_bytes write_bytes (declared) flops
+    @property
+    def stats(self) -> dict[str, Any]: ...
+
+# Weights (n, k) in a format. group None: the format's default; 0: a scale a row. Planes are
+# zero-filled.
+@final
+class Linear:
+    def __init__(
+        self,
+        device: Device,
+        n: int,
+        k: int,
+        format: str = "f16",
+        *,
+        group: int | None = None,
+        scale: str | None = None,
+        zero: bool = False,
+        global_scale: float = 1.0,
+    ) -> None: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def scale(self) -> str | None: ...
+    @property
+    def zero(self) -> bool: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def global_scale(self) -> float: ...
+    # {"quant": ((n, row_bytes), "u8"), "scale": ((n, groups), "f16"), ...}
+    @property
+    def planes(self) -> dict[str, tuple[tuple[int, ...], str]]: ...
+    # Dense rows (rows, k) f32 f16 bf16, quantized or converted on the device; row i becomes row
+    # row_start + i * row_stride.
+    def load_rows(
+        self,
+        path: str | PathLike[str],
+        offset: int,
+        nbytes: int,
+        dtype: str,
+        rows: int,
+        *,
+        row_start: int = 0,
+        row_stride: int = 1,
+    ) -> None: ...
+    def set_rows(
+        self, data: _Data, dtype: str, rows: int, *, row_start: int = 0, row_stride: int = 1
+    ) -> None: ...
+    # Rows of a plane that is quantized already. quant: k * bits / 8 file bytes a row (padding is
+    # added; int8 as "i8" is offset by 128); scale: f32 f16 bf16 e4m3 e8m0; zero: u8 (n, groups).
+    def load_plane(
+        self,
+        plane: str,
+        path: str | PathLike[str],
+        offset: int,
+        nbytes: int,
+        dtype: str,
+        rows: int,
+        *,
+        row_start: int = 0,
+        row_stride: int = 1,
+    ) -> None: ...
+    def set_plane(
+        self,
+        plane: str,
+        data: _Data,
+        dtype: str,
+        rows: int,
+        *,
+        row_start: int = 0,
+        row_stride: int = 1,
+    ) -> None: ...
+    def read_plane(self, plane: str) -> bytes: ...
+    def set_bias(self, bias: Tensor | None) -> None: ...  # (n) f32
+    # y = epilogue(norm(x) W^T + bias). x (m, k) or (k,); norm (k) f32; residual (m, n_out) f32.
+    # activation: silu gelu gelu_tanh, or gated: swiglu geglu geglu_tanh (rows of W interleaved
+    # gate0 up0 gate1 up1 ..., y (m, n / 2)). dtype: f32 with residual, else that of x (f16 when
+    # norm is given). kernel forces a row of kernels().
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 1e-6,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+        dtype: str | None = None,
+        out: Tensor | None = None,
+        kernel: str | None = None,
+    ) -> Tensor: ...
+    def dequantize(self, dtype: str = "f32") -> Tensor: ...  # (n, k)
+    def embed(self, ids: Tensor, dtype: str = "f32") -> Tensor: ...  # ids (rows) i32 -> (rows, k)
+
+@final
+class KVCache:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        layers: int,
+        slots: int,
+        context: int,
+        kv_heads: int,
+        dim: int,
+        dtype: str = "f16",
+    ) -> None: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    # Views (slots, context, kv_heads, dim) of K and V.
+    def read(self, layer: int, /) -> tuple[Tensor, Tensor]: ...
+
+# y, or with residual (y, x + residual); x (rows, columns), weight (columns) f32.
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, residual: None = None, dtype: str | None = None
+) -> Tensor: ...
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, residual: Tensor, dtype: str | None = None
+) -> tuple[Tensor, Tensor]: ...
+
+# qkv (rows, (heads + 2 kv_heads) * dim); freq (rope_dim / 2) f32; positions, slots (rows) i32.
+# Rotates q and k, writes k and v to the cache, then causal attention of each row over positions
+# 0..positions[row] of its slot; a row with a negative position gives zeros and writes nothing. ->
+# (rows, heads * dim). bound: upper bound of positions + 1. sequence: all rows are of one slot, at
+# consecutive positions.
+def attention(
+    qkv: Tensor,
+    cache: KVCache,
+    layer: int,
+    positions: Tensor,
+    slots: Tensor,
+    freq: Tensor,
+    *,
+    heads: int,
+    bound: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    scale: float | None = None,
+    rope_scale: float = 1.0,
+    interleaved: bool = False,
+    sequence: bool = False,
+    dtype: str | None = None,
+    kernel: str | None = None,
+) -> Tensor: ...
+
+# The first part of attention alone: -> rotated q (rows, heads * dim); writes the cache.
+def rope(
+    qkv: Tensor,
+    cache: KVCache,
+    layer: int,
+    positions: Tensor,
+    slots: Tensor,
+    freq: Tensor,
+    *,
+    heads: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    rope_scale: float = 1.0,
+    interleaved: bool = False,
+    dtype: str | None = None,
+) -> Tensor: ...
+
+# What changes from step to step, in GPU memory (push.h draws it). tokens, positions, slot_ids:
+# (slots) i32.
+@final
+class StepState:
+    def __init__(self, device: Device, slots: int, vocab: int) -> None: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def positions(self) -> Tensor: ...
+    @property
+    def slot_ids(self) -> Tensor: ...
+
+# logits (slots, vocab) f32: draws, advances tokens and positions, writes the ring.
+def sample(logits: Tensor, state: StepState) -> None: ...
+
+# Runs captured steps ahead of the host. programs: (bound, Program) by growing bound; each is one
+# decode step of all slots.
+@final
+class Generator:
+    def __init__(
+        self, state: StepState, programs: Sequence[tuple[int, Program]], *, depth: int = 4
+    ) -> None: ...
+    @property
+    def device(self) -> Device: ...
+    def admit(
+        self,
+        slot: int,
+        *,
+        token: int,
+        position: int,
+        limit: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        draws: int = 0,
+        stop_ids: Sequence[int] = (),
+        logprobs: int = 0,
+        bias: Sequence[tuple[int, float]] = (),
+        seen: Sequence[int] = (),
+    ) -> None: ...
+    def release(self, slot: int, /) -> None: ...  # its tokens in flight are dropped
+    # Keeps up to depth steps in flight while slots run, waits for the oldest and returns its rows:
+    # (slot, token, finish, logprob, [(id, logprob)]), finish None "stop" "length" "nan". [] when
+    # no slot runs. Ctrl-C ends the wait.
+    def pump(self) -> list[tuple[int, int, str | None, float, list[tuple[int, float]]]]: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def depth(self) -> int: ...

@@ -1,0 +1,119 @@
+"""What goes where in device memory, known before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from marlin import html
+from marlin.config import ModelConfig
+
+KV_BYTES: Final = {"f16": 2, "f32": 4}
+ACTIVATION_BYTES: Final = {"f16": 2, "bf16": 2, "f32": 4}
+CHUNK_ROWS: Final = 512
+UPLOAD_BYTES: Final = 64 << 20  # device buffers of the loader, and slack of the allocator's slabs
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Device bytes by class for a context (tokens a slot) and a number of slots.
+
+    weights: by kind of layer. scratch: activations of a prefill chunk, logits, buffers of the loader; an
+    estimate, the rest is exact. budget: what the device has left for this process, None without a device.
+    """
+
+    model: str
+    format: str
+    device: str
+    weights: dict[str, int]
+    kv: int
+    scratch: int
+    context: int
+    slots: int
+    kv_dtype: str
+    budget: int | None
+
+    @property
+    def total(self) -> int:
+        """Bytes of everything."""
+        return sum(self.weights.values()) + self.kv + self.scratch
+
+    @property
+    def fits(self) -> bool:
+        """Whether the total is within the budget; True where no budget is known."""
+        return self.budget is None or self.total <= self.budget
+
+    def rows(self) -> list[tuple[str, int]]:
+        """(name, bytes), the total aside."""
+        cache = f"KV cache {self.kv_dtype}, {self.slots} × {self.context} tokens"
+        return [*self.weights.items(), (cache, self.kv), ("scratch", self.scratch)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "model": self.model, "format": self.format, "device": self.device, "weights": dict(self.weights),
+            "kv": self.kv, "scratch": self.scratch, "total": self.total, "budget": self.budget, "fits": self.fits,
+            "context": self.context, "slots": self.slots, "kv_dtype": self.kv_dtype,
+        }  # fmt: skip
+
+    def __repr__(self) -> str:
+        budget = [] if self.budget is None else [("budget", html.size(self.budget))]
+        rows = [
+            *((name, html.size(count)) for name, count in self.rows()),
+            ("total", html.size(self.total)),
+            *budget,
+        ]
+        verdict = "" if self.fits else "\ndoes not fit"
+        return f"{self._title()}\n{html.lined_up(rows)}{verdict}"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            *((name, html.size(count)) for name, count in self.rows()),
+            ("total", html.size(self.total)),
+        ]
+        if self.budget is not None:
+            rows.append(("budget", html.size(self.budget)))
+        parts = [(f"{name}: {html.size(count)}", float(count)) for name, count in self.rows()]
+        return html.table(rows, title=self._title()) + html.bar(parts, self.budget or self.total)
+
+    def plot(self, axes: Any = None) -> Any:
+        """A stacked bar as matplotlib Axes (needs the extra `plot`)."""
+        import matplotlib.pyplot
+
+        if axes is None:
+            _, axes = matplotlib.pyplot.subplots(figsize=(8, 1.8))
+        left = 0.0
+        for i, (name, count) in enumerate(self.rows()):
+            axes.barh(
+                [0], [count / 2**30], left=left, label=name, color=html.COLORS[i % len(html.COLORS)]
+            )
+            left += count / 2**30
+        if self.budget is not None:
+            axes.axvline(self.budget / 2**30, color="black", linestyle="--", label="budget")
+        axes.set_yticks([])
+        axes.set_xlabel("GiB")
+        axes.set_title(self._title())
+        axes.legend(fontsize="small", ncols=3)
+        return axes
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture to a file, SVG or PNG by its name."""
+        self.plot().figure.savefig(path, bbox_inches="tight")
+
+    def _title(self) -> str:
+        return f"{self.model}, {self.format}, on {self.device}"
+
+
+def kv_bytes(config: ModelConfig, context: int, slots: int, kv: str) -> int:
+    """Bytes of keys and values."""
+    return 2 * config.layers * slots * context * config.kv_size * KV_BYTES[kv]
+
+
+def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str) -> int:
+    """Activations of a prefill chunk (residual twice, qkv, attention, MLP), logits of a step, loader buffers."""
+    rows, wide = min(CHUNK_ROWS, context), ACTIVATION_BYTES[dtype]
+    row = 8 * config.hidden_size + wide * (
+        2 * config.q_size + 2 * config.kv_size + config.intermediate_size
+    )
+    return rows * row + 4 * slots * config.vocab_size + UPLOAD_BYTES

@@ -1,0 +1,537 @@
+"""What model files are written with: modules that know their weights, and where weights come from.
+
+A network is built twice over: constructing it finds and checks every tensor by name and shape and says how
+many bytes it will take (that is all a memory plan needs); `load` then moves the bytes to a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marlin import _C
+from marlin.config import ModelConfig, rope_frequencies
+from marlin.errors import ModelFormatError, UnsupportedModelError
+from marlin.linear import WeightFormat, global_scale
+from marlin.loaders.base import Checkpoint, QuantizedTensor, TensorInfo, open_file, show
+from marlin.tensor import upload
+
+GATED: Final = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
+DENSE: Final = ("f32", "f16", "bf16")
+BLOCK_BYTES: Final = 32 << 20  # of a file or of random numbers held in host memory at a time
+
+# Tensors that checkpoints carry and nobody needs: recomputed tables, scales of activations and caches.
+UNUSED: Final = (
+    "rotary_emb.inv_freq",
+    ".input_scale",
+    ".input_global_scale",
+    ".k_scale",
+    ".v_scale",
+    ".kv_scale",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a network: which row stands where, and the cache that it reads and writes.
+
+    positions, slots (rows) i32; bound: more than any position. sequence: all rows are consecutive positions of
+    one slot (prefill). dtype: of activations between kernels.
+    """
+
+    cache: _C.KVCache
+    positions: _C.Tensor
+    slots: _C.Tensor
+    bound: int
+    dtype: str = "f16"
+    sequence: bool = False
+
+
+class Module:
+    """A named part of a network; `watch`, when set, sees every result (`Model.trace`)."""
+
+    kind: ClassVar[str] = ""  # the row of the memory plan that its bytes belong to
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.watch: Callable[[str, _C.Tensor], None] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Device bytes of its own weights."""
+        return 0
+
+    @property
+    def parameters_here(self) -> int:
+        """Numbers that training set in it, its children aside."""
+        return 0
+
+    def load(self, device: _C.Device) -> None:
+        """Move its own weights to the device."""
+
+    def children(self) -> Iterator[Module]:
+        """The modules in it, in the order of its attributes; one that it borrows from another is not its child."""
+        for value in vars(self).values():
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, Module) and (
+                    not self.name or item.name.startswith(self.name + ".")
+                ):
+                    yield item
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all in it, each once, in the order of computation."""
+        seen: set[int] = set()
+        waiting: list[Module] = [self]
+        while waiting:
+            module = waiting.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
+                waiting += reversed(list(module.children()))
+
+    def seen(self, y: _C.Tensor) -> _C.Tensor:
+        if self.watch is not None:
+            self.watch(self.name, y)
+        return y
+
+    def describe(self) -> str:
+        """One line for the module tree."""
+        return type(self).__name__
+
+    def tree(self, above: str = "", indent: str = "") -> Iterator[str]:
+        """The lines of the module tree."""
+        label = self.name.removeprefix(above + ".") or "model"
+        yield f"{indent}{label}: {self.describe()}"
+        for child in self.children():
+            yield from child.tree(self.name, indent + "  ")
+
+    def __repr__(self) -> str:
+        return "\n".join(self.tree())
+
+
+class Source:
+    """Where a network's weights come from: a checkpoint, or random numbers of the right shapes.
+
+    format: of every linear layer, None for what is stored. Remembers what was asked for; `finish` complains
+    about tensors that nobody wanted.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None, format: WeightFormat | None = None) -> None:
+        self.checkpoint, self.format = checkpoint, format
+        self._used: set[str] = set()
+
+    def vector(self, name: str, size: int) -> TensorInfo | None:
+        """A norm weight or bias (size)."""
+        if self.checkpoint is None:
+            return None
+        info = self.checkpoint.tensor(name)
+        self._check(info.name, info.shape, (size,))
+        self._check_dense(info)
+        self._used.add(name)
+        return info
+
+    def matrix(self, module: str, rows: int, columns: int) -> TensorInfo | QuantizedTensor | None:
+        """The weight (rows, columns) of a module."""
+        if self.checkpoint is None:
+            return None
+        found = self.checkpoint.linear(module)
+        self._check(found.name, found.shape, (rows, columns))
+        if isinstance(found, TensorInfo):
+            self._check_dense(found)
+        self._used.add(module + "." if isinstance(found, QuantizedTensor) else found.name)
+        return found
+
+    def has(self, name: str) -> bool:
+        return self.checkpoint is not None and name in self.checkpoint.tensors
+
+    def ignore(self, name: str) -> None:
+        """A tensor that may be there and is not needed."""
+        self._used.add(name)
+
+    def finish(self) -> None:
+        """ModelFormatError for tensors that no module asked for: the network is not the one of the file."""
+        if self.checkpoint is None:
+            return
+        planes = {name for name in self._used if name.endswith(".")}
+        extra = [
+            name
+            for name in self.checkpoint.tensors
+            if name not in self._used
+            and not name.endswith(UNUSED)
+            and not (name.rpartition(".")[0] + "." in planes and not name.endswith(".bias"))
+        ]
+        if extra:
+            more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+            raise ModelFormatError(
+                f"{self.checkpoint.folder.name}: the model has no place for {', '.join(map(show, extra[:3]))}{more}"
+            )
+
+    def _check(self, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        if shape != expected:
+            raise ModelFormatError(
+                f"tensor {show(name)}: expected shape {expected} by config.json, got {shape}"
+            )
+
+    def _check_dense(self, info: TensorInfo) -> None:
+        if info.dtype not in DENSE:
+            raise ModelFormatError(
+                f"tensor {show(info.name)}: expected one of {', '.join(DENSE)}, got {info.dtype}"
+            )
+
+
+class Vector(Module):
+    """A vector of f32 weights (size): a norm's, or a bias."""
+
+    kind = "norms and biases"
+
+    def __init__(self, source: Source, name: str, size: int, *, fill: float = 1.0) -> None:
+        super().__init__(name)
+        self.info, self.size, self.fill = source.vector(name, size), size, fill
+        self.weight: _C.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * self.size
+
+    @property
+    def parameters_here(self) -> int:
+        return self.size
+
+    def read(self) -> NDArray[np.float32]:
+        """The values from the file."""
+        if self.info is None:
+            return np.full(self.size, self.fill, np.float32)
+        values = np.ascontiguousarray(self.info.read(), np.float32)
+        if not np.isfinite(values).all():
+            raise ModelFormatError(f"tensor {show(self.name)}: holds inf or nan")
+        return values
+
+    def load(self, device: _C.Device) -> None:
+        self.weight = upload(self.read(), device)
+
+    def describe(self) -> str:
+        return f"({self.size}) f32"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix of the checkpoint within a Linear: its rows go to start, start + stride, ..."""
+
+    module: str
+    rows: int
+    start: int
+    stride: int
+    weight: TensorInfo | QuantizedTensor | None
+    bias: Vector | None
+
+
+class Linear(Module):
+    """One or several matrices of the checkpoint, multiplied by one kernel.
+
+    parts: (module name, rows). Stacked (q over k over v), or `interleaved`: row i of part p goes to row
+    i * parts + p, which is how gated activations want gate and up. bias: whether the modules have one.
+    Raises UnsupportedModelError when parts are stored in different weight formats.
+    """
+
+    kind = "layers"
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        parts: Sequence[tuple[str, int]],
+        k: int,
+        *,
+        bias: bool = False,
+        interleaved: bool = False,
+        kind: str = "",
+        as_stored: bool = False,
+    ) -> None:
+        super().__init__(name)
+        self.parts: list[Part] = []
+        start, stride = 0, len(parts) if interleaved else 1
+        for module, rows in parts:
+            weight = source.matrix(module, rows, k)
+            vector = Vector(source, module + ".bias", rows, fill=0.0) if bias else None
+            self.parts.append(Part(module, rows, start, stride, weight, vector))
+            start += 1 if interleaved else rows
+        self.n, self.k = sum(rows for _, rows in parts), k
+        self.part_kind = kind or self.kind
+        self.form, self.global_scale = self._choose(None if as_stored else source.format)
+        self.weight: _C.Linear | None = None
+
+    def _choose(self, wanted: WeightFormat | None) -> tuple[WeightFormat, float]:
+        """The format on the device, and the global scale where all parts have the same."""
+        stored = [part.weight for part in self.parts if isinstance(part.weight, QuantizedTensor)]
+        if not stored:
+            if wanted is not None:
+                return wanted, 1.0
+            dense = {
+                part.weight.dtype for part in self.parts if isinstance(part.weight, TensorInfo)
+            }
+            return WeightFormat("f32" if "f32" in dense else "f16"), 1.0
+        forms = {stored_format(tensor) for tensor in stored}
+        if len(forms) > 1 or len(stored) < len(self.parts):
+            kinds = ", ".join(f"{part.module} {_kind_of(part.weight)}" for part in self.parts)
+            raise UnsupportedModelError(
+                f"{self.name}: its parts must be stored in one weight format, got {kinds}"
+            )
+        form = forms.pop()
+        if wanted is not None and wanted.name != form.name:
+            return wanted, 1.0
+        scales = {tensor.global_scale for tensor in stored}
+        if (
+            len(scales) > 1
+        ):  # one global scale a matrix: multiply it into scales that can hold the product
+            return WeightFormat(form.name, form.group, "f32", form.zero), 1.0
+        return form, scales.pop() if form.scale == "e4m3" else 1.0
+
+    @property
+    def nbytes(self) -> int:
+        return self.form.nbytes(self.n, self.k) + (4 * self.n if self.parts[0].bias else 0)
+
+    @property
+    def parameters_here(self) -> int:
+        return self.n * self.k + (self.n if self.parts[0].bias else 0)
+
+    def load(self, device: _C.Device) -> None:
+        try:
+            self.weight = self._load(device, self.form)
+        except ValueError as error:
+            # bf16 reaches further than f16: what does not fit is kept as it is.
+            stored_bf16 = all(
+                isinstance(p.weight, TensorInfo) and p.weight.dtype == "bf16" for p in self.parts
+            )
+            if self.form.name != "f16" or not stored_bf16 or isinstance(error, ModelFormatError):
+                raise ModelFormatError(f"{self.name}: {error}") from error
+            self.form = WeightFormat("bf16")
+            self.weight = self._load(device, self.form)
+        if self.parts[0].bias is not None:
+            bias = np.empty(self.n, np.float32)
+            for part in self.parts:
+                assert part.bias is not None
+                bias[part.start : part.start + (part.rows - 1) * part.stride + 1 : part.stride] = (
+                    part.bias.read()
+                )
+            self.weight.set_bias(upload(bias, device))
+
+    def _load(self, device: _C.Device, form: WeightFormat) -> _C.Linear:
+        scale = self.global_scale
+        if form.scale == "e4m3" and not isinstance(self.parts[0].weight, QuantizedTensor):
+            scale = global_scale(form, max(peak(part.weight) for part in self.parts))
+        weight = form.create(device, self.n, self.k, global_scale=scale)
+        for part in self.parts:
+            where = {"row_start": part.start, "row_stride": part.stride}
+            stored = part.weight
+            if stored is None:
+                fill(weight, part.rows, where)
+            elif isinstance(stored, TensorInfo):
+                weight.load_rows(
+                    str(stored.path), stored.offset, stored.nbytes, stored.dtype, part.rows, **where
+                )
+            elif stored.format == form.name:
+                load_planes(weight, stored, where)
+            else:
+                weight.set_rows(stored.dequantize(), "f32", part.rows, **where)
+        return weight
+
+    def __call__(
+        self,
+        x: _C.Tensor,
+        *,
+        norm: Vector | None = None,
+        eps: float = 1e-6,
+        activation: str | None = None,
+        residual: _C.Tensor | None = None,
+        dtype: str | None = None,
+    ) -> _C.Tensor:
+        """activation(norm(x) W^T + bias) + residual."""
+        assert self.weight is not None
+        weight = norm.weight if norm is not None else None
+        y = self.weight(
+            x, norm=weight, eps=eps, activation=activation, residual=residual, dtype=dtype
+        )
+        return self.seen(y)
+
+    def embed(self, ids: _C.Tensor) -> _C.Tensor:
+        """Rows of the matrix by id: (rows) i32 -> (rows, k) f32."""
+        assert self.weight is not None
+        return self.seen(self.weight.embed(ids))
+
+    def describe(self) -> str:
+        names = " + ".join(part.module.rpartition(".")[2] for part in self.parts)
+        return f"({self.n}, {self.k}) {self.form}" + (f" [{names}]" if len(self.parts) > 1 else "")
+
+
+class Rope(Module):
+    """The angular frequencies (rope_dim / 2) f32 of rotary embedding, and the factor on cos and sin."""
+
+    kind = "norms and biases"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__("rope")
+        frequencies, self.scale = rope_frequencies(config)
+        self.frequencies = np.ascontiguousarray(frequencies, np.float32)
+        self.freq: _C.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.frequencies.nbytes
+
+    def load(self, device: _C.Device) -> None:
+        self.freq = upload(self.frequencies, device)
+
+    def describe(self) -> str:
+        return f"({len(self.frequencies)}) f32"
+
+
+class Attention(Module):
+    """Rotate q and k, write k and v to the cache, and attend: (rows, q + k + v) -> (rows, q). No weights but norms.
+
+    norms: RMS norm of each head of q and k first (Qwen3).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        layer: int,
+        config: ModelConfig,
+        rope: Rope,
+        *,
+        norms: bool = False,
+    ) -> None:
+        super().__init__(name)
+        self.layer, self.heads, self.eps, self.rope = layer, config.heads, config.norm_eps, rope
+        self.q_norm = Vector(source, f"{name}.q_norm.weight", config.head_dim) if norms else None
+        self.k_norm = Vector(source, f"{name}.k_norm.weight", config.head_dim) if norms else None
+
+    def __call__(self, qkv: _C.Tensor, run: Run) -> _C.Tensor:
+        assert self.rope.freq is not None
+        return self.seen(
+            _C.attention(
+                qkv, run.cache, self.layer, run.positions, run.slots, self.rope.freq,
+                heads=self.heads, bound=run.bound, sequence=run.sequence, dtype=run.dtype,
+                q_norm=self.q_norm.weight if self.q_norm else None,
+                k_norm=self.k_norm.weight if self.k_norm else None,
+                eps=self.eps, rope_scale=self.rope.scale,
+            )
+        )  # fmt: skip
+
+
+class CausalLM(Module):
+    """What the engine asks of a network. Subclasses set these in __init__ and compute the hidden state."""
+
+    config: ModelConfig
+    norm: Vector
+    lm_head: Linear
+
+    def __call__(self, ids: _C.Tensor, run: Run) -> _C.Tensor:
+        """ids (rows) i32 -> hidden (rows, hidden) f32, before the final norm."""
+        raise NotImplementedError
+
+    def logits(self, hidden: _C.Tensor) -> _C.Tensor:
+        """(rows, hidden) -> (rows, vocab) f32: the final norm and the head."""
+        return self.lm_head(hidden, norm=self.norm, eps=self.config.norm_eps, dtype="f32")
+
+    def final_norm(self, hidden: _C.Tensor) -> _C.Tensor:
+        """The final norm by itself, f32; `logits` has it fused."""
+        assert self.norm.weight is not None
+        normed: _C.Tensor = _C.rms_norm(hidden, self.norm.weight, self.config.norm_eps, dtype="f32")
+        return normed
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all matrices and vectors."""
+        return sum(module.parameters_here for module in self.modules())
+
+    def sizes(self) -> dict[str, int]:
+        """Device bytes by kind."""
+        result: dict[str, int] = {}
+        for module in self.modules():
+            kind = module.part_kind if isinstance(module, Linear) else module.kind
+            if module.nbytes:
+                result[kind] = result.get(kind, 0) + module.nbytes
+        return result
+
+
+def stored_format(tensor: QuantizedTensor) -> WeightFormat:
+    """The format of a quantized tensor as it lies in the file; bf16 scales become f32, which holds them all."""
+    scale = {"bf16": "f32", "u8": "e8m0"}.get(tensor.scale.dtype, tensor.scale.dtype)
+    return WeightFormat(tensor.format, tensor.group, scale, tensor.zero is not None)
+
+
+def load_planes(weight: _C.Linear, stored: QuantizedTensor, where: dict[str, int]) -> None:
+    """Move the planes of a quantized tensor to its rows of `weight`, streamed from the file where they fit."""
+    rows, info = stored.shape[0], stored.weight
+    weight.load_plane("quant", str(info.path), info.offset, info.nbytes, info.dtype, rows, **where)
+    info = stored.scale
+    if stored.scale_is_plane and (weight.scale == "e4m3" or stored.global_scale == 1.0):
+        dtype = "e8m0" if info.dtype == "u8" else info.dtype
+        weight.load_plane("scale", str(info.path), info.offset, info.nbytes, dtype, rows, **where)
+    elif weight.scale in ("f16", "f32"):
+        scale = stored.read_scale().astype(np.float32)
+        if weight.scale == "f32":
+            scale *= np.float32(stored.global_scale)
+        weight.set_plane("scale", np.ascontiguousarray(scale), "f32", rows, **where)
+    else:
+        weight.set_plane(
+            "scale", np.ascontiguousarray(stored.read_scale()).view(np.uint8), "u8", rows, **where
+        )
+    zero = stored.read_zero()
+    if zero is not None:
+        weight.set_plane("zero", np.ascontiguousarray(zero), "u8", rows, **where)
+
+
+def fill(weight: _C.Linear, rows: int, where: dict[str, int]) -> None:
+    """Random rows, for measuring without a checkpoint: one block of normal numbers, repeated."""
+    block = max(1, min(rows, BLOCK_BYTES // (2 * weight.k)))
+    numbers = np.random.default_rng(0).standard_normal((block, weight.k), np.float32) * np.float32(
+        0.02
+    )
+    half = numbers.astype(np.float16)
+    for first in range(0, rows, block):
+        count = min(block, rows - first)
+        start = where["row_start"] + first * where["row_stride"]
+        weight.set_rows(half[:count], "f16", count, row_start=start, row_stride=where["row_stride"])
+
+
+def peak(stored: TensorInfo | QuantizedTensor | None) -> float:
+    """The largest |w|, read in blocks: e4m3 scales need one number of the whole matrix before its first row."""
+    if stored is None:
+        return 0.1
+    if isinstance(stored, QuantizedTensor):
+        return float(np.abs(stored.dequantize()).max())
+    # The magnitudes of floats order like the integers of their bits.
+    word, mask = (np.uint32, 0x7FFFFFFF) if stored.dtype == "f32" else (np.uint16, 0x7FFF)
+    most: Any = word(0)
+    with open_file(stored.path) as file:
+        file.seek(stored.offset)
+        left = stored.nbytes
+        while left:
+            data = file.read(min(left, BLOCK_BYTES))
+            if not data:
+                raise ModelFormatError(
+                    f"{stored.path.name}: cut short while {show(stored.name)} was read"
+                )
+            left -= len(data)
+            most = max(
+                most,
+                (
+                    np.frombuffer(data[: len(data) // word().itemsize * word().itemsize], word)
+                    & mask
+                ).max(),
+            )
+    if stored.dtype == "bf16":
+        return float((np.uint32(most) << np.uint32(16)).view(np.float32))
+    return float(most.view(np.float32 if stored.dtype == "f32" else np.float16))
+
+
+def _kind_of(stored: TensorInfo | QuantizedTensor | None) -> str:
+    if isinstance(stored, QuantizedTensor):
+        return f"({stored_format(stored)})"
+    return f"({stored.dtype})" if stored else ""

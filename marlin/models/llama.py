@@ -1,0 +1,124 @@
+"""Llama 2 and 3, and the pattern that Mistral and Qwen follow.
+
+    h = embed(ids)                                              residual stream, f32
+    for each layer:
+        qkv = norm(h) [Wq; Wk; Wv]^T                            one matrix; the norm is fused into it
+        a   = attention(rope(q), rope(k), v)                    writes the cache
+        h   = h + a Wo^T
+        m   = silu(norm(h) Wgate^T) * (norm(h) Wup^T)           one matrix, rows of gate and up interleaved
+        h   = h + m Wdown^T
+    logits = norm(h) Whead^T
+
+Source: Touvron et al. 2023, arXiv 2302.13971 and 2307.09288; names of weights as in transformers.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from marlin import _C
+from marlin.config import ModelConfig
+from marlin.models.base import GATED, Attention, CausalLM, Linear, Module, Rope, Run, Source, Vector
+
+
+class Layer(Module):
+    """One decoder layer: attention, then a gated MLP, each behind an RMS norm and added to the stream."""
+
+    head_norms: ClassVar[bool] = False  # RMS norm of each head of q and k
+
+    def __init__(self, config: ModelConfig, source: Source, index: int, rope: Rope) -> None:
+        name = f"model.layers.{index}"
+        super().__init__(name)
+        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.eps, self.activation = config.norm_eps, GATED[config.activation]
+
+        self.input_norm = Vector(source, f"{name}.input_layernorm.weight", hidden)
+        self.qkv = Linear(
+            source,
+            f"{name}.qkv",
+            [
+                (f"{attention}.q_proj", config.q_size),
+                (f"{attention}.k_proj", config.kv_size),
+                (f"{attention}.v_proj", config.kv_size),
+            ],
+            hidden,
+            bias=config.qkv_bias,
+            kind="attention",
+        )
+        self.attention = Attention(source, attention, index, config, rope, norms=self.head_norms)
+        self.o = Linear(
+            source,
+            f"{name}.o",
+            [(f"{attention}.o_proj", hidden)],
+            config.q_size,
+            bias=config.o_bias,
+            kind="attention",
+        )
+        self.mlp_norm = Vector(source, f"{name}.post_attention_layernorm.weight", hidden)
+        self.gate_up = Linear(
+            source,
+            f"{name}.gate_up",
+            [(f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner)],
+            hidden,
+            bias=config.mlp_bias,
+            interleaved=True,
+            kind="mlp",
+        )
+        self.down = Linear(
+            source,
+            f"{name}.down",
+            [(f"{mlp}.down_proj", hidden)],
+            inner,
+            bias=config.mlp_bias,
+            kind="mlp",
+        )
+
+    def __call__(self, h: _C.Tensor, run: Run) -> _C.Tensor:
+        """h (rows, hidden) f32 -> the same after this layer."""
+        qkv = self.qkv(h, norm=self.input_norm, eps=self.eps, dtype=run.dtype)
+        a = self.attention(qkv, run)
+        h = self.o(a, residual=h)
+        m = self.gate_up(
+            h, norm=self.mlp_norm, eps=self.eps, activation=self.activation, dtype=run.dtype
+        )
+        h = self.down(m, residual=h)
+        return self.seen(h)
+
+
+class Model(CausalLM):
+    """LlamaForCausalLM."""
+
+    layer: ClassVar[type[Layer]] = Layer
+
+    def __init__(self, config: ModelConfig, source: Source) -> None:
+        super().__init__("")
+        self.config = config
+        vocab, hidden = config.vocab_size, config.hidden_size
+        tied = config.tie_embeddings
+        self.rope = Rope(config)
+        # Looked up, not multiplied: rounding it would save memory but no time, so only a head's is rounded.
+        self.embed = Linear(
+            source,
+            "model.embed_tokens",
+            [("model.embed_tokens", vocab)],
+            hidden,
+            as_stored=not tied,
+            kind="embedding",
+        )
+        self.layers = [
+            self.layer(config, source, index, self.rope) for index in range(config.layers)
+        ]
+        self.norm = Vector(source, "model.norm.weight", hidden)
+        if tied:
+            source.ignore("lm_head.weight")
+            self.lm_head = self.embed
+        else:
+            self.lm_head = Linear(source, "lm_head", [("lm_head", vocab)], hidden, kind="head")
+
+    def __call__(self, ids: _C.Tensor, run: Run) -> _C.Tensor:
+        """ids (rows) i32 -> hidden (rows, hidden) f32, before the final norm."""
+        h = self.embed.embed(ids)
+        for layer in self.layers:
+            h = layer(h, run)
+        return h

@@ -1,0 +1,131 @@
+"""The decisions before a load: format, context and slots that fit the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from marlin.config import ModelConfig, read_config
+from marlin.device import Device, find
+from marlin.errors import DeviceError, DeviceOutOfMemory, UnsupportedModelError
+from marlin.keywords import checked_keywords
+from marlin.linear import WeightFormat
+from marlin.loaders import Checkpoint, open_checkpoint
+from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_bytes, scratch_bytes
+from marlin.models import build
+from marlin.models.base import CausalLM, Source
+
+DEFAULT_CONTEXT: Final = 4096
+DEFAULT_SLOTS: Final = 8
+SMALLEST_CONTEXT: Final = 512
+BUDGET_SHARE: Final = 0.95  # of what the driver says is left: pipelines and fragments want some too
+
+
+def check_choice(name: str, value: str, known: object) -> str:
+    """The value, or ValueError naming what is known."""
+    if value not in known:  # type: ignore[operator]
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")  # type: ignore[arg-type]
+    return value
+
+
+def read_network(
+    checkpoint: Checkpoint, format: str | WeightFormat | None, context: int | None
+) -> tuple[ModelConfig, CausalLM]:
+    """The config of a checkpoint and its network, every tensor found and checked; nothing is loaded."""
+    if not checkpoint.config:
+        raise UnsupportedModelError(
+            f"{checkpoint.folder.name}: has no config.json, which says what network it is"
+        )
+    limit = context if context is not None else DEFAULT_CONTEXT
+    config = read_config(checkpoint.config, checkpoint.generation_config, context=limit)
+    if context is not None and not 1 <= context <= config.context:
+        raise ValueError(
+            f"context must be 1 to {config.context} tokens for this model, got {context}"
+        )
+    return config, build(
+        config, Source(checkpoint, WeightFormat.parse(format) if format is not None else None)
+    )
+
+
+def make_plan(
+    network: CausalLM,
+    name: str,
+    *,
+    device: str,
+    budget: int | None,
+    context: int | None,
+    slots: int | None,
+    kv: str,
+    dtype: str,
+) -> MemoryPlan:
+    """The plan of a network; a context or number of slots that is None shrinks until the plan fits."""
+    config, weights = network.config, network.sizes()
+    forms = {str(module.form): None for module in network.modules() if hasattr(module, "form")}
+
+    def plan(tokens: int, rows: int) -> MemoryPlan:
+        return MemoryPlan(
+            name, "; ".join(forms), device, weights, kv_bytes(config, tokens, rows, kv),
+            scratch_bytes(config, tokens, rows, dtype), tokens, rows, kv, budget,
+        )  # fmt: skip
+
+    tokens = context or min(config.context, DEFAULT_CONTEXT)
+    rows = slots or DEFAULT_SLOTS
+    while slots is None and rows > 1 and not plan(tokens, rows).fits:
+        rows //= 2
+    while context is None and tokens > SMALLEST_CONTEXT and not plan(tokens, rows).fits:
+        tokens = max(tokens // 2, SMALLEST_CONTEXT)
+    return plan(tokens, rows)
+
+
+def budget_of(device: Device, memory_limit: int | None) -> int:
+    """Bytes that a model may take on a device."""
+    left = int(device.memory()["device_budget"] * BUDGET_SHARE)
+    return left if memory_limit is None else min(left, memory_limit)
+
+
+def refuse(plan: MemoryPlan) -> DeviceOutOfMemory:
+    """The exception for a plan that does not fit; it carries the plan."""
+    error = DeviceOutOfMemory(
+        f"the model needs {plan.total} bytes of device memory, {plan.budget} are left; choose a smaller format, "
+        f"context or number of slots\n{plan!r}"
+    )
+    error.plan = plan  # type: ignore[attr-defined]
+    return error
+
+
+@checked_keywords
+def plan(
+    source: str | Path,
+    *,
+    format: str | WeightFormat | None = None,
+    device: Device | int | str | None = None,
+    dtype: str = "f16",
+    context: int | None = None,
+    kv: str = "f16",
+    slots: int | None = None,
+    memory_limit: int | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> MemoryPlan:
+    """What loading a model would take, from its headers only. Works without a device: then no budget is known."""
+    check_choice("kv", kv, KV_BYTES)
+    check_choice("dtype", dtype, ACTIVATION_BYTES)
+    checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only)
+    _, network = read_network(checkpoint, format, context)
+    name, budget = "no device", memory_limit
+    try:
+        opened = device if isinstance(device, Device) else Device(find(device).index)
+        name, budget = opened.name, budget_of(opened, memory_limit)
+    except DeviceError:
+        if device is not None:
+            raise
+    return make_plan(
+        network,
+        checkpoint.folder.name,
+        device=name,
+        budget=budget,
+        context=context,
+        slots=slots,
+        kv=kv,
+        dtype=dtype,
+    )

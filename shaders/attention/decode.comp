@@ -1,0 +1,338 @@
+// One query row a slot, in one dispatch: norm + rope of q and k, cache write, attention over positions
+// 0 .. position of the row's slot (split over workgroups), combination.
+//
+//   qkv row -> q heads (shared, f32) --+
+//   qkv row -> k, v -> cache ----------+-> scores, online softmax, O of a chunk -> partial -> last arriver -> y
+//
+// Grid (chunks, kv_heads * blocks, rows). A workgroup owns a chunk of positions and up to GROUP of the q heads that
+// share a kv head. Its subgroups are TILES wide over the heads; those with equal heads deal out the positions: a team
+// of TEAM lanes takes KEYS rows at a time, a lane 8 elements of a row (UNITS times, where TEAM is less than
+// DIM / 8), so that a row of K and V is loaded once for the TILE heads of the subgroup.
+// The chunk length follows from the row's position: the active chunks share the positions evenly, whatever the
+// bound was that the grid was captured for. The workgroups of the chunk that holds the position rope k; they use k and v
+// from shared memory and the first block writes them to the cache. No other workgroup reads that row.
+// Scores are in base 2: q is multiplied by scale * log2(e).
+// Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; the split over workgroups is Dao et
+// al. 2023, "Flash-Decoding".
+#include "include/rope.glsl"
+
+layout(constant_id = 7) const uint OUT = ACT_F16;
+layout(constant_id = 8) const uint GROUP = 1;
+layout(constant_id = 9) const uint TEAM = 4; // power of two, 4 .. subgroup size
+layout(constant_id = 10) const uint TILE = 1;
+// Floats of shared memory: at least GROUP * DIM, subgroups * TILE * DIM, 4 * local size, chunks * GROUP.
+layout(constant_id = 11) const uint WORK = 256;
+layout(constant_id = 12) const uint SUBGROUPS = 1; // at least as many as there are
+layout(constant_id = 13) const uint COUNTERS = 1;  // arrival counters at the start of the scratch
+layout(constant_id = 14) const bool PIPELINED = false; // loads of the next positions go out early
+
+const uint TILES = (GROUP + TILE - 1) / TILE;
+const uint UNITS = (HEAD_UNITS + TEAM - 1) / TEAM;
+const uint KEYS = 4;            // the reduction of scores below is written for 4
+const uint CHUNK_STEP = 32;     // chunk lengths are multiples of this many positions
+const float LOWEST = -3.0e38;   // below all finite scores; -inf would make NaN of differences
+const uint PARTIAL_BYTES = GROUP * (DIM + 2) * 4;
+const float LOG2_E = 1.4426950408889634;
+
+// A chunk's result: GROUP * DIM / 2 pairs of O, then (maximum, sum) of each head.
+layout(buffer_reference, scalar, buffer_reference_align = 8) nonprivate buffer BufPartial { vec2 v[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) nonprivate buffer BufCount { uint v[]; };
+
+shared float work[WORK];
+shared vec2 stats[SUBGROUPS * TILE]; // maximum and sum of each subgroup's heads
+shared float raw[2 * DIM];           // k and v of this position ...
+shared uvec4 fresh[4 * HEAD_UNITS];  // ... and as the cache holds them, halves a and b of each unit
+shared float totals[GROUP];
+shared uint ticket;
+
+#define BUFFER_AND_SHARED (gl_StorageSemanticsBuffer | gl_StorageSemanticsShared)
+#define ACQUIRE_RELEASE (gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible)
+
+void write_pair(uvec2 y, uint i, vec2 x)
+{
+    store_bits(y, i, OUT, floatBitsToUint(x.x));
+    store_bits(y, i + 1, OUT, floatBitsToUint(x.y));
+}
+
+// Pair i of the sum over the chunks first, first + step ..., each times its weight in work[head * busy + chunk].
+vec2 combined(uvec2 partials, uint busy, uint i, uint first, uint step)
+{
+    vec2 sum = vec2(0.0);
+    for (uint c = first; c < busy; c += 4 * step) {
+        vec2 x[4]; // four loads in flight
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            x[j] = BufPartial(address_at(partials, min(c + j * step, busy - 1), PARTIAL_BYTES)).v[i];
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            if (c + j * step < busy)
+                sum += work[2 * i / DIM * busy + c + j * step] * x[j];
+    }
+    return sum;
+}
+
+float team_max4(float x)
+{
+    x = max(x, subgroupShuffleXor(x, 1));
+    return max(x, subgroupShuffleXor(x, 2));
+}
+
+void main()
+{
+    uint chunk = gl_WorkGroupID.x, row = gl_WorkGroupID.z;
+    uint blocks = gl_NumWorkGroups.y / p.kv_heads;
+    uint kv_head = gl_WorkGroupID.y / blocks, block = gl_WorkGroupID.y % blocks;
+    uint ratio = p.heads / p.kv_heads; // q heads a kv head
+    uint first_head = kv_head * ratio + block * GROUP, heads = min(GROUP, ratio - block * GROUP);
+    int at = BufI32(p.positions).v[row], in_slot = BufI32(p.slots).v[row];
+    uvec2 y = address_at(p.y, row, p.heads * DIM * (OUT == ACT_F32 ? 4 : 2));
+
+    if (!kv_valid(in_slot, at)) {
+        for (uint i = gl_LocalInvocationIndex; chunk == 0 && i < heads * DIM / 2; i += gl_WorkGroupSize.x)
+            write_pair(y, first_head * DIM + 2 * i, vec2(0.0));
+        return;
+    }
+    uint position = uint(at), slot = uint(in_slot), count = position + 1;
+    uint chunk_length = ((count + p.chunks - 1) / p.chunks + CHUNK_STEP - 1) / CHUNK_STEP * CHUNK_STEP;
+    uint busy = (count + chunk_length - 1) / chunk_length;
+    if (chunk >= busy)
+        return;
+    uint first = chunk * chunk_length, last = min(first + chunk_length, count);
+    bool holds_fresh = chunk == busy - 1;
+
+    uint part = gl_SubgroupInvocationID % TEAM, team = gl_SubgroupInvocationID / TEAM;
+    uint teams = gl_SubgroupSize / TEAM;
+    uint tile = gl_SubgroupID % TILES, stream = gl_SubgroupID / TILES, streams = gl_NumSubgroups / TILES;
+    uint stride = streams * teams * KEYS;                 // positions that the workgroup takes in a turn
+    uint key0 = first + (stream * teams + team) * KEYS;   // this team's, in the first turn
+    KvUnit k[KEYS * UNITS], v[KEYS * UNITS];
+
+    // The next KEYS rows of the team. What must not be read becomes zeros, for it may be NaN, and 0 * NaN would
+    // spoil the sum.
+#define LOAD(units, cache)                                                                                \
+    [[unroll]] for (uint i = 0; i < KEYS; i++)                                                            \
+        [[unroll]] for (uint u = 0; u < UNITS; u++) {                                                     \
+            uint key = key0 + i, unit = part + u * TEAM;                                                  \
+            units[i * UNITS + u] = kv_zero();                                                             \
+            if (key < min(last, position) && unit < HEAD_UNITS)                                           \
+                units[i * UNITS + u] = kv_load(cache, kv_unit(slot, key, kv_head) + unit);                \
+        }
+#define TAKE_FRESH(units, half_row)                                                                       \
+    [[unroll]] for (uint i = 0; i < KEYS; i++)                                                            \
+        [[unroll]] for (uint u = 0; u < UNITS; u++)                                                       \
+            if (holds_fresh && key0 + i == position && part + u * TEAM < HEAD_UNITS) {                    \
+                uint at_unit = 2 * (half_row * HEAD_UNITS + part + u * TEAM);                             \
+                units[i * UNITS + u] = KvUnit(fresh[at_unit], fresh[at_unit + 1]);                        \
+            }
+    // The first loads go out before q is ready.
+    if (PIPELINED) {
+        LOAD(k, p.cache_k)
+        LOAD(v, p.cache_v)
+    }
+
+    uvec2 qkv = rope_row(row);
+    rope_prepare(at);
+    barrier();
+    for (uint h = gl_SubgroupID; h < heads + (holds_fresh ? 2 : 0); h += gl_NumSubgroups) {
+        if (h <= heads) { // q, or k behind them
+            uint head = (h < heads ? first_head + h : p.heads + kv_head) * DIM;
+            uvec2 weight = h < heads ? p.q_norm : p.k_norm;
+            float factor = rope_norm(qkv, head, weight), multiply = h < heads ? p.scale * LOG2_E : 1.0;
+            for (uint i = gl_SubgroupInvocationID; i < DIM / 2; i += gl_SubgroupSize) {
+                uvec2 pair = rope_pair(i);
+                vec2 x = rope_rotate(qkv, head, i, factor, weight) * multiply;
+                if (h < heads) {
+                    work[h * DIM + pair.x] = x.x;
+                    work[h * DIM + pair.y] = x.y;
+                } else {
+                    raw[pair.x] = x.x;
+                    raw[pair.y] = x.y;
+                }
+            }
+        } else {
+            uint head = (p.heads + p.kv_heads + kv_head) * DIM;
+            for (uint i = gl_SubgroupInvocationID; i < DIM; i += gl_SubgroupSize)
+                raw[DIM + i] = load_act(qkv, head + i, QKV);
+        }
+    }
+    barrier();
+    if (holds_fresh) {
+        for (uint i = gl_LocalInvocationIndex; i < 2 * HEAD_UNITS; i += gl_WorkGroupSize.x) {
+            uint bits[8], unit = kv_unit(slot, position, kv_head) + i % HEAD_UNITS;
+            [[unroll]] for (uint j = 0; j < 8; j++)
+                bits[j] = kv_bits(raw[8 * i + j]);
+            KvUnit packed = kv_pack(bits);
+            fresh[2 * i] = packed.a;
+            fresh[2 * i + 1] = packed.b;
+            if (block == 0)
+                kv_store(i < HEAD_UNITS ? p.cache_k : p.cache_v, unit, packed);
+        }
+        barrier();
+    }
+
+    vec4 q[TILE * UNITS * 2], o[TILE * UNITS * 2];
+    float m[TILE], l[TILE];
+    [[unroll]] for (uint h = 0; h < TILE; h++) {
+        m[h] = LOWEST;
+        l[h] = 0.0;
+        [[unroll]] for (uint u = 0; u < 2 * UNITS; u++) {
+            uint element = (part + u / 2 * TEAM) * 8 + u % 2 * 4, from = (tile * TILE + h) * DIM + element;
+            o[h * 2 * UNITS + u] = vec4(0.0);
+            q[h * 2 * UNITS + u] = vec4(0.0);
+            if (tile * TILE + h < heads && element < DIM)
+                q[h * 2 * UNITS + u] = vec4(work[from], work[from + 1], work[from + 2], work[from + 3]);
+        }
+    }
+
+    if (stream < streams) // the same for a whole subgroup
+        for (uint turn = 0; turn < last - first; turn += stride) {
+            if (!PIPELINED) {
+                LOAD(k, p.cache_k)
+                LOAD(v, p.cache_v)
+            }
+            TAKE_FRESH(k, 0)
+            TAKE_FRESH(v, 1)
+            float s[TILE * KEYS];
+            [[unroll]] for (uint h = 0; h < TILE * KEYS; h++)
+                s[h] = 0.0;
+            [[unroll]] for (uint i = 0; i < KEYS; i++)
+                [[unroll]] for (uint u = 0; u < UNITS; u++) {
+                    vec4 low = kv_low(k[i * UNITS + u]), high = kv_high(k[i * UNITS + u]);
+                    [[unroll]] for (uint h = 0; h < TILE; h++)
+                        s[h * KEYS + i] += dot(low, q[(h * UNITS + u) * 2]) + dot(high, q[(h * UNITS + u) * 2 + 1]);
+                }
+            uint mine = key0 + (part & 3), from = gl_SubgroupInvocationID & ~3u;
+            bool odd = (part & 1) != 0, upper = (part & 2) != 0;
+            float w[TILE * KEYS];
+            [[unroll]] for (uint h = 0; h < TILE; h++) {
+                // Sums over the team by halving: lane `part` ends with the score of key part & 3.
+                float a = odd ? s[h * 4 + 1] : s[h * 4], b = odd ? s[h * 4 + 3] : s[h * 4 + 2];
+                a += subgroupShuffleXor(odd ? s[h * 4] : s[h * 4 + 1], 1);
+                b += subgroupShuffleXor(odd ? s[h * 4 + 2] : s[h * 4 + 3], 1);
+                float x = (upper ? b : a) + subgroupShuffleXor(upper ? a : b, 2);
+                [[unroll]] for (uint mask = 4; mask < TEAM; mask *= 2)
+                    x += subgroupShuffleXor(x, mask);
+
+                float highest = max(m[h], team_max4(mine < last ? x : LOWEST));
+                float weight = mine < last ? exp2(x - highest) : 0.0, shrink = exp2(m[h] - highest);
+                m[h] = highest;
+                l[h] = l[h] * shrink + weight;
+                [[unroll]] for (uint i = 0; i < KEYS; i++)
+                    w[h * KEYS + i] = subgroupShuffle(weight, from + i);
+                [[unroll]] for (uint u = 0; u < 2 * UNITS; u++)
+                    o[h * 2 * UNITS + u] *= shrink;
+            }
+            [[unroll]] for (uint i = 0; i < KEYS; i++)
+                [[unroll]] for (uint u = 0; u < UNITS; u++) {
+                    vec4 low = kv_low(v[i * UNITS + u]), high = kv_high(v[i * UNITS + u]);
+                    [[unroll]] for (uint h = 0; h < TILE; h++) {
+                        o[(h * UNITS + u) * 2] += w[h * KEYS + i] * low;
+                        o[(h * UNITS + u) * 2 + 1] += w[h * KEYS + i] * high;
+                    }
+                }
+            key0 += stride;
+            if (PIPELINED) {
+                LOAD(k, p.cache_k)
+                LOAD(v, p.cache_v)
+            }
+        }
+
+    // Teams of a subgroup, by shuffles.
+    [[unroll]] for (uint h = 0; h < TILE; h++) {
+        float highest = m[h];
+        for (uint mask = TEAM; mask < gl_SubgroupSize; mask *= 2)
+            highest = max(highest, subgroupShuffleXor(highest, mask));
+        float shrink = exp2(m[h] - highest);
+        m[h] = highest;
+        l[h] *= shrink;
+        l[h] += subgroupShuffleXor(l[h], 1);
+        l[h] += subgroupShuffleXor(l[h], 2);
+        for (uint mask = TEAM; mask < gl_SubgroupSize; mask *= 2)
+            l[h] += subgroupShuffleXor(l[h], mask);
+        [[unroll]] for (uint u = 0; u < 2 * UNITS; u++) {
+            o[h * 2 * UNITS + u] *= shrink;
+            for (uint mask = TEAM; mask < gl_SubgroupSize; mask *= 2)
+                o[h * 2 * UNITS + u] += subgroupShuffleXor(o[h * 2 * UNITS + u], mask);
+        }
+    }
+    // Subgroups, through shared memory.
+    barrier(); // q has been read
+    if (team == 0 && stream < streams)
+        [[unroll]] for (uint h = 0; h < TILE; h++) {
+            if (part == 0)
+                stats[gl_SubgroupID * TILE + h] = vec2(m[h], l[h]);
+            [[unroll]] for (uint u = 0; u < 2 * UNITS; u++) {
+                uint element = (part + u / 2 * TEAM) * 8 + u % 2 * 4;
+                if (element < DIM)
+                    [[unroll]] for (uint j = 0; j < 4; j++)
+                        work[(gl_SubgroupID * TILE + h) * DIM + element + j] = o[h * 2 * UNITS + u][j];
+            }
+        }
+    barrier();
+    uint group = row * gl_NumWorkGroups.y + gl_WorkGroupID.y;
+    uvec2 partials = address_at(address_at(p.partial, COUNTERS, 4), group * p.chunks, PARTIAL_BYTES);
+    BufPartial partial = BufPartial(address_at(partials, chunk, PARTIAL_BYTES));
+    for (uint i = gl_LocalInvocationIndex; i < heads * DIM / 2; i += gl_WorkGroupSize.x) {
+        uint h = 2 * i / DIM, element = 2 * i % DIM;
+        float highest = LOWEST, sum = 0.0;
+        vec2 value = vec2(0.0);
+        for (uint n = 0; n < streams; n++)
+            highest = max(highest, stats[n * TILES * TILE + h].x);
+        for (uint n = 0; n < streams; n++) {
+            uint at_head = n * TILES * TILE + h;
+            float shrink = exp2(stats[at_head].x - highest);
+            sum += stats[at_head].y * shrink;
+            value += vec2(work[at_head * DIM + element], work[at_head * DIM + element + 1]) * shrink;
+        }
+        if (busy == 1) {
+            write_pair(y, first_head * DIM + 2 * i, value / sum);
+        } else {
+            partial.v[i] = value;
+            if (element == 0)
+                partial.v[GROUP * DIM / 2 + h] = vec2(highest, sum);
+        }
+    }
+    if (busy == 1)
+        return;
+
+    // The last to arrive combines, in the order of the chunks.
+    controlBarrier(gl_ScopeWorkgroup, gl_ScopeDevice, BUFFER_AND_SHARED, ACQUIRE_RELEASE);
+    if (gl_LocalInvocationIndex == 0)
+        ticket = atomicAdd(BufCount(p.partial).v[group], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer, ACQUIRE_RELEASE);
+    controlBarrier(gl_ScopeWorkgroup, gl_ScopeDevice, BUFFER_AND_SHARED, ACQUIRE_RELEASE);
+    if (ticket != busy - 1)
+        return;
+    if (gl_LocalInvocationIndex == 0)
+        BufCount(p.partial).v[group] = 0; // for the next dispatch
+    for (uint h = gl_SubgroupID; h < heads; h += gl_NumSubgroups) {
+        float highest = LOWEST, sum = 0.0;
+        for (uint c = gl_SubgroupInvocationID; c < busy; c += gl_SubgroupSize)
+            highest = max(highest, BufPartial(address_at(partials, c, PARTIAL_BYTES)).v[GROUP * DIM / 2 + h].x);
+        highest = subgroupMax(highest);
+        for (uint c = gl_SubgroupInvocationID; c < busy; c += gl_SubgroupSize) {
+            vec2 x = BufPartial(address_at(partials, c, PARTIAL_BYTES)).v[GROUP * DIM / 2 + h];
+            work[h * busy + c] = exp2(x.x - highest);
+            sum += x.y * work[h * busy + c];
+        }
+        sum = subgroupAdd(sum);
+        if (subgroupElect())
+            totals[h] = sum;
+    }
+    barrier();
+    uint pairs = heads * DIM / 2, shares = gl_WorkGroupSize.x / pairs;
+    if (shares <= 1) {
+        for (uint i = gl_LocalInvocationIndex; i < pairs; i += gl_WorkGroupSize.x)
+            write_pair(y, first_head * DIM + 2 * i, combined(partials, busy, i, 0, 1) / totals[2 * i / DIM]);
+        return;
+    }
+    // More lanes than pairs: they split the chunks.
+    uint share = gl_LocalInvocationIndex / pairs, i = gl_LocalInvocationIndex % pairs;
+    vec2 sum = share < shares ? combined(partials, busy, i, share, shares) : vec2(0.0);
+    barrier(); // the weights in work have been read
+    work[2 * gl_LocalInvocationIndex] = sum.x;
+    work[2 * gl_LocalInvocationIndex + 1] = sum.y;
+    barrier();
+    if (share > 0)
+        return;
+    for (uint n = 1; n < shares; n++)
+        sum += vec2(work[2 * (n * pairs + i)], work[2 * (n * pairs + i) + 1]);
+    write_pair(y, first_head * DIM + 2 * i, sum / totals[2 * i / DIM]);
+}

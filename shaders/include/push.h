@@ -1,0 +1,194 @@
+/* Push-constant structs, one a kernel family, read by C and by GLSL. Addresses first, then 32-bit
+ * scalars, so that both layouts agree; 128 bytes at most (the size that Vulkan guarantees). */
+#ifndef MRL_PUSH_H
+#define MRL_PUSH_H
+
+#ifdef VULKAN /* predefined by the GLSL compiler */
+#define ADDR uvec2
+#define UINT uint
+#define INT int
+#define FLOAT float
+#define PUSH_STRUCT(name) struct name
+#else
+#include <stdint.h>
+#define ADDR uint64_t
+#define UINT uint32_t
+#define INT int32_t
+#define FLOAT float
+#define PUSH_STRUCT(name) \
+    typedef struct name name; \
+    struct name
+#endif
+
+/* y (m, n) = epilogue(norm(x) (m, k) . W (n, k)^T); gemv and gemm alike. A null (0) address means absent. */
+PUSH_STRUCT(mrl_push_matmul)
+{
+    ADDR quant;       /* quant plane of W, row stride k_padded * bits / 8 bytes */
+    ADDR scale;       /* scale plane (n, groups) */
+    ADDR zero;        /* zero plane (n, groups) u8 */
+    ADDR x;           /* (m, k) activations */
+    ADDR norm;        /* (k) f32 weights of the RMS norm applied to x first */
+    ADDR bias;        /* (n) f32 */
+    ADDR residual;    /* (m, n_out) f32, added to the result */
+    ADDR y;           /* (m, n_out); n_out = n / 2 for gated activations */
+    UINT m;
+    UINT n;
+    UINT k;
+    UINT k_padded;
+    UINT groups;      /* scales per row */
+    FLOAT eps;
+    FLOAT global_scale;
+};
+
+PUSH_STRUCT(mrl_push_dequantize) /* w (rows, k) = dequantized W, or rows gathered by ids (embedding) */
+{
+    ADDR quant;
+    ADDR scale;
+    ADDR zero;
+    ADDR ids;         /* (rows) i32; embedding only */
+    ADDR y;           /* (rows, k) */
+    UINT rows;
+    UINT n;           /* rows of W: ids are clamped to it */
+    UINT k;
+    UINT k_padded;
+    UINT group;       /* weights a scale; 0: the row */
+    UINT groups;      /* scales a row */
+    FLOAT global_scale;
+};
+
+PUSH_STRUCT(mrl_push_quantize) /* planes of W rows row_start + i * row_stride = round-to-nearest of x (rows, k) */
+{
+    ADDR x;
+    ADDR quant;
+    ADDR scale;
+    ADDR zero;
+    ADDR status;      /* (3) u32: inf and nan met, numbers too large, first such row (see quantize.comp) */
+    UINT rows;
+    UINT k;
+    UINT k_padded;
+    UINT group;       /* weights a scale; 0: the row */
+    UINT groups;      /* scales a row */
+    UINT row_start;
+    UINT row_stride;
+    FLOAT global_scale;
+};
+
+/* Strided copy with conversion of plane rows: used by weight loading (segments) and Tensor.astype. */
+PUSH_STRUCT(mrl_push_copy)
+{
+    ADDR src;
+    ADDR dst;
+    UINT rows;
+    UINT columns;     /* elements a row */
+    UINT src_stride;  /* elements; 0: one source row for all */
+    UINT dst_stride;
+    UINT row_start;   /* destination row of source row 0 */
+    UINT row_stride;  /* destination rows between source rows */
+    UINT bias;        /* added to every byte, modulo 256 */
+};
+
+PUSH_STRUCT(mrl_push_rms_norm) /* y = (x + residual) * rsqrt(mean square + eps) * weight; sum = x + residual */
+{
+    ADDR x;
+    ADDR residual;
+    ADDR weight;
+    ADDR y;
+    ADDR sum;
+    UINT rows;
+    UINT columns;
+    FLOAT eps;
+};
+
+/* Attention over one layer's cache. qkv rows: [heads * dim | kv_heads * dim | kv_heads * dim].
+ * Used by rope (which also writes the cache) and by both attention kernels. */
+PUSH_STRUCT(mrl_push_attention)
+{
+    ADDR qkv;         /* (rows, (heads + 2 kv_heads) * dim) */
+    ADDR q_norm;      /* (dim) f32 or 0: per-head RMS norm of q and k before rope (Qwen3) */
+    ADDR k_norm;
+    ADDR freq;        /* (rope_dim / 2) f32 angular frequencies */
+    ADDR positions;   /* (rows) i32; a negative position marks an idle row: nothing is written */
+    ADDR slots;       /* (rows) i32 */
+    ADDR cache_k;     /* (slots * context, kv_heads, dim) */
+    ADDR cache_v;
+    ADDR y;           /* (rows, heads * dim); in rope: (rows, heads * dim) rotated q */
+    ADDR partial;     /* split-KV scratch: (rows, kv_heads, chunks) of (group * (dim + 2)) f32; then counters */
+    UINT rows;
+    UINT heads;
+    UINT kv_heads;
+    UINT context;     /* positions a slot */
+    UINT chunks;      /* grid size along the cache */
+    FLOAT eps;
+    FLOAT scale;      /* softmax scale */
+    FLOAT rope_scale; /* multiplies cos and sin (YaRN) */
+};
+
+/* Step state, one row a slot (structure of arrays; see csrc/engine/step_state.h). */
+PUSH_STRUCT(mrl_push_sample)
+{
+    ADDR logits;      /* (slots, vocab) f32 */
+    ADDR tokens;      /* (slots) i32: next input token */
+    ADDR positions;   /* (slots) i32: its position; -1 when the slot is idle */
+    ADDR params;      /* (slots, MRL_SLOT_WORDS) u32 */
+    ADDR seen;        /* (slots, ceil(vocab / 32)) u32: tokens that the repetition penalty knows */
+    ADDR bias;        /* (slots, MRL_BIAS_MAX, 2) u32: token id, f32 bits */
+    ADDR ring;        /* (MRL_RING_STEPS, slots, MRL_RING_WORDS) u32, host-visible */
+    ADDR step;        /* (1) u32: steps done */
+    UINT slots;
+    UINT vocab;
+};
+
+PUSH_STRUCT(mrl_push_edit) /* applies count triples (slot, field, value) to the step state between two steps */
+{
+    ADDR edits;       /* (count, 3) u32 */
+    ADDR tokens;
+    ADDR positions;
+    ADDR params;
+    ADDR seen;
+    ADDR bias;
+    UINT count;
+    UINT slots;
+    UINT vocab;
+};
+
+/* Fields of a params row. */
+#define MRL_SLOT_WORDS 32
+#define MRL_SLOT_LIMIT 0        /* i32: the slot finishes when its next position would reach this */
+#define MRL_SLOT_SEED_LO 1
+#define MRL_SLOT_SEED_HI 2
+#define MRL_SLOT_DRAWS 3        /* u32: draws done; the counter of the generator */
+#define MRL_SLOT_TEMPERATURE 4  /* f32; 0 is greedy */
+#define MRL_SLOT_TOP_K 5        /* u32; 0 is off */
+#define MRL_SLOT_TOP_P 6        /* f32; 1 is off */
+#define MRL_SLOT_MIN_P 7        /* f32; 0 is off */
+#define MRL_SLOT_REPEAT 8       /* f32 repetition penalty; 1 is off */
+#define MRL_SLOT_BIASES 9       /* u32: entries of the bias list */
+#define MRL_SLOT_LOGPROBS 10    /* u32: top logprobs to report, 0..20; the drawn token's own is always reported */
+#define MRL_SLOT_STOPS 11       /* u32: stop ids */
+#define MRL_SLOT_STOP_0 12      /* .. 12 + MRL_STOP_MAX - 1 */
+#define MRL_STOP_MAX 16
+#define MRL_BIAS_MAX 1024
+
+/* A ring entry: what the host reads of one step of one slot. */
+#define MRL_RING_STEPS 64
+#define MRL_RING_WORDS 44
+#define MRL_RING_TOKEN 0        /* i32, -1 when the slot was idle */
+#define MRL_RING_FINISH 1       /* MRL_FINISH_* */
+#define MRL_RING_LOGPROB 2      /* f32 of the drawn token, of the raw distribution (temperature 1, no filters) */
+#define MRL_RING_TOPS 3         /* u32 count, then ids (20), then f32 logprobs (20) */
+#define MRL_RING_TOP_IDS 4
+#define MRL_RING_TOP_LOGPROBS 24
+#define MRL_FINISH_NONE 0
+#define MRL_FINISH_STOP 1       /* a stop id was drawn */
+#define MRL_FINISH_LENGTH 2     /* the limit was reached */
+#define MRL_FINISH_NAN 3        /* logits held NaN or no finite value */
+
+/* Field numbers of an edit beyond params (0 .. MRL_SLOT_WORDS-1). */
+#define MRL_EDIT_TOKEN 64
+#define MRL_EDIT_POSITION 65
+#define MRL_EDIT_CLEAR_SEEN 66  /* value ignored */
+#define MRL_EDIT_SEEN 67        /* value = token id to mark */
+#define MRL_EDIT_BIAS_ID 1024   /* + entry index: token id */
+#define MRL_EDIT_BIAS_VALUE 4096 /* + entry index: f32 bits */
+
+#endif

@@ -1,0 +1,22 @@
+// Eight consecutive weights of a row for the tiled kernels: value * group scale (a per-row scale is left to
+// finish()). k is a multiple of 8 and below k_padded. Needs p, SCALE, ZERO, GROUP.
+void load_weights8(uint n, uint k, out float w[8])
+{
+    const uint group = n * p.groups + (GROUP == 0 ? 0 : min(k / max(GROUP, 1), p.groups - 1));
+    const float scale = SCALE == SCALE_NONE || GROUP == 0 ? 1.0 : load_scale(p.scale, group, SCALE);
+    [[unroll]] for (uint i = 0; i < 8; i += FMT_CHUNK) {
+        const uint unit = (k + i) / FMT_UNIT, piece = (k + i) % FMT_UNIT / FMT_CHUNK;
+        uvec4 bits = fmt_load(BufU32x4(p.quant), n * (p.k_padded / FMT_UNIT) + unit);
+        A2 v[FMT_CHUNK / 2];
+#if FMT_ZERO
+        if (ZERO != 0)
+            fmt_decode8z(bits, piece, A(load_zero(p.zero, group)), v);
+        else
+#endif
+            fmt_decode8(bits, piece, v);
+        [[unroll]] for (uint j = 0; j < FMT_CHUNK / 2; j++) {
+            w[i + fmt_pair(j).x] = float(v[j].x) * scale;
+            w[i + fmt_pair(j).y] = float(v[j].y) * scale;
+        }
+    }
+}
