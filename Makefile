@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # Everything that marlin._C and shaders.bin are made from.
 SOURCES := $(shell find csrc shaders -type f 2>/dev/null) setup.py
-SETUP   := tools/setup.sh tools/build_backend.py pyproject.toml
+SETUP   := $(wildcard tools/setup.sh tools/build_*.py) pyproject.toml
 BUILT   := $(VENV)/.built
 
 .DEFAULT_GOAL := help

@@ -1,7 +1,8 @@
 """The cache folder: things that can be made again (compiled pipelines, plans), kept between runs.
 
-MARLIN_CACHE names it, else $XDG_CACHE_HOME/marlin, else ~/.cache/marlin. What is inside is under a version
-folder, so that a change of layout never meets old files. Without a place to write, there is no cache.
+MARLIN_CACHE names it, else $XDG_CACHE_HOME/marlin, else ~/.cache/marlin. What is inside is under a
+version folder, so that a change of layout never meets old files. Without a place to write, there is
+no cache.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ def cache_folder(part: str = "", *, create: bool = True) -> Path | None:
         return None
 
 
-def evict(*, max_bytes: int = MAX_BYTES, max_age: float = MAX_AGE, now: float | None = None) -> list[Path]:
-    """Remove files unused for max_age seconds and other versions' files, then the least recently used ones
-    until max_bytes are left. Returns what was removed; files that cannot be removed are left.
+def evict(
+    *, max_bytes: int = MAX_BYTES, max_age: float = MAX_AGE, now: float | None = None
+) -> list[Path]:
+    """Remove files unused for max_age seconds and other versions' files, then the least recently
+    used ones until max_bytes are left. Returns what was removed; files that cannot be removed are
+    left.
     """
     root = _root()
     if root is None or not root.is_dir():

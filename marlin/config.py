@@ -1,8 +1,8 @@
 """config.json and generation_config.json, read in one place into frozen dataclasses.
 
-Every value is checked for type and range; what Marlin cannot compute raises UnsupportedModelError with the
-key's name, so that no model runs with a rope kind, activation or window that was silently ignored.
-Source of key names and defaults: the configuration classes of Hugging Face transformers.
+Every value is checked for type and range; what Marlin cannot compute raises UnsupportedModelError
+with the key's name, so that no model runs with a rope kind, activation or window that was silently
+ignored. Source of key names and defaults: the configuration classes of Hugging Face transformers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ACTIVATIONS: Final[dict[str, str]] = {  # name in config.json -> name in Marlin
 }
 ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
 
-# Keys that config.json may leave out, where model types differ. "attention_bias" is about q, k, v; "o_bias"
-# (no key of config.json) says whether the same key adds a bias to the output projection.
+# Keys that config.json may leave out, where model types differ. "attention_bias" is about q, k, v;
+# "o_bias" (no key of config.json) says whether the same key adds a bias to the output projection.
 _COMMON: Final[dict[str, Any]] = {
     "attention_bias": False,
     "o_bias": True,
@@ -47,7 +47,8 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "sliding_window": 4096, "use_sliding_window": False,
     },
     "qwen3": {
-        "head_dim": 128, "max_position_embeddings": 32768, "sliding_window": 4096, "use_sliding_window": False,
+        "head_dim": 128, "max_position_embeddings": 32768,
+        "sliding_window": 4096, "use_sliding_window": False,
     },
 }  # fmt: skip
 
@@ -122,7 +123,9 @@ class ModelConfig:
 def model_types() -> list[str]:
     """The model types that Marlin has: the file names of marlin/models."""
     folder = Path(__file__).parent / "models"
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem != "base" and file.stem[0] != "_")
+    return sorted(
+        file.stem for file in folder.glob("*.py") if file.stem != "base" and file.stem[0] != "_"
+    )
 
 
 def load_config(folder: str | Path, *, context: int | None = None) -> ModelConfig:
@@ -133,13 +136,17 @@ def load_config(folder: str | Path, *, context: int | None = None) -> ModelConfi
 
 
 def read_config(
-    config: Mapping[str, Any], generation: Mapping[str, Any] | None = None, *, context: int | None = None
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any] | None = None,
+    *,
+    context: int | None = None,
 ) -> ModelConfig:
     """Check config.json and generation_config.json (parsed) and make a ModelConfig of them.
 
-    context: how many tokens will be used, where that is less than the model's own limit; a sliding window
-    at least as long changes nothing and is accepted.
-    Raises ModelFormatError (key, value, what was expected) or UnsupportedModelError (key and value).
+    context: how many tokens will be used, where that is less than the model's own limit; a sliding
+    window at least as long changes nothing and is accepted.
+    Raises ModelFormatError (key, value, what was expected) or UnsupportedModelError (key and
+    value).
     """
     generation = generation or {}
     model_type = config.get("model_type")
@@ -148,7 +155,8 @@ def read_config(
     known = model_types()
     if model_type not in known:
         raise UnsupportedModelError(
-            f"config.json: model_type {show(model_type)} is not supported; known are {', '.join(known)}"
+            f"config.json: model_type {show(model_type)} is not supported; known are "
+            f"{', '.join(known)}"
         )
     section = _Section("config.json", config, _COMMON | _DEFAULTS.get(model_type, {}))
 
@@ -159,14 +167,17 @@ def read_config(
     if head_dim is None:
         if hidden % heads:
             raise ModelFormatError(
-                f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}, "
+                f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads "
+                f"{heads}, "
+                ""
                 "and head_dim is not given"
             )
         head_dim = hidden // heads
     kv_heads = section.optional_integer("num_key_value_heads", 1, 1 << 14) or heads
     if heads % kv_heads:
         raise ModelFormatError(
-            f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+            f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads "
+            f"{kv_heads}"
         )
     vocab = section.integer("vocab_size", 1, 1 << 24)
     limit = section.integer("max_position_embeddings", 1, 1 << 28)
@@ -193,7 +204,10 @@ def read_config(
         activation=_activation(section),
         rope=_rope(section, head_dim, limit),
         context=limit,
-        bos_id=next(iter((notes if "bos_token_id" in generation else section).ids("bos_token_id", vocab)), None),
+        bos_id=next(
+            iter((notes if "bos_token_id" in generation else section).ids("bos_token_id", vocab)),
+            None,
+        ),
         eos_ids=ids.ids("eos_token_id", vocab),
         generation=_generation(notes, vocab),
     )
@@ -203,16 +217,19 @@ def rope_frequencies(config: ModelConfig) -> tuple[NDArray[np.float64], float]:
     """Inverse frequencies (rope.dim / 2) in radians a position, and the factor on cos and sin.
 
     default: theta^(-2i/dim). linear (Chen et al. 2023, arXiv 2306.15595): divided by factor.
-    llama3: transformers' _compute_llama3_parameters: long waves divided, short ones kept, a ramp between.
-    yarn (Peng et al. 2023, arXiv 2309.00071): a ramp over dimensions between both, and a temperature
-    0.1 ln(factor) + 1; with mscale and mscale_all_dim (DeepSeek) the quotient of two such.
+    llama3: transformers' _compute_llama3_parameters: long waves divided, short ones kept, a ramp
+    between. yarn (Peng et al. 2023, arXiv 2309.00071): a ramp over dimensions between both, and a
+    temperature 0.1 ln(factor) + 1; with mscale and mscale_all_dim (DeepSeek) the quotient of two
+    such.
     """
     rope = config.rope
     plain = rope.theta ** (-np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim)
     if rope.kind == "linear":
         return plain / rope.factor, 1.0
     if rope.kind == "llama3":
-        turns = rope.original_context * plain / (2 * np.pi)  # full turns within the original context
+        turns = (
+            rope.original_context * plain / (2 * np.pi)
+        )  # full turns within the original context
         ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
         keep = np.clip(ramp, 0.0, 1.0)
         return plain * (keep + (1 - keep) / rope.factor), 1.0
@@ -225,7 +242,11 @@ def rope_frequencies(config: ModelConfig) -> tuple[NDArray[np.float64], float]:
 def _yarn_ramp(rope: Rope) -> NDArray[np.float64]:
     def dimension(turns: float) -> float:
         """The dimension whose wave makes that many turns within the original context."""
-        return rope.dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return (
+            rope.dim
+            * math.log(rope.original_context / (turns * 2 * math.pi))
+            / (2 * math.log(rope.theta))
+        )
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
@@ -258,7 +279,9 @@ class _Section:
     def bad(self, key: str, expected: str) -> ModelFormatError:
         if key not in self.values:
             return ModelFormatError(f"{self.where}: {key} is missing, expected {expected}")
-        return ModelFormatError(f"{self.where}: {key} must be {expected}, got {show(self.values[key])}")
+        return ModelFormatError(
+            f"{self.where}: {key} must be {expected}, got {show(self.values[key])}"
+        )
 
     def integer(self, key: str, low: int, high: int) -> int:
         value = self.raw(key)
@@ -304,10 +327,14 @@ def _architecture(config: Mapping[str, Any]) -> str:
     if names is None:
         return ""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelFormatError(f"config.json: architectures must be a list of strings, got {show(names)}")
+        raise ModelFormatError(
+            f"config.json: architectures must be a list of strings, got {show(names)}"
+        )
     name = names[0] if names else ""
     if name and not name.endswith(("ForCausalLM", "LMHeadModel")):
-        raise UnsupportedModelError(f"config.json: architectures {show(name)} is not a causal language model")
+        raise UnsupportedModelError(
+            f"config.json: architectures {show(name)} is not a causal language model"
+        )
     return name
 
 
@@ -315,7 +342,8 @@ def _activation(section: _Section) -> str:
     name = section.text("hidden_act", "silu")
     if name not in ACTIVATIONS:
         raise UnsupportedModelError(
-            f"config.json: hidden_act {show(name)} is not supported; known are {', '.join(ACTIVATIONS)}"
+            f"config.json: hidden_act {show(name)} is not supported; known are "
+            f"{', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
 
@@ -328,14 +356,21 @@ def _check_window(section: _Section, layers: int, context: int) -> None:
             raise section.bad("layer_types", f"a list of num_hidden_layers = {layers} strings")
         for kind in kinds:
             if kind not in ("full_attention", "sliding_attention"):
-                raise UnsupportedModelError(f"config.json: layer_types {show(kind)} is not supported")
+                raise UnsupportedModelError(
+                    f"config.json: layer_types {show(kind)} is not supported"
+                )
     window = section.optional_integer("sliding_window", 1, 1 << 40)
     if window is None or window >= context or not section.boolean("use_sliding_window"):
         return
     if kinds is not None and "sliding_attention" not in kinds:
         return
     first = section.optional_integer("max_window_layers", 0, 1 << 20)
-    if kinds is None and "use_sliding_window" in section.values and first is not None and first >= layers:
+    if (
+        kinds is None
+        and "use_sliding_window" in section.values
+        and first is not None
+        and first >= layers
+    ):
         return  # Qwen: only layers from max_window_layers on have the window
     raise UnsupportedModelError(
         f"config.json: sliding_window {window} is shorter than the context {context}; "
@@ -344,7 +379,8 @@ def _check_window(section: _Section, layers: int, context: int) -> None:
 
 
 def _rope(section: _Section, head_dim: int, context: int) -> Rope:
-    """Both styles: rope_theta and rope_scaling at the top level, or all of it in rope_parameters."""
+    """Both styles: rope_theta and rope_scaling at the top level, or all of it in
+    rope_parameters."""
     values: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
         nested = section.values.get(key)
@@ -353,14 +389,22 @@ def _rope(section: _Section, head_dim: int, context: int) -> Rope:
         if not isinstance(nested, dict):
             raise section.bad(key, "an object or null")
         if any(isinstance(value, dict) for value in nested.values()):
-            raise UnsupportedModelError(f"config.json: {key} differs from layer to layer, which is not supported")
+            raise UnsupportedModelError(
+                f"config.json: {key} differs from layer to layer, which is not supported"
+            )
         values.update(nested)
-    where = "config.json: rope_parameters" if "rope_parameters" in section.values else "config.json: rope_scaling"
+    where = (
+        "config.json: rope_parameters"
+        if "rope_parameters" in section.values
+        else "config.json: rope_scaling"
+    )
     for key in ("rope_theta", "partial_rotary_factor"):
         if section.values.get(key) is not None:
             if values.get(key, section.values[key]) != section.values[key]:
                 raise ModelFormatError(
-                    f"config.json: {key} is {show(section.values[key])}, but {show(values[key])} in rope_parameters"
+                    f"config.json: {key} is {show(section.values[key])}, but {show(values[key])} "
+                    "in "
+                    "rope_parameters"
                 )
             values[key] = section.values[key]
     if values.get("type") is not None:
@@ -376,7 +420,9 @@ def _rope(section: _Section, head_dim: int, context: int) -> Rope:
     dim = int(head_dim * part.number("partial_rotary_factor", 1e-6, 1.0, 1.0))
     if dim < 2 or dim % 2:
         raise ModelFormatError(
-            f"config.json: head_dim {head_dim} times partial_rotary_factor must give an even number of "
+            f"config.json: head_dim {head_dim} times partial_rotary_factor must give an even "
+            "number of "
+            ""
             f"dimensions, got {dim}"
         )
     if kind == "default":
@@ -389,12 +435,16 @@ def _rope(section: _Section, head_dim: int, context: int) -> Rope:
         low = part.number("low_freq_factor", 1e-6, 1e6)
         high = part.number("high_freq_factor", 1e-6, 1e6)
         if low >= high:
-            raise ModelFormatError(f"{where}: low_freq_factor {low:g} must be less than high_freq_factor {high:g}")
+            raise ModelFormatError(
+                f"{where}: low_freq_factor {low:g} must be less than high_freq_factor {high:g}"
+            )
         return Rope(kind, theta, dim, factor, original, low, high)
     fast = part.optional_number("beta_fast", 1e-6, 1e6) or 32.0
     slow = part.optional_number("beta_slow", 1e-6, 1e6) or 1.0
     if slow > fast:
-        raise ModelFormatError(f"{where}: beta_slow {slow:g} must not be more than beta_fast {fast:g}")
+        raise ModelFormatError(
+            f"{where}: beta_slow {slow:g} must not be more than beta_fast {fast:g}"
+        )
     return Rope(
         kind, theta, dim, factor, original, beta_fast=fast, beta_slow=slow,
         attention_factor=part.optional_number("attention_factor", 1e-6, 1e6),

@@ -1,8 +1,9 @@
 """Token ids to text as they arrive, and stop strings.
 
 Text once given out never changes and never holds half a character: a token may end inside a UTF-8
-sequence, and decoders differ in what they make of that (byte-level ones write one U+FFFD for the unfinished
-character, byte-fallback ones one for every byte of the run), so the end is held back while it may change.
+sequence, and decoders differ in what they make of that (byte-level ones write one U+FFFD for the
+unfinished character, byte-fallback ones one for every byte of the run), so the end is held back
+while it may change.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ if TYPE_CHECKING:
     from marlin.tokenizer import Tokenizer
 
 BROKEN: Final = "\ufffd"
-PATIENCE: Final = 8  # tokens that may wait for a character to finish: more than a character has bytes
+PATIENCE: Final = (
+    8  # tokens that may wait for a character to finish: more than a character has bytes
+)
 CONTEXT: Final = 8  # prompt tokens decoded along, since decoders strip the space of the first word
-WINDOW: Final = 64  # tokens decoded again and again while no character boundary comes, then the window is cut
+WINDOW: Final = (
+    64  # tokens decoded again and again while no character boundary comes, then the window is cut
+)
 
 
 class Detokenizer:
     """Turns ids into text piece by piece.
 
-    stop: strings that end the text; they are not given out, nor is what follows. Text that may be the
-    beginning of one is held back. `stopped` is the one that was met.
+    stop: strings that end the text; they are not given out, nor is what follows. Text that may be
+    the beginning of one is held back. `stopped` is the one that was met.
     prompt: the ids before the first one, so that the first word keeps its space.
     """
 
@@ -49,7 +54,8 @@ class Detokenizer:
         return self._stop_at(self._decode([id for id in ids if not self._tokenizer.is_special(id)]))
 
     def flush(self) -> str:
-        """The text still held back, but for an unfinished character; call it when no more ids come."""
+        """The text still held back, but for an unfinished character; call it when no more ids
+        come."""
         if self.stopped is not None:
             return ""
         text = self._tokenizer.decode(self._ids)[self._given :]
@@ -61,8 +67,10 @@ class Detokenizer:
     def _decode(self, ids: list[int]) -> str:
         if not ids:
             return ""
+        text = self._tokenizer.decode(self._ids + ids)
+        if text.endswith(BROKEN) and len(ids) > 1:  # characters may end at ids between
+            return "".join(self._decode([id]) for id in ids)
         self._ids += ids
-        text = self._tokenizer.decode(self._ids)
         if text.endswith(BROKEN):
             waiting = len(self._ids) - self._read
             end = len(text) - 1 if waiting >= PATIENCE else len(text.rstrip(BROKEN))
@@ -72,7 +80,8 @@ class Detokenizer:
                 self._shorten(text)
             return new
         new = text[self._given :]
-        # Every character is complete here, so the window can move: what was new is the context of the next.
+        # Every character is complete here, so the window can move: what was new is the context of
+        # the next.
         self._ids = self._ids[self._read :]
         self._read = len(self._ids)
         self._given = len(self._tokenizer.decode(self._ids))
@@ -93,7 +102,12 @@ class Detokenizer:
         if self._find(text) >= 0:
             return self._cut(text)
         hold = max(
-            (n for s in self._stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])),
+            (
+                n
+                for s in self._stop
+                for n in range(1, min(len(s), len(text) + 1))
+                if text.endswith(s[:n])
+            ),
             default=0,
         )
         self._held = text[len(text) - hold :]

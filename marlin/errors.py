@@ -2,7 +2,7 @@
 
 MarlinError
   ModelFormatError (also ValueError)    a file of a model is broken or contradicts itself
-  UnsupportedModelError                 the file is sound, but asks for something Marlin does not have
+  UnsupportedModelError                 the file is sound, but asks for what Marlin does not have
   DeviceError > DeviceLostError, DeviceOutOfMemory (also MemoryError)
   CancelledError    QueueFull
 """

@@ -1,9 +1,9 @@
 """The child process that renders chat templates; it reads requests from stdin until that closes.
 
-A template is a program from a stranger, so it runs here: in Jinja2's immutable sandbox, under a cap on
-memory and a timer that ends the process. A line of JSON in, a line out:
-  {"template": source, "variables": {...}}  ->  {"text": rendered} | {"error": kind, "message": text}
-Kinds: "raised" (the template refused the messages), "syntax", "memory", "failed".
+A template is a program from a stranger, so it runs here: in Jinja2's immutable sandbox, under a cap
+on memory and a timer that ends the process. A line of JSON in, a line out:
+  {"template": source, "variables": {...}}  ->  {"text": rendered} | {"error": kind, "message":
+text} Kinds: "raised" (the template refused the messages), "syntax", "memory", "failed".
 marlin/templates.py starts this file by its path, so the child imports jinja2 and nothing of Marlin.
 """
 
@@ -50,14 +50,16 @@ def _tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """json.dumps without HTML escapes, as templates for chat expect (Jinja2's own filter escapes)."""
+    """json.dumps without HTML escapes, as templates for chat expect (Jinja2's own filter
+    escapes)."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 def make_environment() -> jinja2.Environment:
-    """The sandbox with the names that published chat templates use (transformers' chat_template_utils)."""
+    """The sandbox with the names that published chat templates use (transformers'
+    chat_template_utils)."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
@@ -83,7 +85,9 @@ def render(request: bytes) -> dict[str, str]:
         return {"error": "syntax", "message": f"line {error.lineno}: {error.message}"[:2000]}
     except MemoryError:
         return {"error": "memory", "message": f"needed more than {MEMORY >> 20} MiB"}
-    except Exception as error:  # anything a template can cause, SecurityError and RecursionError included
+    except (
+        Exception
+    ) as error:  # anything a template can cause, SecurityError and RecursionError included
         return {"error": "failed", "message": f"{type(error).__name__}: {error}"[:2000]}
 
 
@@ -111,7 +115,9 @@ def main() -> None:
         try:
             line = json.dumps(answer).encode()
         except MemoryError:
-            line = json.dumps({"error": "memory", "message": "the rendered text is too long"}).encode()
+            line = json.dumps(
+                {"error": "memory", "message": "the rendered text is too long"}
+            ).encode()
         del answer
         signal.setitimer(signal.ITIMER_REAL, 0)
         out.write(line + b"\n")

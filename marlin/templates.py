@@ -1,7 +1,7 @@
 """Chat templates rendered in a child process, one a process, started on first use.
 
-The child (template_worker.py) holds the sandbox and the memory cap; the deadline is kept here: a child that
-misses it is killed, and the next call starts a new one.
+The child (template_worker.py) holds the sandbox and the memory cap; the deadline is kept here: a
+child that misses it is killed, and the next call starts a new one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _KEPT_VARIABLES: Final = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT",
 
 
 class TemplateWorker:
-    """One child process. Calls take turns; `restarts` counts the children that had to be replaced."""
+    """One child process. Calls take turns; `restarts` counts the children that had to be
+    replaced."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -48,16 +49,20 @@ class TemplateWorker:
         with self._lock:
             self._stop_locked()
 
-    def render(self, template: str, variables: Mapping[str, Any], deadline: float = DEADLINE) -> str:
+    def render(
+        self, template: str, variables: Mapping[str, Any], deadline: float = DEADLINE
+    ) -> str:
         """The text of a template. `variables` must be JSON values.
 
-        Raises ValueError when the template refuses the messages (its own words), ModelFormatError when it
-        is broken, reaches outside the sandbox, or exceeds `deadline` seconds or its memory.
+        Raises ValueError when the template refuses the messages (its own words), ModelFormatError
+        when it is broken, reaches outside the sandbox, or exceeds `deadline` seconds or its memory.
         """
         if len(template) > TEMPLATE_BYTES:
             raise ModelFormatError(f"chat template: longer than {TEMPLATE_BYTES} characters")
         try:
-            request = json.dumps({"template": template, "variables": dict(variables)}).encode() + b"\n"
+            request = (
+                json.dumps({"template": template, "variables": dict(variables)}).encode() + b"\n"
+            )
         except TypeError as error:
             raise TypeError(f"chat template: messages must be JSON values: {error}") from None
         except RecursionError:
@@ -84,8 +89,8 @@ class TemplateWorker:
         if self._process is not None:
             self._stop_locked()
             self.restarts += 1
-        # By path, not with -m: the child must not import marlin, whose libraries would fill its memory cap,
-        # and -P keeps the current folder from shadowing jinja2.
+        # By path, not with -m: the child must not import marlin, whose libraries would fill its
+        # memory cap, and -P keeps the current folder from shadowing jinja2.
         command = [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))]
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
@@ -143,7 +148,9 @@ class TemplateWorker:
                         try:
                             unsent = unsent[os.write(stdin.fileno(), unsent[: 1 << 16]) :]
                         except BrokenPipeError:
-                            raise ModelFormatError("chat template: the rendering process died") from None
+                            raise ModelFormatError(
+                                "chat template: the rendering process died"
+                            ) from None
                         if not unsent:
                             selector.unregister(stdin)
                     else:

@@ -19,21 +19,40 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 def base(**changes: Any) -> dict[str, Any]:
     """A small sound config; None removes nothing, "<drop>" removes the key."""
     config = {
-        "model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "num_hidden_layers": 2, "intermediate_size": 512, "vocab_size": 1000, "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 2048, "hidden_act": "silu", "eos_token_id": 2, "bos_token_id": 1,
+        "model_type": "llama",
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "intermediate_size": 512,
+        "vocab_size": 1000,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 2048,
+        "hidden_act": "silu",
+        "eos_token_id": 2,
+        "bos_token_id": 1,
         "rope_theta": 10000.0,
-    }  # fmt: skip
+    }
     config.update(changes)
     return {key: value for key, value in config.items() if value != "<drop>"}
 
 
 def test_shipped_models() -> None:
     tale = load_config(MODELS / "tale-dense")
-    assert (tale.model_type, tale.hidden_size, tale.layers, tale.heads, tale.kv_heads) == ("qwen3", 384, 6, 6, 2)
+    assert (tale.model_type, tale.hidden_size, tale.layers, tale.heads, tale.kv_heads) == (
+        "qwen3",
+        384,
+        6,
+        6,
+        2,
+    )
     assert (tale.head_dim, tale.q_size, tale.kv_size) == (64, 384, 128)
     assert tale.eos_ids == (0,) and tale.bos_id is None and not tale.tie_embeddings
-    assert tale.generation.do_sample and tale.generation.temperature == 0.8 and tale.generation.top_k == 40
+    assert (
+        tale.generation.do_sample
+        and tale.generation.temperature == 0.8
+        and tale.generation.top_k == 40
+    )
     assert tale.rope.kind == "default" and tale.rope.theta == 1e6
     assert load_config(MODELS / "fix-llama").activation == "silu"
 
@@ -55,19 +74,30 @@ def test_model_types_are_the_files_of_models() -> None:
     ],
 )
 def test_biases(model_type: str, bias: Any, qkv: bool, o: bool) -> None:
-    config = read_config(base(model_type=model_type, attention_bias=bias, head_dim=64, sliding_window=None))
+    config = read_config(
+        base(model_type=model_type, attention_bias=bias, head_dim=64, sliding_window=None)
+    )
     assert (config.qkv_bias, config.o_bias) == (qkv, o)
 
 
 def test_defaults_of_missing_keys() -> None:
-    config = read_config(base(num_key_value_heads="<drop>", rope_theta="<drop>", rms_norm_eps="<drop>"))
-    assert (config.kv_heads, config.head_dim, config.rope.theta, config.norm_eps) == (4, 64, 1e4, 1e-6)
+    config = read_config(
+        base(num_key_value_heads="<drop>", rope_theta="<drop>", rms_norm_eps="<drop>")
+    )
+    assert (config.kv_heads, config.head_dim, config.rope.theta, config.norm_eps) == (
+        4,
+        64,
+        1e4,
+        1e-6,
+    )
     assert read_config(base(model_type="qwen3")).head_dim == 128
     assert read_config(base(head_dim=80)).q_size == 320
 
 
 def test_generation_config_overrides_ids() -> None:
-    config = read_config(base(), {"eos_token_id": [5, 6, 5], "bos_token_id": 9, "temperature": 0.6, "top_p": 0.9})
+    config = read_config(
+        base(), {"eos_token_id": [5, 6, 5], "bos_token_id": 9, "temperature": 0.6, "top_p": 0.9}
+    )
     assert config.eos_ids == (5, 6) and config.bos_id == 9
     assert config.generation.temperature == 0.6 and config.generation.do_sample is None
     assert read_config(base(), {"eos_token_id": None}).eos_ids == (2,)
@@ -75,11 +105,18 @@ def test_generation_config_overrides_ids() -> None:
 
 
 def test_both_rope_styles_agree() -> None:
-    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 8192}  # fmt: skip
+    scaling = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     old = read_config(base(rope_theta=500000.0, rope_scaling={"type": "llama3", **scaling}))
     new = read_config(
-        base(rope_theta="<drop>", rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, **scaling})
+        base(
+            rope_theta="<drop>",
+            rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, **scaling},
+        )
     )
     assert old.rope == new.rope and old.rope.kind == "llama3"
 
@@ -103,9 +140,16 @@ def test_rope_linear_divides() -> None:
 
 
 def test_rope_llama3_by_the_loop_of_its_source() -> None:
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 8192}  # fmt: skip
-    got, scale, _ = frequencies(rope_theta=500000.0, rope_scaling=scaling, max_position_embeddings=131072)
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    got, scale, _ = frequencies(
+        rope_theta=500000.0, rope_scaling=scaling, max_position_embeddings=131072
+    )
     want = []
     for i in range(64):
         f = 500000.0 ** (-2 * i / 128)
@@ -125,7 +169,9 @@ def test_rope_yarn() -> None:
     # Qwen's recommended scaling: theta 1e6, 32768 -> 131072; the ramp runs over dimensions 23 .. 40
     # (ends found by hand: 128 ln(32768 / (2 pi b)) / (2 ln 1e6), b = 32 and 1, floor and ceil).
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-    got, scale, _ = frequencies(rope_theta=1e6, rope_scaling=scaling, max_position_embeddings=131072)
+    got, scale, _ = frequencies(
+        rope_theta=1e6, rope_scaling=scaling, max_position_embeddings=131072
+    )
     plain = 1e6 ** (-np.arange(64) / 64)
     assert math.isclose(scale, 0.1 * math.log(4) + 1)
     assert np.allclose(got[:24], plain[:24]) and np.allclose(got[40:], plain[40:] / 4)
@@ -133,7 +179,11 @@ def test_rope_yarn() -> None:
 
 
 def test_rope_yarn_temperature() -> None:
-    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096}
+    scaling: dict[str, Any] = {
+        "rope_type": "yarn",
+        "factor": 40.0,
+        "original_max_position_embeddings": 4096,
+    }
     assert frequencies(rope_scaling=scaling | {"mscale": 1.0, "mscale_all_dim": 1.0})[1] == 1.0
     assert frequencies(rope_scaling=scaling | {"attention_factor": 1.25})[1] == 1.25
     half = frequencies(rope_scaling=scaling | {"mscale": 1.0, "mscale_all_dim": 0.5})[1]
@@ -142,7 +192,9 @@ def test_rope_yarn_temperature() -> None:
 
 def test_sliding_window() -> None:
     v1 = base(model_type="mistral", sliding_window=1024)
-    with pytest.raises(UnsupportedModelError, match="sliding_window 1024 is shorter than the context 2048"):
+    with pytest.raises(
+        UnsupportedModelError, match="sliding_window 1024 is shorter than the context 2048"
+    ):
         read_config(v1)
     assert read_config(v1, context=1024).context == 2048
     assert read_config(base(model_type="mistral", sliding_window=2048)).context == 2048
@@ -154,7 +206,8 @@ def test_sliding_window() -> None:
         read_config(qwen | {"use_sliding_window": True, "max_window_layers": 1})
     with pytest.raises(UnsupportedModelError, match="sliding_window"):
         read_config(
-            qwen | {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}
+            qwen
+            | {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}
         )
 
 
@@ -170,7 +223,10 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"num_attention_heads": 3}, "hidden_size 256 is not a multiple of num_attention_heads 3"),
     ({"num_hidden_layers": -2}, "num_hidden_layers must be"),
     ({"num_hidden_layers": 1e3}, "num_hidden_layers must be"),
-    ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+    (
+        {"num_key_value_heads": 3},
+        "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
+    ),
     ({"num_key_value_heads": 0}, "num_key_value_heads must be"),
     ({"num_key_value_heads": 8}, "is not a multiple of num_key_value_heads 8"),
     ({"head_dim": 0}, "head_dim must be"),
@@ -196,7 +252,10 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"mlp_bias": 0}, "mlp_bias must be true or false, got 0"),
     ({"hidden_act": 3}, "hidden_act must be a string, got 3"),
     ({"hidden_act": None}, "hidden_act must be a string"),
-    ({"eos_token_id": 1000}, "eos_token_id must be a token id below vocab_size 1000, or a list of them, got 1000"),
+    (
+        {"eos_token_id": 1000},
+        "eos_token_id must be a token id below vocab_size 1000, or a list of them, got 1000",
+    ),
     ({"eos_token_id": -1}, "eos_token_id must be a token id"),
     ({"eos_token_id": [1, "2"]}, "eos_token_id must be a token id"),
     ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
@@ -220,7 +279,14 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"rope_type": "linear", "factor": "4"}}, "factor must be a number"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor is missing"),
     (
-        {"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}},
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8,
+                "low_freq_factor": 4,
+                "high_freq_factor": 4,
+            }
+        },
         "low_freq_factor 4 must be less than high_freq_factor 4",
     ),
     ({"rope_scaling": {"rope_type": "yarn"}}, "factor is missing"),
@@ -228,8 +294,14 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         {"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}},
         "beta_slow 2 must not be more than beta_fast 1",
     ),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": 1}}, "truncate must be true or false"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "attention_factor": 0}}, "attention_factor must be"),
+    (
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": 1}},
+        "truncate must be true or false",
+    ),
+    (
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2, "attention_factor": 0}},
+        "attention_factor must be",
+    ),
     (
         {"rope_scaling": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 0}},
         "original_max_position_embeddings must be",
@@ -240,11 +312,16 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"sliding_window": 0}, "sliding_window must be an integer"),
     ({"sliding_window": "all"}, "sliding_window must be an integer"),
     ({"sliding_window": 16, "use_sliding_window": 3}, "use_sliding_window must be true or false"),
-    ({"layer_types": ["full_attention"]}, "layer_types must be a list of num_hidden_layers = 2 strings"),
-]  # fmt: skip
+    (
+        {"layer_types": ["full_attention"]},
+        "layer_types must be a list of num_hidden_layers = 2 strings",
+    ),
+]
 
 
-@pytest.mark.parametrize(("changes", "words"), BAD_VALUES, ids=lambda item: item if isinstance(item, str) else "")
+@pytest.mark.parametrize(
+    ("changes", "words"), BAD_VALUES, ids=lambda item: item if isinstance(item, str) else ""
+)
 def test_bad_values(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelFormatError) as caught:
         read_config(base(**changes))
@@ -258,11 +335,23 @@ def test_bad_values(changes: dict[str, Any], words: str) -> None:
         ({"model_type": "../llama"}, "model_type '../llama' is not supported"),
         ({"model_type": "base"}, "model_type 'base' is not supported"),
         ({"hidden_act": "relu2"}, "hidden_act 'relu2' is not supported; known are silu"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' is not supported"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type 'longrope' is not supported; known are default"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters differs from layer"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope_type 'dynamic' is not supported",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope_type 'longrope' is not supported; known are default",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            "rope_parameters differs from layer",
+        ),
         ({"architectures": ["LlamaForSequenceClassification"]}, "is not a causal language model"),
-        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types 'linear_attention' is not supported"),
+        (
+            {"layer_types": ["full_attention", "linear_attention"]},
+            "layer_types 'linear_attention' is not supported",
+        ),
     ],
 )
 def test_unsupported(changes: dict[str, Any], words: str) -> None:
@@ -273,17 +362,27 @@ def test_unsupported(changes: dict[str, Any], words: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("temperature", -0.1), ("temperature", "hot"), ("top_k", -1), ("top_k", 1.5), ("top_p", 1.1), ("min_p", -1),
-     ("repetition_penalty", 0.0), ("do_sample", "yes"), ("eos_token_id", 5000), ("bos_token_id", [True])],
-)  # fmt: skip
+    [
+        ("temperature", -0.1),
+        ("temperature", "hot"),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_p", 1.1),
+        ("min_p", -1),
+        ("repetition_penalty", 0.0),
+        ("do_sample", "yes"),
+        ("eos_token_id", 5000),
+        ("bos_token_id", [True]),
+    ],
+)
 def test_bad_generation_config(key: str, value: Any) -> None:
     with pytest.raises(ModelFormatError, match=f"generation_config.json: {key} must be"):
         read_config(base(), {key: value})
 
 
 def test_load_config_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelFormatError, match="'config.json' is missing"):
+    with pytest.raises(ModelFormatError, match=r"'config\.json' is missing"):
         load_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(base()) + "x")
-    with pytest.raises(ModelFormatError, match="config.json: not JSON"):
+    with pytest.raises(ModelFormatError, match=r"config\.json: not JSON"):
         load_config(tmp_path)

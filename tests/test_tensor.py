@@ -7,6 +7,7 @@ import ctypes
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -35,6 +36,12 @@ def random_bits(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> NDArray[An
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.random.default_rng(seed).integers(0, 256, count, np.uint8)
     return raw.view(dtype).reshape(shape)
+
+
+@pytest.fixture(scope="module", params=[(), ("host_visible",)], ids=["plain", "unmapped"])
+def device(open_device: Callable[..., _C.Device], request: pytest.FixtureRequest) -> _C.Device:
+    """Also as on a discrete GPU, whose memory the host does not see."""
+    return open_device(disable=request.param)
 
 
 # ---- from the host and back

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Make the models that the repository ships, from bf16 checkpoints: 8-bit compressed-tensors and goldens.
+"""Make the models that the repository ships, from bf16 checkpoints: 8-bit compressed-tensors and
+goldens.
 
     python tools/make_models.py FOLDER...            # each FOLDER named as in MODELS below
 
@@ -25,8 +26,11 @@ MODELS = {
 
 
 def main() -> None:
-    """Quantize each folder into models/<name> beside this script's folder, and compute its golden.npz."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    """Quantize each folder into models/<name> beside this script's folder, and compute its
+    golden.npz."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "models")
     options = parser.parse_args()

@@ -19,7 +19,14 @@ export MARLIN_SANITIZE=1
 # memory until the process ends: leaks are looked for by the tests themselves.
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export LD_PRELOAD
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
-export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+# Reports go to files: what pytest has captured is lost when the process aborts.
+rm -f report.*
+common=log_path=$PWD/report:halt_on_error=1
+export ASAN_OPTIONS=$common:detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
+export UBSAN_OPTIONS=$common:print_stacktrace=1
 export PYTHONPATH=$PWD PYTHONMALLOC=malloc
-"$python" "$@"
+rc=0
+"$python" "$@" || rc=$?
+unset LD_PRELOAD
+cat report.* 2>/dev/null || true
+exit "$rc"

@@ -38,7 +38,7 @@ has_library() {
 has_vulkan_driver() {
     [ -n "${VK_DRIVER_FILES:-}${VK_ICD_FILENAMES:-}" ] && return 0
     local dir data=${XDG_DATA_DIRS:-/usr/local/share:/usr/share}
-    for dir in /etc ${data//:/ } "${XDG_DATA_HOME:-$HOME/.local/share}" "${XDG_CONFIG_HOME:-$HOME/.config}"; do
+    for dir in /etc ${data//:/ } "${XDG_DATA_HOME:-${HOME:-}/.local/share}" "${XDG_CONFIG_HOME:-${HOME:-}/.config}"; do
         compgen -G "$dir/vulkan/icd.d/*.json" >/dev/null && return 0
     done
     return 1
@@ -112,7 +112,8 @@ pip=("$venv/bin/python" -m pip install -q)
 # Not isolated, so that a later build finds the compilers here instead of fetching them again. Of the
 # shader compiler's wheel only one library is used, so what the wheel asks for is not needed.
 say "installing the build tools"
-mapfile -t build_tools < <("$venv/bin/python" tools/build_backend.py)
+requirements=$("$venv/bin/python" tools/build_requires.py)
+mapfile -t build_tools <<<"$requirements"
 "${pip[@]}" --no-deps "${build_tools[@]}"
 case "${build_tools[*]}" in
 *slangpy*) ;;

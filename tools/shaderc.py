@@ -162,7 +162,7 @@ def find_compiler() -> Compiler:
         return ProgramCompiler(program)
     raise ShaderError(
         "no shader compiler: install the Python package slangpy (its version is in "
-        "tools/build_backend.py) or the system's glslang-tools"
+        "tools/build_requires.py) or the system's glslang-tools"
     )
 
 

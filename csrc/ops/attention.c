@@ -66,14 +66,16 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
     plan.team = max_u32(plan.team, 4);
     /* Registers: a lane holds q and O of tile heads, 8 elements a unit. */
     uint32_t units = mrl_div_up(kv->dim / 8, plan.team);
-    plan.tile = software ? 1 : min_u32(ratio, max_u32(1, (kv->dim > 128 || units > 2 ? 2 : 4) / (units > 4 ? 2 : 1)));
-    plan.blocks = mrl_div_up(ratio, GROUP_MAX);
+    plan.tile = min_u32(ratio, max_u32(1, (kv->dim > 128 || units > 2 ? 2 : 4) / (units > 4 ? 2 : 1)));
+    /* On a CPU one subgroup a workgroup and one head: there is nothing to hide, small code compiles sooner, and
+     * lavapipe (Mesa 22.3.6) leaves loops under a condition early when a workgroup has several subgroups. */
+    plan.blocks = software ? ratio : mrl_div_up(ratio, GROUP_MAX);
     for (;; plan.blocks++) {
         plan.group = mrl_div_up(ratio, plan.blocks);
         uint32_t tile = mrl_div_up(plan.group, mrl_div_up(plan.group, plan.tile));
         uint32_t tiles = mrl_div_up(plan.group, tile);
         /* Every tile of heads needs a subgroup. A GPU gets 8 subgroups to have enough loads in flight. */
-        plan.lanes = software ? most * tiles : min_u32(max_u32(8 * least, most), info->max_workgroup);
+        plan.lanes = software ? most : min_u32(max_u32(8 * least, most), info->max_workgroup);
         plan.subgroups = plan.lanes / least;
         plan.work = max_u32(max_u32(plan.group * kv->dim, plan.subgroups * tile * kv->dim), 4 * plan.lanes);
         if ((plan.lanes / most >= tiles && plan.work <= SHARED_MAX / sizeof(float)) || plan.group == 1) {

@@ -74,7 +74,7 @@ static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning
         rows = 1;
     /* A CPU has no latency to hide and pays for every staging of x: many rows an owner. */
     if (software)
-        rows = m == 1 ? 8 : m <= 4 ? 4 : 2;
+        rows = w->n < 256 || m > 4 ? 2 : m == 1 ? 8 : 4;
     if (asked->tune[0])
         rows = asked->tune[0];
     /* Split a row over subgroups until a lane has at most 4 units of it. */

@@ -197,15 +197,17 @@ int mrl_py_float(PyObject *obj, const char *name, double min, double max, double
 int mrl_py_dtype(PyObject *obj, const char *name, mrl_dtype fallback, mrl_dtype *out)
 {
     const char *text;
+    Py_ssize_t length;
 
     *out = fallback;
     if (obj == NULL || obj == Py_None)
         return 0;
     if (!PyUnicode_Check(obj))
         return mrl_py_wrong_type(name, "a dtype name such as 'f16'", obj);
-    if ((text = PyUnicode_AsUTF8AndSize(obj, NULL)) == NULL)
+    if ((text = PyUnicode_AsUTF8AndSize(obj, &length)) == NULL)
         return -1;
-    if ((*out = mrl_dtype_parse(text)) == MRL_DTYPE_COUNT) {
+    *out = mrl_dtype_parse(text);
+    if (*out == MRL_DTYPE_COUNT || (size_t)length != strlen(text)) {
 #define X(dtype, bytes, format, kind) " " #dtype
         PyErr_Format(PyExc_ValueError, "%s must be one of" MRL_DTYPES(X) ", got %R", name, obj);
 #undef X

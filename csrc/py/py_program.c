@@ -102,7 +102,7 @@ static PyObject *Program_replay(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
     static const char *const keywords[] = {"wait", NULL};
     mrl_py_program_object *self = (mrl_py_program_object *)obj;
-    mrl_program *program;
+    mrl_program *program = NULL;
     mrl_error err;
     mrl_status rc;
     uint64_t value = 0;
@@ -125,7 +125,7 @@ static PyObject *Program_get_stats(PyObject *obj, void *unused)
 {
     mrl_py_program_object *self = (mrl_py_program_object *)obj;
     mrl_program_stats stats;
-    mrl_program *program;
+    mrl_program *program = NULL;
 
     (void)unused;
     if (mrl_py_program(self->state, obj, "stats", &program) < 0)

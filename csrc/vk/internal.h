@@ -70,9 +70,9 @@ typedef struct mrl_node {
     double flops;
 } mrl_node;
 
-typedef struct mrl_span { /* a range by device address; buffer for copies and pinning */
+typedef struct mrl_span { /* a range by device address; its buffer may be released before it is emitted */
     uint64_t begin, end;
-    mrl_buffer *buffer;
+    mrl_slab *slab;
 } mrl_span;
 
 typedef struct mrl_recorder {

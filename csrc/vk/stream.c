@@ -50,7 +50,7 @@ static mrl_span span_of(const mrl_range *range)
     if (range->buffer == NULL || range->bytes == 0)
         return (mrl_span){0};
     uint64_t begin = mrl_buffer_address(range->buffer) + range->offset;
-    return (mrl_span){begin, begin + range->bytes, range->buffer};
+    return (mrl_span){begin, begin + range->bytes, range->buffer->slab};
 }
 
 static bool overlaps(const mrl_span *spans, size_t count, mrl_span with)
@@ -182,14 +182,14 @@ static void emit_node(mrl_device *dev, const mrl_recorder *recorder, const mrl_n
         dev->vk.vkCmdDispatch(commands, node->groups[0], node->groups[1], node->groups[2]);
         break;
     case MRL_NODE_COPY:
-        dev->vk.vkCmdCopyBuffer(commands, spans->buffer->slab->buffer, target->buffer->slab->buffer, 1,
-                                &(VkBufferCopy){spans->begin - spans->buffer->slab->address,
-                                                target->begin - target->buffer->slab->address,
+        dev->vk.vkCmdCopyBuffer(commands, spans->slab->buffer, target->slab->buffer, 1,
+                                &(VkBufferCopy){spans->begin - spans->slab->address,
+                                                target->begin - target->slab->address,
                                                 target->end - target->begin});
         break;
     case MRL_NODE_FILL:
-        dev->vk.vkCmdFillBuffer(commands, target->buffer->slab->buffer,
-                                target->begin - target->buffer->slab->address, target->end - target->begin,
+        dev->vk.vkCmdFillBuffer(commands, target->slab->buffer,
+                                target->begin - target->slab->address, target->end - target->begin,
                                 node->fill_word);
         break;
     }

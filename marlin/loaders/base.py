@@ -1,7 +1,7 @@
 """What every loader returns, and the guarded ways to touch the files of a model folder.
 
-Checkpoints are untrusted: names are checked against the folder, JSON has limits, and whatever is wrong
-becomes a ModelFormatError that names the file and the key.
+Checkpoints are untrusted: names are checked against the folder, JSON has limits, and whatever is
+wrong becomes a ModelFormatError that names the file and the key.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 
 from marlin.errors import ModelFormatError
 
-READ_LIMIT: Final = 1 << 28  # bytes that Checkpoint.read accepts: weights go through C, not through here
+READ_LIMIT: Final = (
+    1 << 28
+)  # bytes that Checkpoint.read accepts: weights go through C, not through here
 JSON_DEPTH: Final = 64
 JSON_BYTES: Final = 32 << 20
-JSON_VALUES: Final = 4 << 20  # separators in a JSON text: bounds the memory that parsing it can take
+JSON_VALUES: Final = (
+    4 << 20
+)  # separators in a JSON text: bounds the memory that parsing it can take
 
 # dtype name -> (bits of an element, NumPy dtype of what read() returns, or the ml_dtypes name)
 DTYPES: Final[dict[str, tuple[int, str]]] = {
@@ -59,7 +63,8 @@ def show(value: object, limit: int = 80) -> str:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: `nbytes` bytes at `offset` of the file `path`, all checked against the file.
+    """Where a tensor lies: `nbytes` bytes at `offset` of the file `path`, all checked against the
+    file.
 
     dtype is a key of DTYPES; shape is row-major.
     """
@@ -72,14 +77,17 @@ class TensorInfo:
     nbytes: int
 
     def read(self) -> NDArray[Any]:
-        """The tensor as an array (bf16 and fp8 as ml_dtypes). For small ones: ValueError over READ_LIMIT."""
+        """The tensor as an array (bf16 and fp8 as ml_dtypes). For small ones: ValueError over
+        READ_LIMIT."""
         if self.nbytes > READ_LIMIT:
             raise ValueError(f"{self.name}: {self.nbytes} bytes are too many to read into an array")
         with open_file(self.path) as file:
             file.seek(self.offset)
             data = file.read(self.nbytes)
         if len(data) != self.nbytes:
-            raise ModelFormatError(f"{self.path.name}: cut short while tensor {show(self.name)} was read")
+            raise ModelFormatError(
+                f"{self.path.name}: cut short while tensor {show(self.name)} was read"
+            )
         return np.frombuffer(bytearray(data), numpy_dtype(self.dtype)).reshape(self.shape)
 
 
@@ -87,7 +95,7 @@ class TensorInfo:
 class QuantizedTensor:
     """The weight (n, k) of a linear layer in one of Marlin's formats, as planes that lie in files.
 
-    weight   rows of k * bits / 8 bytes, element j of a row in bits j * bits .. of the little-endian row;
+    weight   rows of k * bits / 8 bytes, little-endian, element j in bits j * bits and up;
              int8 is "i8" (signed) or "i32" words of biased bytes, like int4
     scale    (n, groups), or fewer elements that apply to all rows: `read_scale` spreads them
     zero     zero points as stored, `read_zero` gives them as (n, groups) uint8
@@ -127,13 +135,17 @@ class QuantizedTensor:
         return scale.reshape(self.shape[0], self.groups)
 
     def read_zero(self) -> NDArray[np.uint8] | None:
-        """Zero points (n, groups) as uint8, biased like the codes (8 or 128 is the middle); None if symmetric."""
+        """Zero points (n, groups) as uint8, biased like the codes (8 or 128 is the middle); None if
+        symmetric."""
         if self.zero is None:
             return None
         stored = self.zero.read()
         if stored.dtype == np.int8:
-            return (stored.astype(np.int16) + 128).astype(np.uint8).reshape(self.shape[0], self.groups)
-        # (ceil(n * bits / 32), groups) words: the rows of a group lie in consecutive bits of a column.
+            return (
+                (stored.astype(np.int16) + 128).astype(np.uint8).reshape(self.shape[0], self.groups)
+            )
+        # (ceil(n * bits / 32), groups) words: the rows of a group lie in consecutive bits of a
+        # column.
         columns = np.ascontiguousarray(stored.view(np.uint32).T)
         return np.ascontiguousarray(unpack_words(columns, self.bits)[:, : self.shape[0]].T)
 
@@ -162,8 +174,11 @@ class QuantizedTensor:
         else:
             import ml_dtypes
 
-            number = {"fp8_e4m3": ml_dtypes.float8_e4m3fn, "fp8_e5m2": ml_dtypes.float8_e5m2,
-                      "fp4_e2m1": ml_dtypes.float4_e2m1fn}[self.format]
+            number = {
+                "fp8_e4m3": ml_dtypes.float8_e4m3fn,
+                "fp8_e5m2": ml_dtypes.float8_e5m2,
+                "fp4_e2m1": ml_dtypes.float4_e2m1fn,
+            }[self.format]
             table = np.arange(1 << self.bits, dtype=np.uint8).view(number).astype(np.float32)
             values = table[codes]
         return (values * self._spread(scale)).reshape(n, k)
@@ -173,7 +188,8 @@ class QuantizedTensor:
 
 
 def unpack_words(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
-    """(rows, words) uint32 -> (rows, words * 32 / bits) codes; code j lies at bit j * bits % 32. bits 4 or 8."""
+    """(rows, words) uint32 -> (rows, words * 32 / bits) codes; code j lies at bit j * bits % 32.
+    bits 4 or 8."""
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     codes = (words[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)
     return codes.astype(np.uint8).reshape(len(words), -1)
@@ -184,7 +200,7 @@ class Checkpoint:
     """An opened model: every tensor by name, with nothing read but headers.
 
     tensors     what lies in the files, planes of quantized weights included
-    quantized   weights in quantized form, by the name of their module ("model.layers.0.mlp.up_proj")
+    quantized   quantized weights, by the name of their module ("model.layers.0.mlp.up_proj")
     config      config.json ({} if the folder has none); generation_config likewise
     """
 
@@ -207,7 +223,8 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def tensor(self, name: str) -> TensorInfo:
-        """The tensor of that name. Raises ModelFormatError, naming the nearest ones, if there is none."""
+        """The tensor of that name. Raises ModelFormatError, naming the nearest ones, if there is
+        none."""
         if name not in self.tensors:
             self._missing(name)
         return self.tensors[name]
@@ -225,7 +242,9 @@ class Checkpoint:
 
         close = difflib.get_close_matches(name, list(self.tensors)[:20000], n=2, cutoff=0.8)
         hint = f" (it has {' and '.join(map(show, close))})" if close else ""
-        raise ModelFormatError(f"{self.folder.name}: the checkpoint has no tensor {show(name)}{hint}")
+        raise ModelFormatError(
+            f"{self.folder.name}: the checkpoint has no tensor {show(name)}{hint}"
+        )
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
@@ -246,11 +265,14 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 def inside(folder: Path, name: str) -> Path:
     """The file `name` of a model folder, resolved.
 
-    Raises ModelFormatError for a name with a folder in it, for a link that leaves the model, for what is no
-    regular file. Links into `blobs` beside `snapshots` are how the Hugging Face cache stores files: allowed.
+    Raises ModelFormatError for a name with a folder in it, for a link that leaves the model, for
+    what is no regular file. Links into `blobs` beside `snapshots` are how the Hugging Face cache
+    stores files: allowed.
     """
     if not name or name in (".", "..") or len(name) > 255 or any(c in name for c in "/\\:\0"):
-        raise ModelFormatError(f"{folder.name}: {show(name)} is not the plain name of a file in the model's folder")
+        raise ModelFormatError(
+            f"{folder.name}: {show(name)} is not the plain name of a file in the model's folder"
+        )
     path = folder / name
     try:
         root = folder.resolve()
@@ -259,12 +281,16 @@ def inside(folder: Path, name: str) -> Path:
     except FileNotFoundError:
         raise ModelFormatError(f"{folder.name}: file {show(name)} is missing") from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelFormatError(f"{folder.name}: file {show(name)} cannot be opened: {error}") from None
+        raise ModelFormatError(
+            f"{folder.name}: file {show(name)} cannot be opened: {error}"
+        ) from None
     roots = [root]
     if root.parent.name == "snapshots":
         roots.append(root.parent.parent / "blobs")
     if real.parent not in roots:
-        raise ModelFormatError(f"{folder.name}: file {show(name)} is a link that leaves the model's folder")
+        raise ModelFormatError(
+            f"{folder.name}: file {show(name)} is a link that leaves the model's folder"
+        )
     if not stat.S_ISREG(mode):
         raise ModelFormatError(f"{folder.name}: {show(name)} is not a regular file")
     return real
@@ -289,8 +315,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return data
 
 
-def read_json(folder: Path, name: str, *, optional: bool = False, limit: int = JSON_BYTES) -> dict[str, Any]:
-    """A JSON object from a file of the model's folder; {} if `optional` and the file does not exist."""
+def read_json(
+    folder: Path, name: str, *, optional: bool = False, limit: int = JSON_BYTES
+) -> dict[str, Any]:
+    """A JSON object from a file of the model's folder; {} if `optional` and the file does not
+    exist."""
     if optional and not (folder / name).exists():
         return {}
     return parse_json(read_bytes(inside(folder, name), limit), name)
@@ -299,7 +328,8 @@ def read_json(folder: Path, name: str, *, optional: bool = False, limit: int = J
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
     """Strict JSON: an object, UTF-8, no duplicate keys, no NaN, bounded depth and size.
 
-    `where` begins the error texts. Python's own parser takes the last of two equal keys, NaN and any depth.
+    `where` begins the error texts. Python's own parser takes the last of two equal keys, NaN and
+    any depth.
     """
     if sum(data.count(mark) for mark in b",:[{") > JSON_VALUES:
         raise ModelFormatError(f"{where}: more than {JSON_VALUES} values")

@@ -1,21 +1,23 @@
-"""compressed-tensors: quantized weights in safetensors, described by quantization_config of config.json.
+"""compressed-tensors: quantized weights in safetensors, described by quantization_config of
+config.json.
 
 What lies in the files for a linear layer X of n rows and k columns (little-endian, row-major):
 
-  format                 weight                                scale               zero point
-  pack-quantized         X.weight_packed I32 (n, k*bits/32),   X.weight_scale      X.weight_zero_point I32
-    int4, int8           codes biased by 2^(bits-1), the       (n, k/group)        (ceil(n*bits/32), k/group),
-                         first in the lowest bits;             float               biased, packed along rows
-                         X.weight_shape = [n, k]
-  int-quantized          X.weight I8 (n, k), signed            (n, 1) or (1)       I8 (n, 1)
-  float-quantized        X.weight F8_E4M3 (n, k)               (n, 1) or (1)       -
-  nvfp4-pack-quantized   X.weight_packed U8 (n, k/2),          F8_E4M3 (n, k/16),  -
-                         two e2m1, the first in the low half   and X.weight_global_scale F32 (1), a divisor
-  mxfp4-pack-quantized   the same                              U8 = e8m0 (n, k/32) -
+  format                weight                             scale              zero point
+  pack-quantized        X.weight_packed I32 (n, k*bits/32) X.weight_scale     X.weight_zero_point
+    int4, int8          codes biased by 2^(bits-1), the    (n, k/group)       I32 (n*bits/32, k/g),
+                        first in the lowest bits;          float              biased, packed along
+                        X.weight_shape = [n, k]                               rows, n rounded up
+  int-quantized         X.weight I8 (n, k), signed         (n, 1) or (1)      I8 (n, 1)
+  float-quantized       X.weight F8_E4M3 (n, k)            (n, 1) or (1)      -
+  nvfp4-pack-quantized  X.weight_packed U8 (n, k/2),       F8_E4M3 (n, k/16)  -
+                        two e2m1, the first in the low     and a divisor of it:
+                        half                               X.weight_global_scale F32 (1)
+  mxfp4-pack-quantized  the same                           U8, e8m0 (n, k/32) -
 
-w = (code - zero point) * scale. Source: vllm-project/compressed-tensors, src/compressed_tensors/compressors
-and quantization/quant_args.py. Quantized activations and caches that a config asks for are not applied:
-the weights are what they are without them.
+w = (code - zero point) * scale. Source: vllm-project/compressed-tensors,
+src/compressed_tensors/compressors and quantization/quant_args.py. Quantized activations and caches
+that a config asks for are not applied: the weights are what they are without them.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from numpy.typing import NDArray
 
 from marlin.errors import ModelFormatError, UnsupportedModelError
 from marlin.loaders import safetensors
-from marlin.loaders.base import Checkpoint, QuantizedTensor, TensorInfo, show
+from marlin.loaders.base import Checkpoint, QuantizedTensor, TensorInfo, read_json, show
 
 GROUPS: Final = (16, 32, 64, 128, 256)
 WHERE: Final = "config.json: quantization_config"
@@ -42,7 +44,8 @@ WHERE: Final = "config.json: quantization_config"
 
 @dataclass(frozen=True)
 class Layout:
-    """One format name: the weight's type and bits, the strategies allowed, and the stored dtypes."""
+    """One format name: the weight's type and bits, the strategies allowed, and the stored
+    dtypes."""
 
     type: str
     bits: tuple[int, ...]
@@ -57,8 +60,12 @@ LAYOUTS: Final[dict[str, Layout]] = {
     "pack-quantized": Layout("int", (4, 8), ("group", "channel", "tensor"), "weight_packed", "i32"),
     "int-quantized": Layout("int", (8,), ("channel", "tensor", "group"), "weight", "i8"),
     "float-quantized": Layout("float", (8,), ("tensor", "channel", "group"), "weight", "e4m3"),
-    "nvfp4-pack-quantized": Layout("float", (4,), ("tensor_group",), "weight_packed", "u8", ("e4m3",), 16),
-    "mxfp4-pack-quantized": Layout("float", (4,), ("group",), "weight_packed", "u8", ("u8", "e8m0"), 32),
+    "nvfp4-pack-quantized": Layout(
+        "float", (4,), ("tensor_group",), "weight_packed", "u8", ("e4m3",), 16
+    ),
+    "mxfp4-pack-quantized": Layout(
+        "float", (4,), ("group",), "weight_packed", "u8", ("u8", "e8m0"), 32
+    ),
 }
 
 
@@ -79,14 +86,15 @@ def sniff(path: Path) -> bool:
     """A folder with safetensors weights whose config.json names compressed-tensors."""
     if not path.is_dir() or not safetensors.has_weights(path):
         return False
-    config = safetensors.read_json(path, "config.json", optional=True)
+    config = read_json(path, "config.json", optional=True)
     return safetensors.quantization(config).get("quant_method") == "compressed-tensors"
 
 
-def open(path: Path) -> Checkpoint:  # noqa: A001 - every loader has sniff and open
+def open(path: Path) -> Checkpoint:
     """The checkpoint of a folder, its quantized modules in `quantized`.
 
-    Raises ModelFormatError naming the tensor or key, UnsupportedModelError for formats Marlin lacks.
+    Raises ModelFormatError naming the tensor or key, UnsupportedModelError for formats Marlin
+    lacks.
     """
     plain = safetensors.open(path)
     schemes = read_schemes(safetensors.quantization(plain.config))
@@ -97,19 +105,28 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - every loader has sniff and o
 
 
 def read_schemes(section: Mapping[str, Any]) -> list[Scheme]:
-    """The config groups with quantized weights. Raises ModelFormatError or UnsupportedModelError."""
+    """The config groups with quantized weights. Raises ModelFormatError or
+    UnsupportedModelError."""
     for key in ("sparsity_config", "transform_config"):
         value = section.get(key)
-        dense = isinstance(value, dict) and value.get("format", "dense") == "dense" and key == "sparsity_config"
+        dense = (
+            isinstance(value, dict)
+            and value.get("format", "dense") == "dense"
+            and key == "sparsity_config"
+        )
         if value and not dense:
             raise UnsupportedModelError(f"{WHERE}: {key} is not supported, got {show(value)}")
     groups = section.get("config_groups")
     if not isinstance(groups, dict) or not groups:
-        raise ModelFormatError(f"{WHERE}: config_groups must be a non-empty object, got {show(groups)}")
+        raise ModelFormatError(
+            f"{WHERE}: config_groups must be a non-empty object, got {show(groups)}"
+        )
     schemes = []
     for name, group in groups.items():
         if not isinstance(group, dict):
-            raise ModelFormatError(f"{WHERE}: config_groups {show(name)} must be an object, got {show(group)}")
+            raise ModelFormatError(
+                f"{WHERE}: config_groups {show(name)} must be an object, got {show(group)}"
+            )
         if group.get("weights") is not None:
             schemes.append(_read_scheme(name, group, section))
     return schemes
@@ -121,23 +138,33 @@ def _read_scheme(name: str, group: Mapping[str, Any], section: Mapping[str, Any]
     if not isinstance(weights, dict):
         raise ModelFormatError(f"{where}: weights must be an object, got {show(weights)}")
     targets = group.get("targets")
-    if not isinstance(targets, list) or not targets or not all(isinstance(item, str) for item in targets):
+    if (
+        not isinstance(targets, list)
+        or not targets
+        or not all(isinstance(item, str) for item in targets)
+    ):
         raise ModelFormatError(f"{where}: targets must be a list of strings, got {show(targets)}")
     kind = weights.get("type", "int")
     stored = group.get("format") or section.get("format")
     if stored == "naive-quantized":
         stored = "float-quantized" if kind == "float" else "int-quantized"
     if not isinstance(stored, str) or stored not in LAYOUTS:
-        raise UnsupportedModelError(f"{where}: format {show(stored)} is not supported; known are {', '.join(LAYOUTS)}")
+        raise UnsupportedModelError(
+            f"{where}: format {show(stored)} is not supported; known are {', '.join(LAYOUTS)}"
+        )
     layout = LAYOUTS[stored]
     bits = weights.get("num_bits", 8)
     if kind != layout.type or type(bits) is not int or bits not in layout.bits:
         raise UnsupportedModelError(
-            f"{where}: {stored} holds {layout.type} weights of {' or '.join(map(str, layout.bits))} bits, "
+            f"{where}: {stored} holds {layout.type} weights of "
+            f"{' or '.join(map(str, layout.bits))} bits, "
+            ""
             f"got type {show(kind)} and num_bits {show(bits)}"
         )
     if weights.get("actorder") in (True, "group", "dynamic"):
-        raise UnsupportedModelError(f"{where}: actorder {show(weights['actorder'])} (permuted columns) is not supported")
+        raise UnsupportedModelError(
+            f"{where}: actorder {show(weights['actorder'])} (permuted columns) is not supported"
+        )
     symmetric = weights.get("symmetric", True)
     if type(symmetric) is not bool:
         raise ModelFormatError(f"{where}: symmetric must be true or false, got {show(symmetric)}")
@@ -157,24 +184,29 @@ def _group_size(weights: Mapping[str, Any], layout: Layout, where: str) -> int:
         strategy = "tensor" if size is None else "channel" if size == -1 else "group"
     if strategy not in layout.strategies:
         raise UnsupportedModelError(
-            f"{where}: strategy {show(strategy)} is not supported; known are {', '.join(layout.strategies)}"
+            f"{where}: strategy {show(strategy)} is not supported; known are "
+            f"{', '.join(layout.strategies)}"
         )
     if strategy in ("channel", "tensor"):
         return 0
     allowed = GROUPS if layout.group is None else (layout.group,)
-    if size not in allowed:
+    if size is None or size not in allowed:
         raise UnsupportedModelError(
-            f"{where}: group_size {show(size)} is not supported; known are {', '.join(map(str, allowed))}"
+            f"{where}: group_size {show(size)} is not supported; known are "
+            f"{', '.join(map(str, allowed))}"
         )
-    return int(size)
+    return size
 
 
 def _quantized_modules(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """Modules with a weight in codes: by their scale, or by a weight that cannot be anything else."""
+    """Modules with a weight in codes: by their scale, or by a weight that cannot be anything
+    else."""
     modules = set()
     for name, info in tensors.items():
         module, _, leaf = name.rpartition(".")
-        if leaf in ("weight_packed", "weight_scale") or (leaf == "weight" and info.dtype in ("i8", "e4m3", "e5m2")):
+        if leaf in ("weight_packed", "weight_scale") or (
+            leaf == "weight" and info.dtype in ("i8", "e4m3", "e5m2")
+        ):
             modules.add(module)
     return sorted(modules)
 
@@ -198,8 +230,9 @@ def _scheme_of(module: str, schemes: Sequence[Scheme]) -> Scheme:
 def matches(pattern: str, name: str) -> bool:
     """re.match(pattern, name) for patterns whose stars are all `.*` outside brackets.
 
-    Patterns come from strangers, and Python's engine can be kept busy for years by one; the pieces between
-    the `.*` are searched one after the other, which takes no time. Others raise UnsupportedModelError.
+    Patterns come from strangers, and Python's engine can be kept busy for years by one; the pieces
+    between the `.*` are searched one after the other, which takes no time. Others raise
+    UnsupportedModelError.
     """
     pieces = pattern.split(".*")
     at = 0
@@ -213,21 +246,27 @@ def matches(pattern: str, name: str) -> bool:
                 return False
             at = found.end()
     except (re.error, RecursionError, OverflowError) as error:
-        raise UnsupportedModelError(f"{WHERE}: target {show('re:' + pattern)} is not supported: {error}") from None
+        raise UnsupportedModelError(
+            f"{WHERE}: target {show('re:' + pattern)} is not supported: {error}"
+        ) from None
     return True
 
 
 def _module(module: str, scheme: Scheme, tensors: Mapping[str, TensorInfo]) -> QuantizedTensor:
     layout = scheme.layout
     if module + ".weight_g_idx" in tensors:
-        raise UnsupportedModelError(f"{show(module)}: permuted columns (weight_g_idx) are not supported")
+        raise UnsupportedModelError(
+            f"{show(module)}: permuted columns (weight_g_idx) are not supported"
+        )
     weight = _part(module, layout.weight, (layout.dtype,), tensors)
     n, k = shape = _matrix_shape(module, scheme, weight, tensors)
     groups = -(-k // scheme.group) if scheme.group else 1
     scale = _part(module, "weight_scale", layout.scales, tensors)
     whole = [(), (1,), (1, 1)] if not scheme.group else []
     if scale.shape not in [(n, groups), *whole] and not (groups == 1 and scale.shape == (n,)):
-        raise ModelFormatError(f"tensor {show(scale.name)}: shape must be {[n, groups]}, got {list(scale.shape)}")
+        raise ModelFormatError(
+            f"tensor {show(scale.name)}: shape must be {[n, groups]}, got {list(scale.shape)}"
+        )
     if layout.scales == ("u8", "e8m0"):
         scale = dataclasses.replace(scale, dtype="e8m0")
     return QuantizedTensor(
@@ -237,13 +276,17 @@ def _module(module: str, scheme: Scheme, tensors: Mapping[str, TensorInfo]) -> Q
     )  # fmt: skip
 
 
-def _part(module: str, leaf: str, dtypes: Sequence[str], tensors: Mapping[str, TensorInfo]) -> TensorInfo:
+def _part(
+    module: str, leaf: str, dtypes: Sequence[str], tensors: Mapping[str, TensorInfo]
+) -> TensorInfo:
     name = f"{module}.{leaf}"
     if name not in tensors:
         raise ModelFormatError(f"tensor {show(name)} is missing")
     info = tensors[name]
     if info.dtype not in dtypes:
-        raise ModelFormatError(f"tensor {show(name)}: dtype must be {' or '.join(dtypes)}, got {info.dtype}")
+        raise ModelFormatError(
+            f"tensor {show(name)}: dtype must be {' or '.join(dtypes)}, got {info.dtype}"
+        )
     return info
 
 
@@ -251,7 +294,9 @@ def _matrix_shape(
     module: str, scheme: Scheme, weight: TensorInfo, tensors: Mapping[str, TensorInfo]
 ) -> tuple[int, int]:
     if len(weight.shape) != 2 or 0 in weight.shape:
-        raise ModelFormatError(f"tensor {show(weight.name)}: shape must be (n, k), got {list(weight.shape)}")
+        raise ModelFormatError(
+            f"tensor {show(weight.name)}: shape must be (n, k), got {list(weight.shape)}"
+        )
     n, width = weight.shape
     if scheme.layout.dtype == "u8":
         return n, width * 2
@@ -259,15 +304,21 @@ def _matrix_shape(
         return n, width
     named = _part(module, "weight_shape", ("i64", "i32"), tensors)
     if named.shape != (2,):
-        raise ModelFormatError(f"tensor {show(named.name)}: shape must be [2], got {list(named.shape)}")
+        raise ModelFormatError(
+            f"tensor {show(named.name)}: shape must be [2], got {list(named.shape)}"
+        )
     rows, k = map(int, named.read())
     if rows != n or k < 1 or -(-k * scheme.bits // 32) != width:
         raise ModelFormatError(
-            f"tensor {show(named.name)}: says {[rows, k]}, but {show(weight.name)} is {list(weight.shape)} "
+            f"tensor {show(named.name)}: says {[rows, k]}, but {show(weight.name)} is "
+            f"{list(weight.shape)} "
+            ""
             f"words of {scheme.bits}-bit codes"
         )
     if k * scheme.bits % 32:
-        raise UnsupportedModelError(f"tensor {show(weight.name)}: rows of {k} weights end inside a word")
+        raise UnsupportedModelError(
+            f"tensor {show(weight.name)}: rows of {k} weights end inside a word"
+        )
     return n, k
 
 
@@ -282,32 +333,41 @@ def _zero_point(
     elif groups == 1:
         shapes.append((n,))
     if info.shape not in shapes:
-        raise ModelFormatError(f"tensor {show(info.name)}: shape must be {list(shapes[0])}, got {list(info.shape)}")
+        raise ModelFormatError(
+            f"tensor {show(info.name)}: shape must be {list(shapes[0])}, got {list(info.shape)}"
+        )
     return info
 
 
 def _global_scale(module: str, tensors: Mapping[str, TensorInfo]) -> float:
     info = _part(module, "weight_global_scale", ("f32",), tensors)
     if info.shape not in ((), (1,)):
-        raise ModelFormatError(f"tensor {show(info.name)}: shape must be [1], got {list(info.shape)}")
+        raise ModelFormatError(
+            f"tensor {show(info.name)}: shape must be [1], got {list(info.shape)}"
+        )
     divisor = float(info.read().reshape(()))
     if not 2.0**-100 < divisor < 2.0**100:
-        raise ModelFormatError(f"tensor {show(info.name)}: must be a positive number, got {divisor}")
+        raise ModelFormatError(
+            f"tensor {show(info.name)}: must be a positive number, got {divisor}"
+        )
     return 1.0 / divisor
 
 
-# Writing -----------------------------------------------------------------------------------------------
+# Writing ------------------------------------------------------------------------------
 
 
 def save_quantized(
     folder_in: Path, folder_out: Path, format: str, *, group: int | None = None, zero: bool = False,
     scale: str = "f16", ignore: Sequence[str] = ("model.embed_tokens",),
 ) -> None:  # fmt: skip
-    """Quantize the linear layers of a checkpoint by rounding to nearest and write it as compressed-tensors.
+    """Quantize the linear layers of a checkpoint by rounding to nearest and write it as
+    compressed-tensors.
 
     format  int8, int4, fp8_e4m3, or fp4_e2m1 with scale "e8m0" (MX) or "e4m3" (NV)
-    group   weights a scale, 0 = per channel, None = the format's default; ignore: modules left as they are
-    The config and tokenizer files are copied along. Raises ValueError for what the files cannot express.
+    group   weights a scale, 0 = per channel, None = the format's default
+    ignore  modules that are left as they are
+    The config and tokenizer files are copied along. Raises ValueError for what the files cannot
+    express.
     """
     source = safetensors.open(folder_in)
     config = dict(source.config)
@@ -319,7 +379,9 @@ def save_quantized(
         array = source.read(name)
         module = name.removesuffix(".weight")
         if array.ndim == 2 and module != name and module not in ignore:
-            planes, scheme = pack_module(array.astype(np.float32), format, group=group, zero=zero, scale=scale)
+            planes, scheme = pack_module(
+                array.astype(np.float32), format, group=group, zero=zero, scale=scale
+            )
             tensors |= {f"{module}.{leaf}": plane for leaf, plane in planes.items()}
         else:
             tensors[name] = array
@@ -330,7 +392,8 @@ def save_quantized(
         "quantization_status": "compressed",
         "config_groups": {
             "group_0": {
-                "targets": ["Linear"], "weights": scheme, "input_activations": None, "output_activations": None,
+                "targets": ["Linear"], "weights": scheme,
+                "input_activations": None, "output_activations": None,
             }
         },
         "ignore": [module for module in ignore if not module.endswith("embed_tokens")],
@@ -352,9 +415,15 @@ COPIED: Final = (
 
 
 def pack_module(
-    weights: NDArray[np.float32], format: str, *, group: int | None = None, zero: bool = False, scale: str = "f16"
+    weights: NDArray[np.float32],
+    format: str,
+    *,
+    group: int | None = None,
+    zero: bool = False,
+    scale: str = "f16",
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """One matrix as the tensors of its module, and the `weights` entry of a config group with "format" added."""
+    """One matrix as the tensors of its module, and the `weights` entry of a config group with
+    "format" added."""
     import ml_dtypes
 
     from marlin import formats
@@ -368,7 +437,8 @@ def pack_module(
     codes = np.ascontiguousarray(packed.quant[:, : k * bits // 8])
     planes: dict[str, NDArray[Any]] = {"weight_scale": packed.scale}
     scheme: dict[str, Any] = {
-        "num_bits": bits, "type": "int" if format in ("int4", "int8") else "float", "symmetric": not zero,
+        "num_bits": bits, "type": "int" if format in ("int4", "int8") else "float",
+        "symmetric": not zero,
         "strategy": "group" if packed.group else "channel", "group_size": packed.group or None,
         "dynamic": False, "actorder": None, "observer": "minmax", "observer_kwargs": {},
     }  # fmt: skip
@@ -391,7 +461,9 @@ def pack_module(
             planes["weight_scale"] = packed.scale.view(ml_dtypes.float8_e4m3fn)
             planes["weight_global_scale"] = np.array([1.0 / packed.global_scale], np.float32)
     else:
-        raise ValueError(f"compressed-tensors has no form for {format} with {packed.scale_type} scales")
+        raise ValueError(
+            f"compressed-tensors has no form for {format} with {packed.scale_type} scales"
+        )
     return planes, scheme | {"format": stored}
 
 

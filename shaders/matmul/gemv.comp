@@ -9,6 +9,7 @@
 // unit u at xs[c * units + u], so that neighbouring lanes read neighbouring 16 bytes.
 // 4-bit formats multiply in f16 and add at most 8 products a half before going to f32; x is staged times 2^-7,
 // which keeps such a sum in range for every finite f16 x. Wider formats convert and add in f32.
+// Loops before a barrier run equally often in all threads: llvmpipe of Mesa 22.3 loses subgroups otherwise.
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint ROWS = 1;       // even for gated activations
 layout(constant_id = 2) const uint SPLIT = 1;
@@ -56,17 +57,23 @@ void norm_factors(inout float factor[M])
     [[unroll]] for (uint m = 0; m < M; m++)
         sum[m] = 0.0;
     if ((p.k & 3) == 0) {
-        for (uint i = gl_LocalInvocationIndex * 4; i < p.k; i += gl_WorkGroupSize.x * 4)
-            [[unroll]] for (uint m = 0; m < M; m++) {
-                vec4 v = load_act4(p.x, m * p.k + i, X_TYPE);
-                sum[m] += dot(v, v);
-            }
+        for (uint base = 0; base < p.k; base += gl_WorkGroupSize.x * 4) {
+            const uint i = base + gl_LocalInvocationIndex * 4;
+            if (i < p.k)
+                [[unroll]] for (uint m = 0; m < M; m++) {
+                    vec4 v = load_act4(p.x, m * p.k + i, X_TYPE);
+                    sum[m] += dot(v, v);
+                }
+        }
     } else {
-        for (uint i = gl_LocalInvocationIndex; i < p.k; i += gl_WorkGroupSize.x)
-            [[unroll]] for (uint m = 0; m < M; m++) {
-                float v = load_act(p.x, m * p.k + i, X_TYPE);
-                sum[m] += v * v;
-            }
+        for (uint base = 0; base < p.k; base += gl_WorkGroupSize.x) {
+            const uint i = base + gl_LocalInvocationIndex;
+            if (i < p.k)
+                [[unroll]] for (uint m = 0; m < M; m++) {
+                    float v = load_act(p.x, m * p.k + i, X_TYPE);
+                    sum[m] += v * v;
+                }
+        }
     }
     [[unroll]] for (uint m = 0; m < M; m++) {
         sum[m] = subgroupAdd(sum[m]);
@@ -108,8 +115,10 @@ void load_piece(uint m, uint k, float factor, out float v[FMT_CHUNK])
 
 void stage(uint chunk, uint units, const float factor[M])
 {
-    for (uint i = gl_LocalInvocationIndex; i < units * PIECES; i += gl_WorkGroupSize.x) {
-        uint unit = i / PIECES, piece = i % PIECES;
+    for (uint base = 0; base < units * PIECES; base += gl_WorkGroupSize.x) {
+        const uint i = base + gl_LocalInvocationIndex, unit = i / PIECES, piece = i % PIECES;
+        if (i >= units * PIECES)
+            continue;
         [[unroll]] for (uint m = 0; m < M; m++) {
             float v[FMT_CHUNK];
             load_piece(m, chunk + i * FMT_CHUNK, factor[m] * X_SCALE, v);

@@ -1,19 +1,25 @@
 // One token for each running slot, and the step state moved on by one (push.h: mrl_push_sample).
 //
-// A workgroup owns a slot. With l = the logits, lowest id first among equals everywhere:
+// A workgroup owns a slot. With l = the logits:
 //   1. repetition penalty r: l = l > 0 ? l / r : l * r for tokens already seen; then l += bias
-//   2. temperature 0: the largest l. Otherwise, with w = exp((l - max l) / temperature):
-//   3. top-k keeps the k largest l, exactly k
-//   4. top-p keeps the shortest run of the largest that weighs >= top_p of what top-k left, at least one
+//   2. temperature 0: the largest l, the lowest id among equals. Otherwise, tokens in the order of
+//      (l descending, id ascending) and w = exp((l - max l) / temperature):
+//   3. top-k keeps the first k
+//   4. top-p keeps the shortest run of the first that weighs >= top_p of what top-k left, at least one
 //   5. min-p keeps w >= min_p (the largest w is 1)
-//   6. u = Philox(seed, draws); the first kept token whose running sum of w exceeds u * (sum of w), tokens
-//      taken in the order of (id mod 1024, id)
+//   6. u = Philox(seed, draws) in [0, 1); the first kept token whose running sum of w exceeds
+//      u * (sum of w), tokens taken in the order of (id mod 2048, id)
 // Log-probabilities are those of the logits as they came. NaN, +inf, or no finite logit end the slot.
+// Order of steps and the penalty: transformers' logits processors.
 //
-// Steps 3 and 4 keep a leading part of one order, (l descending, id ascending), so all that they leave is
-// a cut: a pair (key of l, reversed id), and a token is kept when its pair is not below. Float sums run over
-// 1024 columns of ids equal modulo 1024, then a scan, in an order that does not depend on the workgroup's
-// size; everything else is integers. Order of steps and the penalty: transformers' logits processors.
+// Steps 3, 4, 6 and the top log-probabilities are one question: where does a running sum (of ones, or of
+// weights) along an order reach what is needed? It is answered digit by digit: a histogram of the sums
+// over the next digit, a walk along its bins, and on among the tokens that share the digits found. What
+// 3 and 4 leave is a cut, the last (~key of l, id) kept. Weights are added as integers of 2^-42, so the
+// result depends neither on the order of atomics nor on the sizes of workgroups and subgroups.
+//
+// Loops before a barrier run equally often in all threads: llvmpipe of Mesa 22.3 otherwise loses
+// subgroups there. It also compiles for seconds when the routines stand in the code more than once.
 #include "include/rng.glsl"
 
 layout(local_size_x_id = 0) in;
@@ -22,25 +28,58 @@ layout(push_constant, scalar) uniform Push { mrl_push_sample p; };
 #define tid gl_LocalInvocationIndex
 #define threads gl_WorkGroupSize.x
 #define slot gl_WorkGroupID.x
-#define COLUMNS 1024u
-#define LAST (COLUMNS - 1u)
 #define BINS 2048u
-#define ID_MASK 0x3fffffu          // two digits; csrc/ops/sample.c keeps ids below 2^21
+#define GROUPS 32u                 // of 64 bins
+#define COLUMNS 1024u
+#define ID_MASK 0x1fffffu          // csrc/ops/sample.h: MRL_VOCAB_MAX
 #define KEY_NEG_INF 0x007fffffu
 #define KEY_INF 0xff800000u
 #define NEG_INF uintBitsToFloat(0xff800000u)
 #define LOWEST uintBitsToFloat(0xff7fffffu)
+#define TOPS_MAX (MRL_RING_TOP_LOGPROBS - MRL_RING_TOP_IDS)
 
-shared uint pool[BINS];            // histogram; or candidates (key, then id at + COLUMNS); or column sums
-shared float scan_a[COLUMNS], scan_b[COLUMNS];
+#define STAGE_TOP_K 0u
+#define STAGE_TOP_P 1u
+#define STAGE_DRAW 2u
+#define STAGE_TOPS 3u
+
+shared uint bins_lo[BINS], bins_hi[BINS]; // also scratch of raw_stats
+shared uvec2 group_sum[GROUPS];
 shared uint bias_filter[64];       // bit id mod 2048: maybe biased
-shared uint best_key, best_id, found, gathered, chosen_digit, chosen_need, chosen_count;
+shared uint top_key[TOPS_MAX], top_id[TOPS_MAX];
+shared uint best_key, best_id, gathered;
 
 uint row, biases;
 float penalty, temperature, peak;
 
 uint param(uint field) { return BufU32(p.params).v[slot * MRL_SLOT_WORDS + field]; }
 float param_float(uint field) { return uintBitsToFloat(param(field)); }
+
+// 64-bit sums as (low, high).
+uvec2 add(uvec2 a, uvec2 b)
+{
+    uint carry;
+    uint low = uaddCarry(a.x, b.x, carry);
+    return uvec2(low, a.y + b.y + carry);
+}
+
+uvec2 subtract(uvec2 a, uvec2 b)
+{
+    uint borrow;
+    uint low = usubBorrow(a.x, b.x, borrow);
+    return uvec2(low, a.y - b.y - borrow);
+}
+
+bool less(uvec2 a, uvec2 b) { return a.y < b.y || (a.y == b.y && a.x < b.x); }
+
+// floor(a * fraction / 2^32)
+uvec2 scale(uvec2 a, uint fraction)
+{
+    uint low_low, low_high, high_low, high_high;
+    umulExtended(a.x, fraction, low_high, low_low);
+    umulExtended(a.y, fraction, high_high, high_low);
+    return add(uvec2(low_high, 0u), uvec2(high_low, high_high));
+}
 
 // Unsigned integers in the order of the floats; -0 counts as 0 and NaN is above everything.
 uint key_of(float x)
@@ -60,18 +99,12 @@ float of_key(uint key)
 // The list is sorted by id (csrc/engine/generator.c).
 float bias_of(uint id)
 {
-    uint base = slot * MRL_BIAS_MAX, lo = 0u, hi = biases;
-    while (lo < hi) {
-        uint mid = (lo + hi) >> 1;
-        uvec2 entry = BufU32x2(p.bias).v[base + mid];
-        if (entry.x == id)
-            return uintBitsToFloat(entry.y);
-        if (entry.x < id)
-            lo = mid + 1u;
-        else
-            hi = mid;
-    }
-    return 0.0;
+    uint base = slot * MRL_BIAS_MAX, at = 0u;
+    for (uint step = MRL_BIAS_MAX / 2u; step > 0u; step >>= 1)
+        if (at + step < biases && BufU32x2(p.bias).v[base + at + step].x <= id)
+            at += step;
+    uvec2 entry = BufU32x2(p.bias).v[base + at];
+    return entry.x == id ? uintBitsToFloat(entry.y) : 0.0;
 }
 
 bool is_seen(uint id)
@@ -79,12 +112,12 @@ bool is_seen(uint id)
     return (BufU32(p.seen).v[slot * ((p.vocab + 31u) >> 5) + (id >> 5)] >> (id & 31u) & 1u) != 0u;
 }
 
-// Later passes must meet the same bits again: precise forbids contraction.
-float logit(uint id, bool raw)
+float raw_logit(uint id) { return uintBitsToFloat(BufU32(p.logits).v[row + id]); }
+
+// Every pass must meet the same bits: precise forbids contraction.
+float adjusted_logit(uint id)
 {
-    precise float x = uintBitsToFloat(BufU32(p.logits).v[row + id]);
-    if (raw)
-        return x;
+    precise float x = raw_logit(id);
     if (penalty != 1.0 && is_seen(id))
         x = x > 0.0 ? x / penalty : x * penalty;
     if (biases > 0u && (bias_filter[id >> 5 & 63u] >> (id & 31u) & 1u) != 0u)
@@ -95,9 +128,11 @@ float logit(uint id, bool raw)
 // exp of -inf is a tiny number on some devices.
 float weight(float x) { return x > LOWEST ? exp((x - peak) / temperature) : 0.0; }
 
-bool kept(uvec2 cut, uint key, uint id)
+// In units of 2^-42: 2^21 weights of 1 still fit.
+uvec2 fixed_weight(float w)
 {
-    return key > cut.x || (key == cut.x && (~id & ID_MASK) >= cut.y);
+    float high = floor(w * 1024.0);
+    return uvec2(uint((w * 1024.0 - high) * 4294967296.0), uint(high));
 }
 
 // The largest key of the workgroup and its lowest id.
@@ -120,35 +155,19 @@ uvec2 arg_max(uint key, uint id)
     return uvec2(best_key, best_id);
 }
 
-// scan_a becomes its running sum; returns the last.
-float scan()
-{
-    barrier();
-    for (uint s = 1u; s < COLUMNS; s <<= 2) {
-        for (uint c = tid; c < COLUMNS; c += threads)
-            scan_b[c] = scan_a[c] + (c >= s ? scan_a[c - s] : 0.0);
-        barrier();
-        for (uint c = tid; c < COLUMNS; c += threads)
-            scan_a[c] = scan_b[c] + (c >= 2u * s ? scan_b[c - 2u * s] : 0.0);
-        barrier();
-    }
-    return scan_a[LAST];
-}
-
-// Largest raw logit with its id, and log(sum(exp(raw))), in one pass: each column rescales when its
-// maximum grows.
+// Key and id of the largest raw logit, and log(sum(exp(raw))), in one pass: 1024 columns of ids, each of
+// which rescales when its maximum grows, then 32 sums of 32 columns.
 uvec2 raw_stats(out float log_sum)
 {
     uint key = 0u, id = ~0u;
-    barrier();
     for (uint c = tid; c < COLUMNS; c += threads) {
         float most = LOWEST, sum = 0.0;
-        for (uint first = c; first < p.vocab; first += 4u * COLUMNS) {
+        for (uint first = 0u; first < p.vocab; first += 4u * COLUMNS) {
             float x[4];
             float grown = most;
             [[unroll]] for (uint j = 0u; j < 4u; j++) {
-                uint i = first + j * COLUMNS;
-                x[j] = i < p.vocab ? logit(i, true) : NEG_INF;
+                uint i = first + j * COLUMNS + c;
+                x[j] = i < p.vocab ? raw_logit(i) : NEG_INF;
                 uint k = key_of(x[j]);
                 if (k > key || (k == key && i < id)) {
                     key = k;
@@ -161,22 +180,31 @@ uvec2 raw_stats(out float log_sum)
                 sum += exp(x[j] - grown);
             most = grown;
         }
-        scan_a[c] = sum;
-        scan_b[c] = most;
+        bins_lo[c] = floatBitsToUint(sum);
+        bins_hi[c] = floatBitsToUint(most);
     }
     uvec2 best = arg_max(key, id);
-    float largest = of_key(best.x);
-    for (uint c = tid; c < COLUMNS; c += threads)
-        scan_a[c] *= exp(scan_b[c] - largest);
-    log_sum = largest + log(scan());
+    float largest = of_key(best.x), sum = 0.0;
+    uint g = tid & (GROUPS - 1u);
+    for (uint j = 0u; j < COLUMNS / GROUPS; j++) {
+        uint c = j * GROUPS + g;
+        sum += uintBitsToFloat(bins_lo[c]) * exp(uintBitsToFloat(bins_hi[c]) - largest);
+    }
+    group_sum[g].x = floatBitsToUint(sum);
+    barrier();
+    sum = 0.0;
+    for (uint j = 0u; j < GROUPS; j++)
+        sum += uintBitsToFloat(group_sum[j].x);
+    barrier();
+    log_sum = largest + log(sum);
     return best;
 }
 
 uvec2 adjusted_max()
 {
     uint key = 0u, id = ~0u;
-    for (uint i = tid; i < p.vocab; i += threads) {
-        uint k = key_of(logit(i, false));
+    for (uint first = 0u; first < p.vocab; first += threads) {
+        uint i = first + tid, k = i < p.vocab ? key_of(adjusted_logit(i)) : 0u;
         if (k > key) {
             key = k;
             id = i;
@@ -185,221 +213,192 @@ uvec2 adjusted_max()
     return arg_max(key, id);
 }
 
-// Weight (or number) of the kept tokens with w >= least. Leaves the columns' sums in pool and their
-// running sum in scan_a.
-float mass(uvec2 cut, float least, bool counting)
+// Digits 0..4 are those of (~key, id), so that the largest logit comes first; 5 and 6 those of
+// (id mod 2048, id).
+bool of_key_word(uint digit) { return digit < 3u; }
+uint digit_shift(uint digit)
 {
+    return digit == 0u ? 21u : digit == 1u ? 10u : digit == 3u || digit == 6u ? 11u : 0u;
+}
+uint digit_mask(uint digit) { return digit == 2u ? 1023u : 2047u; }
+
+bool kept(uvec2 cut, uvec2 at) { return at.x < cut.x || (at.x == cut.x && at.y <= cut.y); }
+
+// Sums over a digit of what the stage counts: tokens that are kept and share the digits of `prefix`.
+void histogram(uint stage, uint digit, uvec2 prefix, uvec2 mask, uvec2 cut, float min_p)
+{
+    for (uint b = tid; b < BINS; b += threads)
+        bins_lo[b] = bins_hi[b] = 0u;
     barrier();
-    for (uint c = tid; c < COLUMNS; c += threads) {
-        float sum = 0.0;
-        for (uint i = c; i < p.vocab; i += COLUMNS) {
-            float x = logit(i, false);
-            if (kept(cut, key_of(x), i)) {
-                float w = weight(x);
-                sum += counting ? 1.0 : w >= least ? w : 0.0;
-            }
+    for (uint first = 0u; first < p.vocab; first += threads) {
+        uint i = first + tid;
+        float x = i >= p.vocab ? NEG_INF : stage == STAGE_TOPS ? raw_logit(i) : adjusted_logit(i);
+        uvec2 at = uvec2(~key_of(x), i);
+        if (i >= p.vocab || (at & mask) != prefix || !kept(cut, at))
+            continue;
+        uvec2 amount = uvec2(1u, 0u);
+        if (stage == STAGE_TOP_P || stage == STAGE_DRAW) {
+            float w = weight(x);
+            amount = fixed_weight(stage == STAGE_DRAW && w < min_p ? 0.0 : w);
         }
-        scan_a[c] = sum;
-        pool[c] = floatBitsToUint(sum);
+        uint bin = (of_key_word(digit) ? at.x : at.y) >> digit_shift(digit) & digit_mask(digit);
+        uint old = atomicAdd(bins_lo[bin], amount.x);
+        amount.y += old + amount.x < old ? 1u : 0u;
+        if (amount.y > 0u)
+            atomicAdd(bins_hi[bin], amount.y);
     }
-    return scan();
+    barrier();
+    // Each bank holds one of the words read at a time.
+    uint g = tid & (GROUPS - 1u);
+    uvec2 sum = uvec2(0u);
+    for (uint j = 0u; j < BINS / GROUPS; j++) {
+        uint b = g * (BINS / GROUPS) + (j + g & (BINS / GROUPS - 1u));
+        sum = add(sum, uvec2(bins_lo[b], bins_hi[b]));
+    }
+    group_sum[g] = sum;
+    barrier();
 }
 
-// The cut that keeps exactly the first `need` tokens, 1 <= need <= vocab: radix selection over the key in
-// digits of 11, 11, 10 bits, then, among equal keys, over the reversed id in two of 11.
-uvec2 select(uint need, bool raw)
+uvec2 total_sum()
 {
-    const uint shifts[5] = uint[](21u, 10u, 0u, 11u, 0u);
-    const uint masks[5] = uint[](0u, 0xffe00000u, 0xfffffc00u, 0xffffffffu, 0xffffffffu);
-    uvec2 cut = uvec2(0u);
-    for (uint digit = 0u; digit < 5u; digit++) {
-        uint shift = shifts[digit], mask = masks[digit], id_mask = digit == 4u ? 0x3ff800u : 0u;
-        uint digit_mask = digit == 2u ? 1023u : 2047u;
-        barrier();
-        for (uint b = tid; b < BINS; b += threads)
-            pool[b] = 0u;
-        barrier();
-        for (uint i = tid; i < p.vocab; i += threads) {
-            uint key = key_of(logit(i, raw)), id = ~i & ID_MASK;
-            if ((key & mask) == cut.x && (id & id_mask) == cut.y)
-                atomicAdd(pool[(digit < 3u ? key : id) >> shift & digit_mask], 1u);
+    uvec2 sum = uvec2(0u);
+    for (uint g = 0u; g < GROUPS; g++)
+        sum = add(sum, group_sum[g]);
+    return sum;
+}
+
+// The bin in which the running sum reaches need, 1 <= need <= total_sum(); need becomes what is needed of
+// that bin.
+uint find_bin(inout uvec2 need)
+{
+    uvec2 sum = uvec2(0u), before = uvec2(0u);
+    uint bin = 0u;
+    for (uint g = 0u; g < GROUPS; g++) {
+        sum = add(sum, group_sum[g]);
+        if (less(sum, need)) {
+            before = sum;
+            bin = (g + 1u) * (BINS / GROUPS);
         }
-        barrier();
-        // Counts stay below 2^24: exact in the float scan. Column c is bins LAST - c, two each.
-        for (uint c = tid; c < COLUMNS; c += threads)
-            scan_a[c] = float(pool[BINS - 1u - 2u * c] + pool[BINS - 2u - 2u * c]);
-        scan();
-        for (uint c = tid; c < COLUMNS; c += threads) {
-            uint upto = uint(scan_a[c]), before = c > 0u ? uint(scan_a[c - 1u]) : 0u;
-            if (before < need && upto >= need) {
-                uint bin = BINS - 1u - 2u * c;
-                if (before + pool[bin] < need)
-                    before += pool[bin--];
-                chosen_digit = bin;
-                chosen_need = need - before;
-                chosen_count = pool[bin];
-            }
+    }
+    uint start = bin & (BINS - 1u);
+    sum = before;
+    for (uint j = 0u; j < BINS / GROUPS; j++) {
+        sum = add(sum, uvec2(bins_lo[start + j], bins_hi[start + j]));
+        if (less(sum, need)) {
+            before = sum;
+            bin = start + j + 1u;
         }
-        barrier();
-        if (digit < 3u)
-            cut.x |= chosen_digit << shift;
-        else
-            cut.y |= chosen_digit << shift;
-        need = chosen_need;
-        if (need == chosen_count)
+    }
+    need = subtract(need, before);
+    return bin & (BINS - 1u);
+}
+
+// What a stage needs of its total: a number of tokens, or a share of the weight.
+uvec2 needed(uint stage, uint tokens)
+{
+    if (stage == STAGE_TOP_K || stage == STAGE_TOPS)
+        return uvec2(tokens, 0u);
+    uvec2 total = total_sum();
+    if (stage == STAGE_TOP_P) {
+        uvec2 share = scale(total, uint(param_float(MRL_SLOT_TOP_P) * 4294967296.0));
+        return less(share, uvec2(1u, 0u)) ? uvec2(1u, 0u) : share;
+    }
+    uvec2 seed = uvec2(param(MRL_SLOT_SEED_LO), param(MRL_SLOT_SEED_HI));
+    uint word = philox4x32(uvec4(param(MRL_SLOT_DRAWS), 0u, 0u, 0u), seed).x;
+    return add(scale(total, word & 0xffffff00u), uvec2(1u, 0u)); // u of 24 bits
+}
+
+// The place (~key, id) at which the stage's running sum reaches what it needs.
+uvec2 search(uint stage, uint tokens, uvec2 cut, float min_p)
+{
+    uint first = stage == STAGE_DRAW ? 5u : 0u, end = stage == STAGE_DRAW ? 7u : 5u;
+    uvec2 prefix = uvec2(0u), mask = uvec2(0u), need = uvec2(0u);
+    for (uint digit = first; digit < end; digit++) {
+        histogram(stage, digit, prefix, mask, cut, min_p);
+        if (digit == first)
+            need = needed(stage, tokens);
+        uint bin = find_bin(need);
+        uvec2 sum = uvec2(bins_lo[bin], bins_hi[bin]);
+        barrier(); // all have read the bins
+        uint shift = digit_shift(digit);
+        if (of_key_word(digit)) {
+            prefix.x |= bin << shift;
+            mask.x |= digit_mask(digit) << shift;
+        } else {
+            prefix.y |= bin << shift;
+            mask.y |= digit_mask(digit) << shift;
+        }
+        // Done when all tokens of the bin are needed; by weight only those of one key are alike.
+        uvec2 unit = stage == STAGE_TOP_P ? fixed_weight(weight(of_key(~prefix.x))) : uvec2(1u, 0u);
+        if (stage != STAGE_DRAW && (digit >= 2u || stage != STAGE_TOP_P) && less(subtract(sum, unit), need))
             break;
     }
-    return cut;
+    return uvec2(prefix.x | ~mask.x, (prefix.y | ~mask.y) & ID_MASK);
 }
 
-// Tokens not below the cut (at most COLUMNS) to pool, in the order (logit descending, id ascending).
-uint gather_sorted(uvec2 cut, bool raw)
+// Runs the stages that are on. token holds the largest adjusted logit's id, and then what was drawn; the
+// cut returned is that of the top log-probabilities.
+uvec2 run_stages(uint tops, inout uint token)
 {
-    barrier();
+    uint top_k = param(MRL_SLOT_TOP_K);
+    bool random = temperature > 0.0;
+    uvec2 cut = uvec2(~0u), tops_cut = cut;
+    for (uint stage = STAGE_TOP_K; stage <= STAGE_TOPS; stage++) {
+        bool on = stage == STAGE_TOP_K   ? random && top_k > 0u && top_k < p.vocab
+                  : stage == STAGE_TOP_P ? random && param_float(MRL_SLOT_TOP_P) < 1.0
+                  : stage == STAGE_DRAW  ? random
+                                         : tops > 0u;
+        if (!on)
+            continue;
+        bool last = stage == STAGE_TOPS;
+        uvec2 place = search(stage, last ? tops : top_k, last ? tops_cut : cut, param_float(MRL_SLOT_MIN_P));
+        if (last)
+            tops_cut = place;
+        else if (stage == STAGE_DRAW)
+            token = place.y;
+        else
+            cut = place;
+    }
+    return tops_cut;
+}
+
+// The tokens up to the cut, in order, with their log-probabilities. Ends with a barrier.
+void write_tops(uvec2 cut, uint tops, uint entry, float log_sum)
+{
     if (tid == 0u)
         gathered = 0u;
-    for (uint c = tid; c < COLUMNS; c += threads) {
-        pool[c] = 0u;
-        pool[COLUMNS + c] = ~0u;
-    }
     barrier();
-    for (uint i = tid; i < p.vocab; i += threads) {
-        uint key = key_of(logit(i, raw));
-        if (kept(cut, key, i)) {
+    for (uint first = 0u; first < p.vocab; first += threads) {
+        uint i = first + tid, key = i < p.vocab ? key_of(raw_logit(i)) : 0u;
+        if (i < p.vocab && kept(cut, uvec2(~key, i))) {
             uint at = atomicAdd(gathered, 1u);
-            if (at < COLUMNS) {
-                pool[at] = key;
-                pool[COLUMNS + at] = i;
+            if (at < TOPS_MAX) {
+                top_key[at] = key;
+                top_id[at] = i;
             }
         }
     }
     barrier();
-    uint count = min(gathered, COLUMNS);
-    for (uint size = 2u; size < 2u * count; size <<= 1) // bitonic
-        for (uint stride = size >> 1; stride > 0u; stride >>= 1) {
-            for (uint t = tid; t < COLUMNS / 2u; t += threads) {
-                uint a = 2u * t - (t & (stride - 1u)), b = a + stride;
-                uvec2 u = uvec2(pool[a], pool[COLUMNS + a]), v = uvec2(pool[b], pool[COLUMNS + b]);
-                bool reversed = v.x > u.x || (v.x == u.x && v.y < u.y);
-                if (a < 2u * count && reversed == ((a & size) == 0u)) {
-                    pool[a] = v.x;
-                    pool[COLUMNS + a] = v.y;
-                    pool[b] = u.x;
-                    pool[COLUMNS + b] = u.y;
-                }
-            }
-            barrier();
-        }
-    return count;
+    uint mine = min(tid, TOPS_MAX - 1u), key = top_key[mine], id = top_id[mine], rank = 0u;
+    for (uint j = 0u; j < TOPS_MAX; j++)
+        if (j < tops && (top_key[j] > key || (top_key[j] == key && top_id[j] < id)))
+            rank++;
+    if (tid < tops) {
+        BufU32(p.ring).v[entry + MRL_RING_TOP_IDS + rank] = id;
+        BufU32(p.ring).v[entry + MRL_RING_TOP_LOGPROBS + rank] = floatBitsToUint(of_key(key) - log_sum);
+    }
 }
 
-// The cut of top-p behind the cut of top-k, which keeps `count` tokens.
-uvec2 nucleus(uvec2 cut, uint count, float top_p)
-{
-    bool whole = count <= COLUMNS;
-    uvec2 few = cut;
-    float total = 0.0;
-    if (!whole) {
-        few = select(COLUMNS, false);
-        total = mass(cut, 0.0, false);
-    }
-    uint n = gather_sorted(few, false);
-    for (uint c = tid; c < COLUMNS; c += threads)
-        scan_a[c] = c < n ? weight(of_key(pool[c])) : 0.0;
-    float sum = scan();
-    float target = top_p * (whole ? sum : total);
-    if (tid == 0u)
-        found = COLUMNS;
-    barrier();
-    for (uint c = tid; c < n; c += threads)
-        if (scan_a[c] >= target)
-            atomicMin(found, c);
-    barrier();
-    if (found < COLUMNS)
-        return uvec2(pool[found], ~pool[COLUMNS + found] & ID_MASK);
+bool usable(uint key) { return key < KEY_INF && key > KEY_NEG_INF; }
 
-    // A flat distribution: more than COLUMNS tokens. Bisect the key, then cut the ties by number.
-    uint lo = cut.x, hi = few.x + 1u;
-    while (hi - lo > 1u) {
-        uint mid = lo + (hi - lo) / 2u;
-        if (mass(uvec2(mid, 0u), 0.0, false) >= target)
-            lo = mid;
-        else
-            hi = mid;
-    }
-    float above = mass(uvec2(hi, 0u), 0.0, false);
-    float ties = max(1.0, ceil((target - above) / weight(of_key(lo))));
-    float need = mass(uvec2(hi, 0u), 0.0, true) + ties;
-    return select(min(uint(min(need, 4e6)), count), false);
-}
-
-uint draw(uvec2 cut, float min_p)
+uint finish_of(uint token, int position)
 {
-    float total = mass(cut, min_p, false);
-    uvec2 seed = uvec2(param(MRL_SLOT_SEED_LO), param(MRL_SLOT_SEED_HI));
-    float u = uniform24(philox4x32(uvec4(param(MRL_SLOT_DRAWS), 0u, 0u, 0u), seed).x);
-    float rest = u * total;
-    if (tid == 0u)
-        found = ~0u;
-    barrier();
-    // The first column that goes beyond; when rounding leaves none, the last that weighs anything.
-    for (uint c = tid; c < COLUMNS; c += threads)
-        if (uintBitsToFloat(pool[c]) > 0.0)
-            atomicMin(found, scan_a[c] > rest ? c : 2u * COLUMNS - c);
-    barrier();
-    uint column = found < COLUMNS ? found : 2u * COLUMNS - found;
-    rest -= column > 0u ? scan_a[column - 1u] : 0.0;
-    uint n = (p.vocab - column + LAST) / COLUMNS;
-    for (uint j = tid; j < n; j += threads) {
-        uint i = column + j * COLUMNS;
-        float x = logit(i, false), w = weight(x);
-        pool[j] = floatBitsToUint(kept(cut, key_of(x), i) && w >= min_p ? w : 0.0);
-    }
-    barrier();
-    if (tid == 0u) {
-        float sum = 0.0;
-        for (uint j = 0u; j < n && sum <= rest; j++) {
-            float w = uintBitsToFloat(pool[j]);
-            if (w > 0.0)
-                found = column + j * COLUMNS;
-            sum += w;
-        }
-    }
-    barrier();
-    return found;
-}
-
-// The next token; best is the largest raw logit. A key of +inf or NaN, or none finite, means failure.
-bool choose(uvec2 best, out uint token)
-{
-    if (penalty != 1.0 || biases > 0u)
-        best = adjusted_max();
-    token = best.y;
-    if (best.x >= KEY_INF || best.x <= KEY_NEG_INF)
-        return false;
-    if (temperature == 0.0)
-        return true;
-    peak = of_key(best.x);
-    uint top_k = param(MRL_SLOT_TOP_K), count = p.vocab;
-    float top_p = param_float(MRL_SLOT_TOP_P);
-    uvec2 cut = uvec2(0u);
-    if (top_k > 0u && top_k < p.vocab) {
-        count = top_k;
-        cut = select(count, false);
-    }
-    if (top_p < 1.0)
-        cut = nucleus(cut, count, top_p);
-    token = draw(cut, param_float(MRL_SLOT_MIN_P));
-    return true;
-}
-
-bool is_stop(uint token)
-{
+    uint finish = position + 1 >= int(param(MRL_SLOT_LIMIT)) ? MRL_FINISH_LENGTH : MRL_FINISH_NONE;
     uint stops = param(MRL_SLOT_STOPS);
     for (uint i = 0u; i < stops; i++)
         if (param(MRL_SLOT_STOP_0 + i) == token)
-            return true;
-    return false;
+            finish = MRL_FINISH_STOP;
+    return finish;
 }
 
 void main()
@@ -415,31 +414,32 @@ void main()
         biases = param(MRL_SLOT_BIASES);
         penalty = param_float(MRL_SLOT_REPEAT);
         temperature = param_float(MRL_SLOT_TEMPERATURE);
-        for (uint i = tid; i < 64u; i += threads)
-            bias_filter[i] = 0u;
+        for (uint first = 0u; first < 64u; first += threads)
+            bias_filter[first + tid & 63u] = 0u;
         barrier();
-        for (uint i = tid; i < biases; i += threads) {
-            uint id = BufU32x2(p.bias).v[slot * MRL_BIAS_MAX + i].x;
-            atomicOr(bias_filter[id >> 5 & 63u], 1u << (id & 31u));
-        }
+        for (uint first = 0u; first < biases; first += threads)
+            if (first + tid < biases) {
+                uint id = BufU32x2(p.bias).v[slot * MRL_BIAS_MAX + first + tid].x;
+                atomicOr(bias_filter[id >> 5 & 63u], 1u << (id & 31u));
+            }
         float log_sum;
         uvec2 best = raw_stats(log_sum);
-        bool good = best.x < KEY_INF && best.x > KEY_NEG_INF && choose(best, token);
+        bool good = usable(best.x);
+        if (good && (penalty != 1.0 || biases > 0u)) {
+            best = adjusted_max();
+            good = usable(best.x);
+        }
+        finish = MRL_FINISH_NAN;
+        logprob = uintBitsToFloat(0x7fc00000u);
         if (good) {
-            logprob = logit(token, true) - log_sum;
+            peak = of_key(best.x);
+            token = best.y;
             tops = min(param(MRL_SLOT_LOGPROBS), p.vocab);
+            uvec2 cut = run_stages(tops, token);
             if (tops > 0u)
-                gather_sorted(select(tops, true), true);
-            for (uint i = tid; i < tops; i += threads) {
-                ring.v[entry + MRL_RING_TOP_IDS + i] = pool[COLUMNS + i];
-                ring.v[entry + MRL_RING_TOP_LOGPROBS + i] = floatBitsToUint(of_key(pool[i]) - log_sum);
-            }
-            finish = is_stop(token) ? MRL_FINISH_STOP
-                   : position + 1 >= int(param(MRL_SLOT_LIMIT)) ? MRL_FINISH_LENGTH : MRL_FINISH_NONE;
-        } else {
-            token = ~0u;
-            finish = MRL_FINISH_NAN;
-            logprob = uintBitsToFloat(0x7fc00000u);
+                write_tops(cut, tops, entry, log_sum);
+            logprob = raw_logit(token) - log_sum;
+            finish = finish_of(token, position);
         }
     }
     barrier(); // all have read the state

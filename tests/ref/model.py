@@ -1,8 +1,9 @@
-"""A dense decoder (Llama, Mistral, Qwen2, Qwen3) in NumPy: the whole forward pass in plain formulas.
+"""A dense decoder (Llama, Mistral, Qwen2, Qwen3) in NumPy: the whole forward pass in plain
+formulas.
 
-Nothing here is fast and nothing is shared with the engine: weights come in as a dict of float arrays, so a
-test decides what rounding they have had. Source: the papers of Llama (arXiv 2302.13971) and Qwen3
-(arXiv 2505.09388), and transformers' modeling files for names.
+Nothing here is fast and nothing is shared with the engine: weights come in as a dict of float
+arrays, so a test decides what rounding they have had. Source: the papers of Llama (arXiv
+2302.13971) and Qwen3 (arXiv 2505.09388), and transformers' modeling files for names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def rotate(x: Array, positions: Array, frequencies: Array, scale: float = 1.0) -> Array:
-    """Half-split rope on (tokens, heads, dim); only the first 2 * len(frequencies) dimensions turn."""
+    """Half-split rope on (tokens, heads, dim); only the first 2 * len(frequencies) dimensions
+    turn."""
     half = len(frequencies)
     angle = positions[:, None, None] * frequencies
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
@@ -31,7 +33,8 @@ def rotate(x: Array, positions: Array, frequencies: Array, scale: float = 1.0) -
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
-    """Causal attention of (tokens, heads, dim) over (length, kv_heads, dim); the queries are the last tokens."""
+    """Causal attention of (tokens, heads, dim) over (length, kv_heads, dim); the queries are the
+    last tokens."""
     tokens, heads, dim = q.shape
     length, kv_heads, _ = k.shape
     k, v = (np.repeat(part, heads // kv_heads, axis=1) for part in (k, v))
@@ -56,12 +59,18 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": silu, "gelu_tanh": g
 
 
 class Model:
-    """config: a marlin.config.ModelConfig; weights: checkpoint names to arrays, (out, in) matrices."""
+    """config: a marlin.config.ModelConfig; weights: checkpoint names to arrays, (out, in)
+    matrices."""
 
     def __init__(
-        self, config: Any, weights: Mapping[str, Array], frequencies: Array, *, rope_scale: float = 1.0,
+        self,
+        config: Any,
+        weights: Mapping[str, Array],
+        frequencies: Array,
+        *,
+        rope_scale: float = 1.0,
         dtype: Any = np.float32,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.dtype = config, dtype
         self.weights = {name: np.asarray(array, dtype) for name, array in weights.items()}
         self.frequencies, self.rope_scale = frequencies, rope_scale
@@ -70,7 +79,10 @@ class Model:
     def reset(self) -> None:
         """Forget the tokens seen."""
         width = (0, self.config.kv_heads, self.config.head_dim)
-        self.cache = [(np.zeros(width, self.dtype), np.zeros(width, self.dtype)) for _ in range(self.config.layers)]
+        self.cache = [
+            (np.zeros(width, self.dtype), np.zeros(width, self.dtype))
+            for _ in range(self.config.layers)
+        ]
 
     def linear(self, x: Array, module: str) -> Array:
         """x W^T + bias, the bias if the checkpoint has one."""
@@ -119,7 +131,9 @@ class Model:
         return self.linear(gate * self.linear(x, at + ".up_proj"), at + ".down_proj")
 
 
-def greedy(model: Model, prompt: Sequence[int], count: int, end: Sequence[int] = ()) -> tuple[list[int], list[float]]:
+def greedy(
+    model: Model, prompt: Sequence[int], count: int, end: Sequence[int] = ()
+) -> tuple[list[int], list[float]]:
     """The most likely continuation, and by how much each step's best logit leads the second."""
     model.reset()
     logits = model.forward(prompt)[-1]
@@ -137,7 +151,12 @@ def greedy(model: Model, prompt: Sequence[int], count: int, end: Sequence[int] =
 
 def load_weights(checkpoint: Any) -> dict[str, Array]:
     """Every weight of a marlin Checkpoint as float32, quantized ones dequantized."""
-    planes = {info.name for q in checkpoint.quantized.values() for info in (q.weight, q.scale, q.zero) if info}
+    planes = {
+        info.name
+        for q in checkpoint.quantized.values()
+        for info in (q.weight, q.scale, q.zero)
+        if info
+    }
     weights = {
         name: checkpoint.read(name).astype(np.float32)
         for name, info in checkpoint.tensors.items()
