@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-import marlin as ml
 from marlin import _C
 
 GEMV_SHAPES = [
@@ -59,7 +58,9 @@ def capture(device: _C.Device, record: Callable[[], Any]) -> _C.Program:
     return program
 
 
-def per_call(device: _C.Device, calls: int, record: Callable[[], Any], repeat: int) -> float:
+def per_call(
+    device: _C.Device, calls: int, record: Callable[[], Any], repeat: int, warm: float = 0.3
+) -> float:
     """Seconds a call: two programs, of n and 2n rounds, subtract the submission."""
     one = capture(device, record)
 
@@ -68,8 +69,8 @@ def per_call(device: _C.Device, calls: int, record: Callable[[], Any], repeat: i
         record()
 
     two = capture(device, twice)
-    t1 = seconds(lambda: one.replay(wait=True), repeat)
-    t2 = seconds(lambda: two.replay(wait=True), repeat)
+    t1 = seconds(lambda: one.replay(wait=True), repeat, warm)
+    t2 = seconds(lambda: two.replay(wait=True), repeat, warm)
     return (t2 - t1) / calls
 
 
@@ -134,7 +135,7 @@ def gemv_rows(
             for lin in layers:  # out is shared: a barrier stands between any two calls, as in a model
                 lin(x, norm=norm, activation=activation, out=out, kernel=kernel)
 
-        t = per_call(device, len(layers), record, args.repeat)
+        t = per_call(device, len(layers), record, args.repeat, 0.02 if args.sweep else 0.3)
         row = {
             "name": name, "format": layers[0].format, "m": m, "n": n, "k": k, "kernel": kernel,
             "us": t * 1e6, "gb_s": layers[0].nbytes / t / 1e9,
@@ -203,11 +204,10 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--repeat", type=int, default=20)
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--device", type=int, default=0, help="index of marlin devices")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    device = ml.Device(args.device) if args.device is not None else ml.Device()
-    raw = getattr(device, "_device", device)
+    raw = _C.Device(args.device)
     report: dict[str, Any] = {"device": raw.name, "driver": raw.driver, "rows": []}
     if args.what in ("gemv", "all"):
         bandwidth = stream_bandwidth(raw, args.repeat)

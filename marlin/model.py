@@ -141,7 +141,7 @@ class Model:
         if slots is not None and not 1 <= slots <= 256:
             raise ValueError(f"slots must be 1 to 256, got {slots}")
         checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only)
-        config, network = read_network(checkpoint, format, context)
+        config, network = read_network(checkpoint, format, context, dtype)
         tokenizer = (
             Tokenizer(checkpoint.folder)
             if (checkpoint.folder / "tokenizer.json").exists()
@@ -184,7 +184,7 @@ class Model:
     ) -> Model:
         """A model with random weights of a config.json's shapes, for measuring speed. It has no tokenizer."""
         parsed = read_config(config, context=context)
-        network = build(parsed, Source(None, WeightFormat.parse(format)))
+        network = build(parsed, Source(None, WeightFormat.parse(format), exact=dtype == "f32"))
         opened, name = Device(device), f"random {parsed.model_type}"
         plan = make_plan(
             network, name, device=opened.name, budget=budget_of(opened, None), context=context, slots=slots,

@@ -29,7 +29,7 @@ def check_choice(name: str, value: str, known: object) -> str:
 
 
 def read_network(
-    checkpoint: Checkpoint, format: str | WeightFormat | None, context: int | None
+    checkpoint: Checkpoint, format: str | WeightFormat | None, context: int | None, dtype: str
 ) -> tuple[ModelConfig, CausalLM]:
     """The config of a checkpoint and its network, every tensor found and checked; nothing is loaded."""
     if not checkpoint.config:
@@ -42,9 +42,8 @@ def read_network(
         raise ValueError(
             f"context must be 1 to {config.context} tokens for this model, got {context}"
         )
-    return config, build(
-        config, Source(checkpoint, WeightFormat.parse(format) if format is not None else None)
-    )
+    wanted = WeightFormat.parse(format) if format is not None else None
+    return config, build(config, Source(checkpoint, wanted, exact=dtype == "f32"))
 
 
 def make_plan(
@@ -111,7 +110,7 @@ def plan(
     check_choice("kv", kv, KV_BYTES)
     check_choice("dtype", dtype, ACTIVATION_BYTES)
     checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only)
-    _, network = read_network(checkpoint, format, context)
+    _, network = read_network(checkpoint, format, context, dtype)
     name, budget = "no device", memory_limit
     try:
         opened = device if isinstance(device, Device) else Device(find(device).index)

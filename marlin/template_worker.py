@@ -94,10 +94,11 @@ def render(request: bytes) -> dict[str, str]:
 def _cap_memory() -> None:
     try:
         import resource
-    except ImportError:  # Windows has no such limits; the deadline still holds
+
+        with open("/proc/self/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):  # not Linux: the deadline alone holds
         return
-    with open("/proc/self/statm", encoding="ascii") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

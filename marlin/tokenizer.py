@@ -160,14 +160,17 @@ class Tokenizer:
         _check_messages(messages)
         template = self._template("tool_use" if tools else "default")
         originals: list[str] = []
-        variables = {
-            **self._named,
-            **{name: self._guard(value, originals) for name, value in template_kwargs.items()},
-            "messages": [self._guard_message(message, originals) for message in messages],
-            "tools": self._guard(tools, originals),
-            "documents": self._guard(documents, originals),
-            "add_generation_prompt": add_generation_prompt,
-        }
+        try:
+            variables = {
+                **self._named,
+                **{name: self._guard(value, originals) for name, value in template_kwargs.items()},
+                "messages": [self._guard_message(message, originals) for message in messages],
+                "tools": self._guard(tools, originals),
+                "documents": self._guard(documents, originals),
+                "add_generation_prompt": add_generation_prompt,
+            }
+        except RecursionError:
+            raise ValueError("messages are nested too deeply") from None
         rendered = templates.worker.render(template, variables)
         parts = _SENTINEL.split(rendered) if originals else [rendered]
         parts[1::2] = [originals[int(at)] if int(at) < len(originals) else "" for at in parts[1::2]]

@@ -1,4 +1,4 @@
-"""Weights decoded on the device are the numbers that marlin.formats.unpack and the reference give."""
+"""Weights decoded on the device are the numbers of marlin.formats.unpack and of the reference."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ def test_unpack(device: _C.Device, case: FormatCase) -> None:
             "scale": reference.scales(packed.scale, str(case.scale), packed.global_scale),
             "group": packed.group,
         } | ({"zero": packed.zero} if packed.zero is not None else {})
-    check(
-        array(lin.dequantize()), reference.UNPACK[case.format](packed.quant, case.k, **extra), "exact"
-    )
+    expected = reference.UNPACK[case.format](packed.quant, case.k, **extra)
+    check(array(lin.dequantize()), expected, "exact")
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
@@ -63,7 +62,9 @@ def test_unpack(device: _C.Device, case: FormatCase) -> None:
 def test_narrow_results(device: _C.Device, case: FormatCase, dtype: str) -> None:
     """Rounded to nearest even; f16 overflows to infinity."""
     w = case.weights()
-    packed = formats.pack(w, case.format, group=case.group, scale=case.scale or "f16", zero=case.zero)
+    packed = formats.pack(
+        w, case.format, group=case.group, scale=case.scale or "f16", zero=case.zero
+    )
     expected = formats.unpack(packed).astype(DTYPES[dtype])
     got = array(load(device, packed).dequantize(dtype))
     check(got.view(np.uint16), expected.view(np.uint16), "exact")
@@ -110,7 +111,7 @@ def test_new_linear_is_zero(device: _C.Device) -> None:
 
 
 def test_padding_is_zero_weight(device: _C.Device) -> None:
-    """Kernels read whole units: what lies beyond k must be the code of 0, however rows were loaded."""
+    """Kernels read whole units: beyond k there is the code of 0, however rows were loaded."""
     for name, blank in (("int4", 0x88), ("int8", 0x80), ("fp4_e2m1", 0), ("f16", 0)):
         lin = _C.Linear(device, 2, 130, name)
         tail = slice(-(-130 * formats.FORMATS[name].bits // 8), None)

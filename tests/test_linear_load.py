@@ -1,4 +1,4 @@
-"""Loading weights: files and memory, dense rows and finished planes, and everything that may be wrong."""
+"""Loading weights: files and memory, dense rows and finished planes, and all that may be wrong."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from marlin import _C, formats
 
 DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+NVFP4: dict[str, Any] = {"format": "fp4_e2m1", "scale": "e4m3"}
 RNG = np.random.default_rng(7)
 
 
@@ -95,7 +96,8 @@ def test_planes_table(device: _C.Device) -> None:
         "zero": ((3, 5), "u8"),
     }
     assert lin.nbytes == 3 * (128 + 5 * 4 + 5)
-    assert (lin.n, lin.k, lin.format, lin.group, lin.scale, lin.zero) == (3, 130, "int4", 32, "f32", True)
+    assert (lin.n, lin.k, lin.format, lin.group) == (3, 130, "int4", 32)
+    assert (lin.scale, lin.zero) == ("f32", True)
     assert lin.device is device and lin.global_scale == 1.0
     assert _C.Linear(device, 3, 130).planes == {"quant": ((3, 512), "u8")}
     assert _C.Linear(device, 3, 130).scale is None
@@ -138,7 +140,8 @@ def test_scale_types(device: _C.Device, tmp_path: Path, dtype: str, target: str)
     assert lin.read_plane("scale") == np.resize(expected[1], (6, 3)).tobytes()
     # Interleaved.
     lin.set_plane("scale", scale[:3].copy().view(np.uint8), dtype, 3, row_start=1, row_stride=2)
-    assert (np.frombuffer(lin.read_plane("scale"), expected.dtype).reshape(6, 3)[1::2] == expected[:3]).all()
+    plane = np.frombuffer(lin.read_plane("scale"), expected.dtype).reshape(6, 3)
+    assert (plane[1::2] == expected[:3]).all()
 
 
 def test_zero_points(device: _C.Device) -> None:
@@ -148,8 +151,9 @@ def test_zero_points(device: _C.Device) -> None:
     assert lin.read_plane("zero") == zero.tobytes()
     lin.set_plane("zero", (zero.astype(np.int8) - 8).astype(np.int8), "i8", 2)
     assert lin.read_plane("zero") == zero.tobytes()
-    for bad, dtype in ((np.array([[0, 0], [0, 16]], np.uint8), "u8"), (np.full((2, 2), -9, np.int8), "i8")):
-        with pytest.raises(ValueError, match=r"zero of source row \d, group \d is not a number that int4"):
+    too_large, too_small = np.array([[0, 0], [0, 16]], np.uint8), np.full((2, 2), -9, np.int8)
+    for bad, dtype in ((too_large, "u8"), (too_small, "i8")):
+        with pytest.raises(ValueError, match=r"zero of source row \d, group \d is not a number"):
             lin.set_plane("zero", bad, dtype, 2)
     assert lin.read_plane("zero") == zero.tobytes()
     wide = _C.Linear(device, 1, 2, "int8", zero=True)
@@ -160,9 +164,10 @@ def test_zero_points(device: _C.Device) -> None:
 def test_bad_scales(device: _C.Device) -> None:
     half = _C.Linear(device, 2, 32, "int8")
     single = _C.Linear(device, 2, 32, "int8", scale="f32")
-    for value, dtype in ((np.nan, "f16"), (np.inf, "f32"), (-np.inf, "bf16"), (65520, "f32"), (7e4, "bf16")):
+    bad = [(np.nan, "f16"), (np.inf, "f32"), (-np.inf, "bf16"), (65520, "f32"), (7e4, "bf16")]
+    for value, dtype in bad:
         scale = np.array([[1], [value]], np.float32).astype(DTYPES[dtype]).view(np.uint8)
-        with pytest.raises(ValueError, match="scale of source row 1, group 0 is not a number that int8"):
+        with pytest.raises(ValueError, match="scale of source row 1, group 0 is not a number"):
             half.set_plane("scale", scale, dtype, 2)
         if np.isfinite(value):
             single.set_plane("scale", scale, dtype, 2)
@@ -186,7 +191,7 @@ def test_short_files(device: _C.Device, tmp_path: Path) -> None:
         lambda at: lin.load_plane("scale", path, at + 504, 8, "f16", 4),
     ):
         call(0)
-        with pytest.raises(_C.ModelFormatError, match=r"w is cut short: \d+ bytes from \d+ are wanted, it has 512"):
+        with pytest.raises(_C.ModelFormatError, match=r"w is cut short: .* wanted, it has 512"):
             call(1)
     with pytest.raises(_C.ModelFormatError, match="is cut short"):
         lin.load_rows(path, 2**63 - 1, 512, "f32", 4)
@@ -222,7 +227,7 @@ def test_bad_places(device: _C.Device) -> None:
     lin = _C.Linear(device, 4, 32, "int8")
     data = np.zeros((2, 32), np.float32)
     for start, stride in ((3, 1), (2, 2), (0, 4), (4, 1), (1, 2**24)):
-        with pytest.raises(ValueError, match=f"2 rows from row {start}, every {stride}, are not within"):
+        with pytest.raises(ValueError, match=f"2 rows from row {start}, every {stride}, are"):
             lin.set_rows(data, "f32", 2, row_start=start, row_stride=stride)
     with pytest.raises(ValueError, match="row_stride must be in"):
         lin.set_rows(data, "f32", 2, row_stride=0)
@@ -278,10 +283,10 @@ def test_bad_types(device: _C.Device) -> None:
         ({"scale": "e8m0"}, r"int4 takes scales of f32, f16, got 'e8m0'"),
         ({"scale": "f64"}, r"int4 takes scales of f32, f16, got 'f64'"),
         ({"global_scale": 2.0}, r"global_scale belongs to e4m3 scales, got 2"),
-        ({"format": "fp4_e2m1", "scale": "e4m3", "global_scale": 0.0}, r"global_scale must be in"),
-        ({"format": "fp4_e2m1", "scale": "e4m3", "global_scale": -1.0}, r"global_scale must be in"),
-        ({"format": "fp4_e2m1", "scale": "e4m3", "global_scale": float("nan")}, r"global_scale must be in"),
-        ({"format": "fp4_e2m1", "scale": "e4m3", "global_scale": 1e31}, r"must be positive and finite"),
+        (NVFP4 | {"global_scale": 0.0}, r"global_scale must be in"),
+        (NVFP4 | {"global_scale": -1.0}, r"global_scale must be in"),
+        (NVFP4 | {"global_scale": float("nan")}, r"global_scale must be in"),
+        (NVFP4 | {"global_scale": 1e31}, r"global_scale must be in 2\^-100\.\.2\^100, got 1e\+31"),
     ],
 )
 def test_bad_shapes(device: _C.Device, keywords: dict[str, Any], message: str) -> None:

@@ -174,7 +174,7 @@ def test_too_large(device: _C.Device) -> None:
     w[1, 3] = 3.4e38
     with pytest.raises(ValueError, match="row 1 holds values too large for bf16"):
         _C.Linear(device, 3, 20, "bf16").set_rows(w, "f32", 3)
-    with pytest.raises(ValueError, match="row 1 holds values too large for int4 with scales of f16"):
+    with pytest.raises(ValueError, match="too large for int4 with scales of f16"):
         _C.Linear(device, 3, 20, "int4").set_rows(w, "f32", 3)
     _C.Linear(device, 3, 20, "int4", scale="f32").set_rows(w, "f32", 3)
 
@@ -182,7 +182,8 @@ def test_too_large(device: _C.Device) -> None:
 def test_seeded_noise(device: _C.Device) -> None:
     """A larger matrix of every format, with weights of any magnitude."""
     for name, spec in formats.FORMATS.items():
-        case = FormatCase(name, 9, 1100, 128 if spec.scales else None, next(iter(spec.scales), None))
+        scale = next(iter(spec.scales), None)
+        case = FormatCase(name, 9, 1100, 128 if scale else None, scale)
         rng = np.random.default_rng(seed_of(case))
         w = rng.standard_normal((9, 1100)) * np.exp2(rng.integers(-20, 10, (9, 1)))
         check_bytes(device, case, w.astype(np.float32), "f32")

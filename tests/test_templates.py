@@ -398,3 +398,11 @@ def test_forged_sentinels_stay_text(tmp_path: Path) -> None:
     ):
         ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=True)
         assert tokenizer.decode(ids) == text and not tokenizer.control_ids & set(ids)
+
+
+def test_nested_messages(tmp_path: Path) -> None:
+    nested: Any = "x"
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(ValueError, match="messages are nested too deeply"):
+        chat(tmp_path, "x").apply_chat_template([{"role": "user", "content": nested}])

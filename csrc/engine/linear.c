@@ -16,14 +16,19 @@
 struct mrl_linear {
     mrl_device *dev;
     mrl_weight weight;
-    mrl_lock lock;    /* of bias */
-    mrl_view bias;    /* the buffer is retained */
+    mrl_lock lock; /* of bias */
+    mrl_view bias; /* the buffer is retained */
 };
 
 /* ---- what formats have ---- */
 
-enum { NONE = 0, F32 = 1 << MRL_SCALE_F32, F16 = 1 << MRL_SCALE_F16, E8M0 = 1 << MRL_SCALE_E8M0,
-       E4M3 = 1 << MRL_SCALE_E4M3 };
+enum {
+    NONE = 0,
+    F32 = 1 << MRL_SCALE_F32,
+    F16 = 1 << MRL_SCALE_F16,
+    E8M0 = 1 << MRL_SCALE_E8M0,
+    E4M3 = 1 << MRL_SCALE_E4M3
+};
 
 static const struct format_row {
     const char *name;
@@ -31,7 +36,8 @@ static const struct format_row {
     bool zero;
     uint32_t default_group;
 } formats[] = {
-#define FORMAT(name, bits, math, scale, zero, default_group, text) {#name, scale, zero, default_group},
+#define FORMAT(name, bits, math, scale, zero, default_group, text)                                 \
+    {#name, scale, zero, default_group},
 #include "formats.def"
 #undef FORMAT
 };
@@ -60,15 +66,14 @@ static mrl_status find_format(const char *name, mrl_format *out, mrl_error *err)
     return mrl_fail(err, MRL_ERR_VALUE, "linear: unknown format '%s'; known are %s", name, known);
 }
 
-static mrl_status find_scale(const struct format_row *format, const char *name, mrl_scale *out, mrl_error *err)
+static mrl_status find_scale(const struct format_row *format, const char *name, mrl_scale *out,
+                             mrl_error *err)
 {
     char known[64] = "";
     *out = MRL_SCALE_NONE;
-    if (format->scales == NONE && name == NULL)
-        return MRL_OK;
+    if (format->scales == NONE && name == NULL) return MRL_OK;
     for (int i = 1; i < (int)SCALES; i++) {
-        if (!(format->scales >> i & 1))
-            continue;
+        if (!(format->scales >> i & 1)) continue;
         if (strcmp(scales[i].name, name == NULL ? "f16" : name) == 0) {
             *out = (mrl_scale)i;
             return MRL_OK;
@@ -76,8 +81,10 @@ static mrl_status find_scale(const struct format_row *format, const char *name, 
         strcat(strcat(known, known[0] ? ", " : ""), scales[i].name);
     }
     if (known[0] == 0)
-        return mrl_fail(err, MRL_ERR_VALUE, "linear: %s has no scales, got scale '%s'", format->name, name);
-    return mrl_fail(err, MRL_ERR_VALUE, "linear: %s takes scales of %s, got '%s'", format->name, known, name);
+        return mrl_fail(err, MRL_ERR_VALUE, "linear: %s has no scales, got scale '%s'",
+                        format->name, name);
+    return mrl_fail(err, MRL_ERR_VALUE, "linear: %s takes scales of %s, got '%s'", format->name,
+                    known, name);
 }
 
 /* The code of weight 0, in every weight of a word. */
@@ -87,7 +94,10 @@ static uint32_t blank_word(const mrl_weight *w)
     return !formats[w->format].zero ? 0 : bits == 4 ? 0x88888888u : 0x80808080u;
 }
 
-static uint32_t default_zero(const mrl_weight *w) { return 1u << (mrl_format_bits(w->format) - 1); }
+static uint32_t default_zero(const mrl_weight *w)
+{
+    return 1u << (mrl_format_bits(w->format) - 1);
+}
 
 static mrl_status describe(const mrl_linear_config *config, mrl_weight *w, mrl_error *err)
 {
@@ -96,21 +106,24 @@ static mrl_status describe(const mrl_linear_config *config, mrl_weight *w, mrl_e
     const struct format_row *format = &formats[w->format];
     MRL_TRY(find_scale(format, config->scale, &w->scale_type, err));
 
-    if (config->n < 1 || config->n > MRL_LINEAR_N_MAX || config->k < 1 || config->k > MRL_LINEAR_K_MAX)
+    if (config->n < 1 || config->n > MRL_LINEAR_N_MAX || config->k < 1 ||
+        config->k > MRL_LINEAR_K_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "linear: n must be 1..%u and k 1..%u, got %u and %u",
                         MRL_LINEAR_N_MAX, MRL_LINEAR_K_MAX, config->n, config->k);
     int group = config->group;
-    if (group == -1)
-        group = w->scale_type == MRL_SCALE_E4M3 ? 16 : (int)format->default_group;
+    if (group == -1) group = w->scale_type == MRL_SCALE_E4M3 ? 16 : (int)format->default_group;
     if (group != 0 && (group < 16 || group > 256 || (group & (group - 1)) != 0))
-        return mrl_fail(err, MRL_ERR_VALUE, "linear: group must be 0, 16, 32, 64, 128 or 256, got %d", group);
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "linear: group must be 0, 16, 32, 64, 128 or 256, got %d", group);
     if (w->scale_type == MRL_SCALE_NONE && group != 0)
-        return mrl_fail(err, MRL_ERR_VALUE, "linear: %s has no groups, got group %d", format->name, group);
+        return mrl_fail(err, MRL_ERR_VALUE, "linear: %s has no groups, got group %d", format->name,
+                        group);
     if (config->zero && !format->zero)
         return mrl_fail(err, MRL_ERR_VALUE, "linear: %s has no zero points", format->name);
     if (w->scale_type == MRL_SCALE_E4M3) {
         if (!(config->global_scale > 0x1p-100f && config->global_scale < 0x1p100f))
-            return mrl_fail(err, MRL_ERR_VALUE, "linear: global_scale must be positive and finite, got %g",
+            return mrl_fail(err, MRL_ERR_VALUE,
+                            "linear: global_scale must be in 2^-100..2^100, got %g",
                             (double)config->global_scale);
     } else if (config->global_scale != 1.0f) {
         return mrl_fail(err, MRL_ERR_VALUE, "linear: global_scale belongs to e4m3 scales, got %g",
@@ -121,19 +134,23 @@ static mrl_status describe(const mrl_linear_config *config, mrl_weight *w, mrl_e
     w->k = config->k;
     w->k_padded = (uint32_t)mrl_round_up(w->k, 128);
     w->group = (uint32_t)group;
-    w->groups = w->scale_type == MRL_SCALE_NONE ? 0 : group == 0 ? 1 : mrl_div_up(w->k, (uint32_t)group);
+    w->groups = w->scale_type == MRL_SCALE_NONE ? 0
+                : group == 0                    ? 1
+                                                : mrl_div_up(w->k, (uint32_t)group);
     w->has_zero = config->zero;
     w->global_scale = config->global_scale;
-    if (!mrl_fits_i32(mrl_weight_row_bytes(w) / 16 * w->n) || !mrl_fits_i32((uint64_t)w->n * w->groups))
-        return mrl_fail(err, MRL_ERR_VALUE, "linear: (%u, %u) in %s is too large for one matrix", w->n, w->k,
-                        format->name);
+    if (!mrl_fits_i32(mrl_weight_row_bytes(w) / 16 * w->n) ||
+        !mrl_fits_i32((uint64_t)w->n * w->groups))
+        return mrl_fail(err, MRL_ERR_VALUE, "linear: (%u, %u) in %s is too large for one matrix",
+                        w->n, w->k, format->name);
 done:
     return rc;
 }
 
 /* ---- life ---- */
 
-static mrl_status make_plane(mrl_device *dev, uint64_t bytes, uint32_t word, mrl_buffer **out, mrl_error *err)
+static mrl_status make_plane(mrl_device *dev, uint64_t bytes, uint32_t word, mrl_buffer **out,
+                             mrl_error *err)
 {
     mrl_status rc = mrl_buffer_create(dev, bytes, MRL_MEMORY_DEVICE, out, err);
     return rc == MRL_OK ? mrl_buffer_fill(*out, 0, bytes, word, err) : rc;
@@ -142,11 +159,13 @@ static mrl_status make_plane(mrl_device *dev, uint64_t bytes, uint32_t word, mrl
 static mrl_status refuse_capture(mrl_device *dev, mrl_error *err)
 {
     if (mrl_program_capturing(dev) != NULL)
-        return mrl_fail(err, MRL_ERR_STATE, "linear: cannot be made, loaded or read while capturing");
+        return mrl_fail(err, MRL_ERR_STATE,
+                        "linear: cannot be made, loaded or read while capturing");
     return MRL_OK;
 }
 
-mrl_status mrl_linear_create(mrl_device *dev, const mrl_linear_config *config, mrl_linear **out, mrl_error *err)
+mrl_status mrl_linear_create(mrl_device *dev, const mrl_linear_config *config, mrl_linear **out,
+                             mrl_error *err)
 {
     mrl_status rc;
     mrl_linear *linear = NULL;
@@ -156,19 +175,19 @@ mrl_status mrl_linear_create(mrl_device *dev, const mrl_linear_config *config, m
     MRL_TRY(describe(config, &weight, err));
     MRL_TRY(refuse_capture(dev, err)); /* the planes would lie in the program's arena */
     linear = calloc(1, sizeof *linear);
-    if (linear == NULL)
-        return mrl_fail(err, MRL_ERR_MEMORY, "linear: out of host memory");
+    if (linear == NULL) return mrl_fail(err, MRL_ERR_MEMORY, "linear: out of host memory");
     mrl_lock_init(&linear->lock);
     linear->dev = mrl_device_retain(dev);
     linear->weight = weight;
 
     mrl_weight *w = &linear->weight;
-    uint64_t scale_bytes = (uint64_t)w->n * w->groups * mrl_dtype_bytes(scales[w->scale_type].dtype);
+    uint64_t scale_bytes =
+        (uint64_t)w->n * w->groups * mrl_dtype_bytes(scales[w->scale_type].dtype);
     MRL_TRY(make_plane(dev, mrl_weight_row_bytes(w) * w->n, blank_word(w), &w->quant, err));
-    if (w->groups > 0)
-        MRL_TRY(make_plane(dev, scale_bytes, 0, &w->scale, err));
+    if (w->groups > 0) MRL_TRY(make_plane(dev, scale_bytes, 0, &w->scale, err));
     if (w->has_zero)
-        MRL_TRY(make_plane(dev, (uint64_t)w->n * w->groups, default_zero(w) * 0x01010101u, &w->zero, err));
+        MRL_TRY(make_plane(dev, (uint64_t)w->n * w->groups, default_zero(w) * 0x01010101u, &w->zero,
+                           err));
     *out = linear;
     linear = NULL;
 done:
@@ -178,8 +197,7 @@ done:
 
 void mrl_linear_free(mrl_linear *linear)
 {
-    if (linear == NULL)
-        return;
+    if (linear == NULL) return;
     mrl_buffer_release(linear->weight.quant);
     mrl_buffer_release(linear->weight.scale);
     mrl_buffer_release(linear->weight.zero);
@@ -189,8 +207,14 @@ void mrl_linear_free(mrl_linear *linear)
     free(linear);
 }
 
-const mrl_weight *mrl_linear_weight(const mrl_linear *linear) { return &linear->weight; }
-const char *mrl_linear_format(const mrl_linear *linear) { return formats[linear->weight.format].name; }
+const mrl_weight *mrl_linear_weight(const mrl_linear *linear)
+{
+    return &linear->weight;
+}
+const char *mrl_linear_format(const mrl_linear *linear)
+{
+    return formats[linear->weight.format].name;
+}
 
 uint64_t mrl_linear_bytes(const mrl_linear *linear)
 {
@@ -198,24 +222,25 @@ uint64_t mrl_linear_bytes(const mrl_linear *linear)
     uint64_t bytes = 0;
     mrl_plane plane;
     for (int i = 0; i < 3; i++)
-        if (mrl_linear_plane(linear, names[i], &plane, NULL) == MRL_OK)
-            bytes += plane.bytes;
+        if (mrl_linear_plane(linear, names[i], &plane, NULL) == MRL_OK) bytes += plane.bytes;
     return bytes;
 }
 
-mrl_status mrl_linear_plane(const mrl_linear *linear, const char *name, mrl_plane *out, mrl_error *err)
+mrl_status mrl_linear_plane(const mrl_linear *linear, const char *name, mrl_plane *out,
+                            mrl_error *err)
 {
     const mrl_weight *w = &linear->weight;
     const struct scale_row *scale = &scales[w->scale_type];
     mrl_plane quant = {w->quant, w->n, (uint32_t)mrl_weight_row_bytes(w), "u8", 0};
-    mrl_plane planes[] = {quant, {w->scale, w->n, w->groups, scale->name, 0}, {w->zero, w->n, w->groups, "u8", 0}};
+    mrl_plane planes[] = {
+        quant, {w->scale, w->n, w->groups, scale->name, 0}, {w->zero, w->n, w->groups, "u8", 0}};
     static const char *const names[] = {"quant", "scale", "zero"};
 
     for (int i = 0; i < 3; i++) {
-        if (strcmp(names[i], name) != 0 || planes[i].buffer == NULL)
-            continue;
+        if (strcmp(names[i], name) != 0 || planes[i].buffer == NULL) continue;
         *out = planes[i];
-        out->bytes = (uint64_t)out->rows * out->columns * (i == 1 ? mrl_dtype_bytes(scale->dtype) : 1);
+        out->bytes =
+            (uint64_t)out->rows * out->columns * (i == 1 ? mrl_dtype_bytes(scale->dtype) : 1);
         return MRL_OK;
     }
     return mrl_fail(err, MRL_ERR_VALUE, "linear: no plane '%s'; it has quant%s%s", name,
@@ -235,8 +260,7 @@ static mrl_status reader_open(reader *r, const mrl_source *source, mrl_error *er
     uint64_t end;
 
     *r = (reader){source, -1};
-    if (source->path == NULL)
-        return MRL_OK;
+    if (source->path == NULL) return MRL_OK;
     /* O_NONBLOCK: opening a named pipe must not wait for its writer. */
     r->fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (r->fd < 0 || fstat(r->fd, &info) != 0)
@@ -244,28 +268,30 @@ static mrl_status reader_open(reader *r, const mrl_source *source, mrl_error *er
     if (!S_ISREG(info.st_mode))
         return mrl_fail(err, MRL_ERR_FORMAT, "%s is not a regular file", source->path);
     if (!mrl_add_u64(source->offset, source->bytes, &end) || end > (uint64_t)info.st_size)
-        return mrl_fail(err, MRL_ERR_FORMAT, "%s is cut short: %" PRIu64 " bytes from %" PRIu64
-                        " are wanted, it has %" PRIu64, source->path, source->bytes, source->offset,
-                        (uint64_t)info.st_size);
+        return mrl_fail(err, MRL_ERR_FORMAT,
+                        "%s is cut short: %" PRIu64 " bytes from %" PRIu64
+                        " are wanted, it has %" PRIu64,
+                        source->path, source->bytes, source->offset, (uint64_t)info.st_size);
     return MRL_OK;
 }
 
 static void reader_close(reader *r)
 {
-    if (r->fd >= 0)
-        close(r->fd);
+    if (r->fd >= 0) close(r->fd);
     r->fd = -1;
 }
 
 /* Bytes at..at + bytes of the source to the start of a device buffer. */
-static mrl_status reader_to_device(reader *r, uint64_t at, uint64_t bytes, mrl_buffer *to, mrl_error *err)
+static mrl_status reader_to_device(reader *r, uint64_t at, uint64_t bytes, mrl_buffer *to,
+                                   mrl_error *err)
 {
     if (r->fd < 0)
         return mrl_buffer_write(to, 0, (const uint8_t *)r->source->data + at, bytes, err);
     return mrl_buffer_load(to, 0, r->fd, r->source->offset + at, bytes, err);
 }
 
-static mrl_status reader_to_host(reader *r, uint64_t at, uint64_t bytes, uint8_t *to, mrl_error *err)
+static mrl_status reader_to_host(reader *r, uint64_t at, uint64_t bytes, uint8_t *to,
+                                 mrl_error *err)
 {
     if (r->fd < 0) {
         memcpy(to, (const uint8_t *)r->source->data + at, bytes);
@@ -273,12 +299,11 @@ static mrl_status reader_to_host(reader *r, uint64_t at, uint64_t bytes, uint8_t
     }
     for (uint64_t done = 0; done < bytes;) {
         ssize_t got = pread(r->fd, to + done, bytes - done, (off_t)(r->source->offset + at + done));
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return mrl_fail(err, MRL_ERR_IO, "%s: %s", r->source->path, strerror(errno));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return mrl_fail(err, MRL_ERR_IO, "%s: %s", r->source->path, strerror(errno));
         if (got == 0)
-            return mrl_fail(err, MRL_ERR_FORMAT, "%s became shorter while it was read", r->source->path);
+            return mrl_fail(err, MRL_ERR_FORMAT, "%s became shorter while it was read",
+                            r->source->path);
         done += (uint64_t)got;
     }
     return MRL_OK;
@@ -294,7 +319,8 @@ static uint32_t chunk_rows(uint64_t row_bytes, uint32_t rows)
 static mrl_rows chunk_of(const mrl_rows *rows, uint32_t first, uint32_t count)
 {
     uint32_t left = rows->count - first;
-    return (mrl_rows){count < left ? count : left, rows->start + first * rows->stride, rows->stride};
+    return (mrl_rows){count < left ? count : left, rows->start + first * rows->stride,
+                      rows->stride};
 }
 
 /* ---- dense rows ---- */
@@ -311,13 +337,15 @@ mrl_status mrl_linear_load_rows(mrl_linear *linear, const mrl_source *source, co
 
     r.fd = -1;
     if (dtype == MRL_DTYPE_COUNT || !mrl_dtype_is_float(dtype))
-        return mrl_fail(err, MRL_ERR_TYPE, "linear: rows must be f32, f16 or bf16, got '%s'", source->dtype);
+        return mrl_fail(err, MRL_ERR_TYPE, "linear: rows must be f32, f16 or bf16, got '%s'",
+                        source->dtype);
     MRL_TRY(refuse_capture(linear->dev, err));
     MRL_TRY(mrl_rows_check(rows, w->n, "linear", err));
     uint64_t row_bytes = (uint64_t)w->k * mrl_dtype_bytes(dtype);
     if (source->bytes != rows->count * row_bytes)
-        return mrl_fail(err, MRL_ERR_VALUE, "linear: %u rows of %u %s are %" PRIu64 " bytes, got %" PRIu64,
-                        rows->count, w->k, source->dtype, rows->count * row_bytes, source->bytes);
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "linear: %u rows of %u %s are %" PRIu64 " bytes, got %" PRIu64, rows->count,
+                        w->k, source->dtype, rows->count * row_bytes, source->bytes);
     MRL_TRY(reader_open(&r, source, err));
 
     uint32_t step = chunk_rows(row_bytes, rows->count);
@@ -334,8 +362,9 @@ mrl_status mrl_linear_load_rows(mrl_linear *linear, const mrl_source *source, co
     if (status_words[0] != 0)
         rc = mrl_fail(err, MRL_ERR_VALUE, "linear: row %u holds inf or nan", status_words[2]);
     else if (status_words[1] != 0)
-        rc = mrl_fail(err, MRL_ERR_VALUE, "linear: row %u holds values too large for %s%s%s", status_words[2],
-                      mrl_linear_format(linear), w->groups ? " with scales of " : "",
+        rc = mrl_fail(err, MRL_ERR_VALUE, "linear: row %u holds values too large for %s%s%s",
+                      status_words[2], mrl_linear_format(linear),
+                      w->groups ? " with scales of " : "",
                       w->groups ? scales[w->scale_type].name : "");
 done:
     reader_close(&r);
@@ -349,11 +378,11 @@ done:
 /* How rows of a source become rows of a plane, and what the host looks at on the way. */
 typedef struct recipe {
     mrl_plane plane;
-    mrl_dtype from, to;         /* element types of the copy */
-    uint32_t columns;           /* elements of a source row */
-    uint32_t dst_columns;       /* elements of a plane row */
-    uint32_t bias;              /* added to bytes */
-    bool check;                 /* elements whose bits & mask are not in low..high are refused */
+    mrl_dtype from, to;   /* element types of the copy */
+    uint32_t columns;     /* elements of a source row */
+    uint32_t dst_columns; /* elements of a plane row */
+    uint32_t bias;        /* added to bytes */
+    bool check;           /* elements whose bits & mask are not in low..high are refused */
     uint32_t mask, low, high;
 } recipe;
 
@@ -362,17 +391,21 @@ static mrl_status bad_dtype(const char *plane, const char *wanted, const char *g
     return mrl_fail(err, MRL_ERR_TYPE, "linear: %s takes %s, got '%s'", plane, wanted, got);
 }
 
-static mrl_status quant_recipe(const mrl_weight *w, const mrl_source *source, uint32_t rows, recipe *out,
-                               mrl_error *err)
+static mrl_status quant_recipe(const mrl_weight *w, const mrl_source *source, uint32_t rows,
+                               recipe *out, mrl_error *err)
 {
-    uint64_t exact = ((uint64_t)w->k * mrl_format_bits(w->format) + 7) / 8, padded = mrl_round_up(exact, 4);
+    uint64_t exact = ((uint64_t)w->k * mrl_format_bits(w->format) + 7) / 8,
+             padded = mrl_round_up(exact, 4);
     bool flip = strcmp(source->dtype, "i8") == 0;
     if (flip ? w->format != MRL_FORMAT_int8
-             : strcmp(source->dtype, "u8") && strcmp(source->dtype, "i32") && strcmp(source->dtype, "u32"))
-        return bad_dtype("quant", w->format == MRL_FORMAT_int8 ? "u8, i8, i32 or u32" : "u8, i32 or u32",
+             : strcmp(source->dtype, "u8") && strcmp(source->dtype, "i32") &&
+                   strcmp(source->dtype, "u32"))
+        return bad_dtype("quant",
+                         w->format == MRL_FORMAT_int8 ? "u8, i8, i32 or u32" : "u8, i32 or u32",
                          source->dtype, err);
     if (source->bytes != exact * rows && source->bytes != padded * rows)
-        return mrl_fail(err, MRL_ERR_VALUE, "linear: %u rows of quant are %" PRIu64 " bytes, got %" PRIu64, rows,
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "linear: %u rows of quant are %" PRIu64 " bytes, got %" PRIu64, rows,
                         exact * rows, source->bytes);
     uint64_t bytes = source->bytes / rows;
     bool words = bytes % 4 == 0;
@@ -383,7 +416,8 @@ static mrl_status quant_recipe(const mrl_weight *w, const mrl_source *source, ui
     return MRL_OK;
 }
 
-static mrl_status scale_recipe(const mrl_weight *w, const mrl_source *source, recipe *out, mrl_error *err)
+static mrl_status scale_recipe(const mrl_weight *w, const mrl_source *source, recipe *out,
+                               mrl_error *err)
 {
     const struct scale_row *scale = &scales[w->scale_type];
     mrl_dtype dtype = mrl_dtype_parse(source->dtype);
@@ -400,7 +434,8 @@ static mrl_status scale_recipe(const mrl_weight *w, const mrl_source *source, re
         out->high = out->mask - 1;
     } else if (dtype == MRL_DTYPE_f32) {
         out->mask = 0x7fffffff;
-        out->high = half ? 0x477fefff : 0x7f7fffff; /* the last that rounds to 65504; the largest f32 */
+        out->high =
+            half ? 0x477fefff : 0x7f7fffff; /* the last that rounds to 65504; the largest f32 */
     } else if (dtype == MRL_DTYPE_bf16) {
         out->mask = 0x7fff;
         out->high = half ? 0x477f : 0x7f7f;
@@ -413,7 +448,8 @@ static mrl_status scale_recipe(const mrl_weight *w, const mrl_source *source, re
     return MRL_OK;
 }
 
-static mrl_status zero_recipe(const mrl_weight *w, const mrl_source *source, recipe *out, mrl_error *err)
+static mrl_status zero_recipe(const mrl_weight *w, const mrl_source *source, recipe *out,
+                              mrl_error *err)
 {
     bool is_signed = strcmp(source->dtype, "i8") == 0;
     if (!is_signed && strcmp(source->dtype, "u8") != 0)
@@ -426,22 +462,22 @@ static mrl_status zero_recipe(const mrl_weight *w, const mrl_source *source, rec
     return MRL_OK;
 }
 
-static mrl_status plane_recipe(const mrl_linear *linear, const char *name, const mrl_source *source, uint32_t rows,
-                               recipe *out, mrl_error *err)
+static mrl_status plane_recipe(const mrl_linear *linear, const char *name, const mrl_source *source,
+                               uint32_t rows, recipe *out, mrl_error *err)
 {
     mrl_status rc;
     const mrl_weight *w = &linear->weight;
 
     *out = (recipe){0};
     MRL_TRY(mrl_linear_plane(linear, name, &out->plane, err));
-    if (out->plane.buffer == w->quant)
-        return quant_recipe(w, source, rows, out, err);
+    if (out->plane.buffer == w->quant) return quant_recipe(w, source, rows, out, err);
     out->columns = out->dst_columns = w->groups;
     MRL_TRY(out->plane.buffer == w->scale ? scale_recipe(w, source, out, err)
                                           : zero_recipe(w, source, out, err));
     uint64_t row_bytes = (uint64_t)w->groups * mrl_dtype_bytes(out->from);
     if (source->bytes != rows * row_bytes && source->bytes != row_bytes)
-        return mrl_fail(err, MRL_ERR_VALUE, "linear: %u rows of %s are %" PRIu64 " bytes, got %" PRIu64, rows, name,
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "linear: %u rows of %s are %" PRIu64 " bytes, got %" PRIu64, rows, name,
                         rows * row_bytes, source->bytes);
 done:
     return rc;
@@ -453,29 +489,31 @@ static uint64_t first_bad(const recipe *how, const uint8_t *data, uint64_t count
     uint32_t size = mrl_dtype_bytes(how->from);
     for (uint64_t i = 0; i < count; i++) {
         uint32_t bits = 0;
-        memcpy(&bits, data + i * size, size); /* little-endian hosts only, as the file formats are */
-        if (size == 1)
-            bits = (bits + how->bias) & 0xff;
-        if ((bits & how->mask) > how->high)
-            return i;
+        memcpy(&bits, data + i * size,
+               size); /* little-endian hosts only, as the file formats are */
+        if (size == 1) bits = (bits + how->bias) & 0xff;
+        if ((bits & how->mask) > how->high) return i;
     }
     return count;
 }
 
 /* Chunk rows first.. into buffer, looked at by the host where the recipe says so. */
-static mrl_status fetch(const mrl_linear *linear, const char *name, const recipe *how, reader *r, uint32_t first,
-                        uint32_t count, uint8_t *bounce, mrl_buffer *buffer, mrl_error *err)
+static mrl_status fetch(const mrl_linear *linear, const char *name, const recipe *how, reader *r,
+                        uint32_t first, uint32_t count, uint8_t *bounce, mrl_buffer *buffer,
+                        mrl_error *err)
 {
     mrl_status rc;
-    uint64_t row_bytes = (uint64_t)how->columns * mrl_dtype_bytes(how->from), bytes = count * row_bytes;
-    if (!how->check)
-        return reader_to_device(r, first * row_bytes, bytes, buffer, err);
+    uint64_t row_bytes = (uint64_t)how->columns * mrl_dtype_bytes(how->from),
+             bytes = count * row_bytes;
+    if (!how->check) return reader_to_device(r, first * row_bytes, bytes, buffer, err);
     MRL_TRY(reader_to_host(r, first * row_bytes, bytes, bounce, err));
     uint64_t elements = (uint64_t)count * how->columns, bad = first_bad(how, bounce, elements);
     if (bad < elements)
-        return mrl_fail(err, MRL_ERR_VALUE, "linear: %s of source row %" PRIu64 ", group %" PRIu64
-                        " is not a number that %s with %s %s can have", name, first + bad / how->columns,
-                        bad % how->columns, mrl_linear_format(linear), how->plane.type, name);
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "linear: %s of source row %" PRIu64 ", group %" PRIu64
+                        " is not a number that %s with %s %s can have",
+                        name, first + bad / how->columns, bad % how->columns,
+                        mrl_linear_format(linear), how->plane.type, name);
     MRL_TRY(mrl_buffer_write(buffer, 0, bounce, bytes, err));
 done:
     return rc;
@@ -507,9 +545,15 @@ mrl_status mrl_linear_load_plane(mrl_linear *linear, const char *name, const mrl
         mrl_rows chunk = chunk_of(rows, first, step);
         uint32_t count = broadcast ? 1 : chunk.count;
         mrl_plane_copy copy = {
-            .src = {buffer, 0, count * row_bytes}, .dst = {how.plane.buffer, 0, how.plane.bytes},
-            .src_dtype = how.from, .dst_dtype = how.to, .columns = how.columns,
-            .dst_columns = how.dst_columns, .rows = chunk, .broadcast = broadcast, .bias = how.bias,
+            .src = {buffer, 0, count * row_bytes},
+            .dst = {how.plane.buffer, 0, how.plane.bytes},
+            .src_dtype = how.from,
+            .dst_dtype = how.to,
+            .columns = how.columns,
+            .dst_columns = how.dst_columns,
+            .rows = chunk,
+            .broadcast = broadcast,
+            .bias = how.bias,
         };
         MRL_TRY(fetch(linear, name, &how, &r, first, count, bounce, buffer, err));
         MRL_TRY(mrl_op_copy(linear->dev, &copy, err));
@@ -540,9 +584,9 @@ mrl_status mrl_linear_set_bias(mrl_linear *linear, const mrl_view *bias, mrl_err
     mrl_view next = {0}, old;
 
     if (bias != NULL && bias->buffer != NULL) {
-        mrl_status rc = mrl_view_check(bias, linear->dev, "linear", "bias", MRL_DTYPE_BIT(f32), 1, &n, err);
-        if (rc != MRL_OK)
-            return rc;
+        mrl_status rc =
+            mrl_view_check(bias, linear->dev, "linear", "bias", MRL_DTYPE_BIT(f32), 1, &n, err);
+        if (rc != MRL_OK) return rc;
         next = *bias;
         mrl_buffer_retain(next.buffer);
     }
@@ -558,8 +602,7 @@ mrl_view mrl_linear_bias(mrl_linear *linear)
 {
     mrl_lock_acquire(&linear->lock);
     mrl_view bias = linear->bias;
-    if (bias.buffer != NULL)
-        mrl_buffer_retain(bias.buffer);
+    if (bias.buffer != NULL) mrl_buffer_retain(bias.buffer);
     mrl_lock_release(&linear->lock);
     return bias;
 }

@@ -6,19 +6,23 @@
 
 typedef struct mrl_attention_args {
     mrl_rope_args rope;
-    uint32_t bound;      /* 1 .. context: what positions + 1 is expected to stay within; it sizes the grid of a capture.
-                          * Larger positions are still right, only slower. */
-    float scale;         /* of the scores, 1 / sqrt(dim) as a rule */
-    bool sequence;       /* all rows are of one slot, at consecutive positions (padding: negative positions) */
-    mrl_kernel kernel;   /* MRL_KERNEL_COUNT: choose; else attention_decode or attention_prefill */
+    uint32_t bound;    /* 1 .. context: what positions + 1 is expected to stay within; it sizes the
+                        * grid of a capture.    Larger positions are still right, only slower. */
+    float scale;       /* of the scores, 1 / sqrt(dim) as a rule */
+    bool sequence;     /* all rows are of one slot, at consecutive positions (padding: negative
+                          positions) */
+    mrl_kernel kernel; /* MRL_KERNEL_COUNT: choose; else attention_decode or attention_prefill */
 } mrl_attention_args;
 
-/* y (rows, heads * dim) f32 | f16 | bf16: row r = softmax(q K^T * scale) V over positions 0 .. positions[r] of its
- * slot, after the rope block of r was done (ops/rope.h): one dispatch. Without sequence no two rows may be of the
- * same slot, unless what they see of each other is in the cache already. With sequence: two dispatches. */
-mrl_status mrl_attention(const mrl_kv *kv, const mrl_attention_args *args, const mrl_view *y, mrl_error *err);
+/* y (rows, heads * dim) f32 | f16 | bf16: row r = softmax(q K^T * scale) V over positions 0 ..
+ * positions[r] of its slot, after the rope block of r was done (ops/rope.h): one dispatch. Without
+ * sequence no two rows may be of the same slot, unless what they see of each other is in the cache
+ * already. With sequence: two dispatches. */
+mrl_status mrl_attention(const mrl_kv *kv, const mrl_attention_args *args, const mrl_view *y,
+                         mrl_error *err);
 
-/* Bytes of mrl_kv.scratch for heads of this dim. The first mrl_attention_counter_bytes must be 0 before first use. */
+/* Bytes of mrl_kv.scratch for heads of this dim. The first mrl_attention_counter_bytes must be 0
+ * before first use. */
 uint64_t mrl_attention_scratch_bytes(mrl_device *dev, uint32_t dim);
 uint64_t mrl_attention_counter_bytes(void);
 

@@ -3,18 +3,17 @@
 #include "../shaders/include/push.h"
 
 _Static_assert(sizeof(mrl_push_quantize) <= 128 && sizeof(mrl_push_dequantize) <= 128 &&
-                   sizeof(mrl_push_copy) <= 128, "push constants");
+                   sizeof(mrl_push_copy) <= 128,
+               "push constants");
 
-#define LANES 64u          /* a group of 256 is 32 lanes of 8; more would idle on short rows */
-#define GROUPS_MAX 65535u  /* what every device allows in each dimension; the shaders stride */
+#define LANES      64u    /* a group of 256 is 32 lanes of 8; more would idle on short rows */
+#define GROUPS_MAX 65535u /* what every device allows in each dimension; the shaders stride */
 #define UNIT_BYTES 16u
 
-static uint32_t least(uint64_t a, uint32_t b) { return a < b ? (uint32_t)a : b; }
-static mrl_range whole(mrl_buffer *buffer)
+static uint32_t least(uint64_t a, uint32_t b)
 {
-    return (mrl_range){buffer, 0, buffer == NULL ? 0 : mrl_buffer_bytes(buffer)};
+    return a < b ? (uint32_t)a : b;
 }
-static uint64_t address(mrl_buffer *buffer) { return buffer == NULL ? 0 : mrl_buffer_address(buffer); }
 
 uint32_t mrl_format_bits(mrl_format format)
 {
@@ -30,13 +29,14 @@ mrl_status mrl_rows_check(const mrl_rows *rows, uint32_t n, const char *op, mrl_
 {
     if (rows->count == 0 || rows->stride == 0 || rows->start >= n ||
         (uint64_t)(rows->count - 1) * rows->stride > n - 1 - rows->start)
-        return mrl_fail(err, MRL_ERR_VALUE, "%s: %u rows from row %u, every %u, are not within 0..%u", op,
-                        rows->count, rows->start, rows->stride, n - 1);
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "%s: %u rows from row %u, every %u, are not within 0..%u", op, rows->count,
+                        rows->start, rows->stride, n - 1);
     return MRL_OK;
 }
 
-mrl_status mrl_op_quantize(mrl_device *dev, const mrl_weight *w, const mrl_rows *rows, const mrl_view *x,
-                           mrl_buffer *status, mrl_error *err)
+mrl_status mrl_op_quantize(mrl_device *dev, const mrl_weight *w, const mrl_rows *rows,
+                           const mrl_view *x, mrl_buffer *status, mrl_error *err)
 {
     mrl_status rc;
     uint64_t shape[2] = {rows->count, w->k};
@@ -45,51 +45,91 @@ mrl_status mrl_op_quantize(mrl_device *dev, const mrl_weight *w, const mrl_rows 
 
     MRL_TRY(mrl_view_check(x, dev, "quantize", "x", MRL_DTYPES_ACT, 2, shape, err));
     MRL_TRY(mrl_rows_check(rows, w->n, "quantize", err));
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_quantize, w->format, MRL_MATH_NONE, spec, 4, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_quantize, w->format, MRL_MATH_NONE, spec, 4, &pipeline,
+                             err));
     mrl_push_quantize push = {
-        .x = mrl_view_address(x), .quant = address(w->quant), .scale = address(w->scale),
-        .zero = address(w->zero), .status = address(status), .rows = rows->count, .k = w->k,
-        .k_padded = w->k_padded, .group = w->group, .groups = w->groups, .row_start = rows->start, .row_stride = rows->stride,
+        .x = mrl_view_address(x),
+        .quant = mrl_plane_address(w->quant),
+        .scale = mrl_plane_address(w->scale),
+        .zero = mrl_plane_address(w->zero),
+        .status = mrl_plane_address(status),
+        .rows = rows->count,
+        .k = w->k,
+        .k_padded = w->k_padded,
+        .group = w->group,
+        .groups = w->groups,
+        .row_start = rows->start,
+        .row_stride = rows->stride,
         .global_scale = w->global_scale,
     };
-    mrl_range reads[] = {mrl_view_range(x), whole(status)};
-    mrl_range writes[] = {whole(w->quant), whole(w->scale), whole(w->zero), whole(status)};
-    bool by_row = w->group == 0 && w->scale_type != MRL_SCALE_NONE; /* such a row is one workgroup's */
+    mrl_range reads[] = {mrl_view_range(x), mrl_plane_range(status)};
+    mrl_range writes[] = {mrl_plane_range(w->quant), mrl_plane_range(w->scale),
+                          mrl_plane_range(w->zero), mrl_plane_range(status)};
+    bool by_row =
+        w->group == 0 && w->scale_type != MRL_SCALE_NONE; /* such a row is one workgroup's */
     mrl_dispatch dispatch = {
-        .pipeline = pipeline, .push = &push, .push_bytes = sizeof push,
-        .groups = {by_row ? 1 : mrl_div_up(w->k_padded / 8, LANES), least(rows->count, GROUPS_MAX), 1},
-        .reads = reads, .nreads = 2, .writes = writes, .nwrites = 4,
+        .pipeline = pipeline,
+        .push = &push,
+        .push_bytes = sizeof push,
+        .groups = {by_row ? 1 : mrl_div_up(w->k_padded / 8, LANES), least(rows->count, GROUPS_MAX),
+                   1},
+        .reads = reads,
+        .nreads = 2,
+        .writes = writes,
+        .nwrites = 4,
     };
     MRL_TRY(mrl_stream_dispatch(dev, &dispatch, err));
 done:
     return rc;
 }
 
-mrl_status mrl_op_dequantize(mrl_device *dev, const mrl_weight *w, const mrl_view *y, mrl_error *err)
+mrl_status mrl_decode_rows(mrl_device *dev, mrl_kernel kernel, const mrl_weight *w,
+                           const mrl_view *ids, const mrl_view *y, mrl_error *err)
 {
     mrl_status rc;
-    uint64_t shape[2] = {w->n, w->k};
-    uint32_t spec[] = {LANES, y->dtype, w->scale_type, w->has_zero};
+    uint32_t rows = (uint32_t)y->shape[0], spec[] = {LANES, y->dtype, w->scale_type, w->has_zero};
     uint32_t units = (uint32_t)(mrl_weight_row_bytes(w) / UNIT_BYTES);
     mrl_pipeline *pipeline;
 
-    MRL_TRY(mrl_view_check(y, dev, "dequantize", "y", MRL_DTYPES_ACT, 2, shape, err));
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_dequantize, w->format, MRL_MATH_NONE, spec, 4, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, kernel, w->format, MRL_MATH_NONE, spec, 4, &pipeline, err));
     mrl_push_dequantize push = {
-        .quant = address(w->quant), .scale = address(w->scale), .zero = address(w->zero),
-        .y = mrl_view_address(y), .rows = w->n, .n = w->n, .k = w->k, .k_padded = w->k_padded,
-        .group = w->group, .groups = w->groups, .global_scale = w->global_scale,
+        .quant = mrl_plane_address(w->quant),
+        .scale = mrl_plane_address(w->scale),
+        .zero = mrl_plane_address(w->zero),
+        .ids = mrl_view_address(ids),
+        .y = mrl_view_address(y),
+        .rows = rows,
+        .n = w->n,
+        .k = w->k,
+        .k_padded = w->k_padded,
+        .group = w->group,
+        .groups = w->groups,
+        .global_scale = w->global_scale,
     };
-    mrl_range reads[] = {whole(w->quant), whole(w->scale), whole(w->zero)};
+    mrl_range reads[] = {mrl_plane_range(w->quant), mrl_plane_range(w->scale),
+                         mrl_plane_range(w->zero), mrl_view_range(ids)};
     mrl_range writes[] = {mrl_view_range(y)};
     mrl_dispatch dispatch = {
-        .pipeline = pipeline, .push = &push, .push_bytes = sizeof push,
-        .groups = {mrl_div_up(units, LANES), least(w->n, GROUPS_MAX), 1},
-        .reads = reads, .nreads = 3, .writes = writes, .nwrites = 1,
+        .pipeline = pipeline,
+        .push = &push,
+        .push_bytes = sizeof push,
+        .groups = {mrl_div_up(units, LANES), least(rows, GROUPS_MAX), 1},
+        .reads = reads,
+        .nreads = 4,
+        .writes = writes,
+        .nwrites = 1,
     };
     MRL_TRY(mrl_stream_dispatch(dev, &dispatch, err));
 done:
     return rc;
+}
+
+mrl_status mrl_op_dequantize(mrl_device *dev, const mrl_weight *w, const mrl_view *y,
+                             mrl_error *err)
+{
+    uint64_t shape[2] = {w->n, w->k};
+    mrl_status rc = mrl_view_check(y, dev, "dequantize", "y", MRL_DTYPES_ACT, 2, shape, err);
+    return rc != MRL_OK ? rc : mrl_decode_rows(dev, MRL_KERNEL_dequantize, w, NULL, y, err);
 }
 
 mrl_status mrl_op_copy(mrl_device *dev, const mrl_plane_copy *copy, mrl_error *err)
@@ -100,22 +140,33 @@ mrl_status mrl_op_copy(mrl_device *dev, const mrl_plane_copy *copy, mrl_error *e
     mrl_pipeline *pipeline;
 
     if (total == 0 || !mrl_fits_i32(total) ||
-        copy->src.bytes < (copy->broadcast ? copy->columns : total) * mrl_dtype_bytes(copy->src_dtype) ||
+        copy->src.bytes <
+            (copy->broadcast ? copy->columns : total) * mrl_dtype_bytes(copy->src_dtype) ||
         copy->columns > copy->dst_columns)
         return mrl_fail(err, MRL_ERR_VALUE, "copy: %u rows of %u elements do not fit their memory",
                         copy->rows.count, copy->columns);
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_copy, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 3, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_copy, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 3,
+                             &pipeline, err));
     mrl_push_copy push = {
         .src = mrl_buffer_address(copy->src.buffer) + copy->src.offset,
         .dst = mrl_buffer_address(copy->dst.buffer) + copy->dst.offset,
-        .rows = copy->rows.count, .columns = copy->columns,
-        .src_stride = copy->broadcast ? 0 : copy->columns, .dst_stride = copy->dst_columns,
-        .row_start = copy->rows.start, .row_stride = copy->rows.stride, .bias = copy->bias,
+        .rows = copy->rows.count,
+        .columns = copy->columns,
+        .src_stride = copy->broadcast ? 0 : copy->columns,
+        .dst_stride = copy->dst_columns,
+        .row_start = copy->rows.start,
+        .row_stride = copy->rows.stride,
+        .bias = copy->bias,
     };
     mrl_dispatch dispatch = {
-        .pipeline = pipeline, .push = &push, .push_bytes = sizeof push,
+        .pipeline = pipeline,
+        .push = &push,
+        .push_bytes = sizeof push,
         .groups = {least((total + LANES - 1) / LANES, GROUPS_MAX), 1, 1},
-        .reads = &copy->src, .nreads = 1, .writes = &copy->dst, .nwrites = 1,
+        .reads = &copy->src,
+        .nreads = 1,
+        .writes = &copy->dst,
+        .nwrites = 1,
     };
     MRL_TRY(mrl_stream_dispatch(dev, &dispatch, err));
 done:
@@ -139,8 +190,11 @@ mrl_status mrl_op_convert(mrl_device *dev, const mrl_view *src, const mrl_view *
         mrl_plane_copy copy = {
             .src = {src->buffer, src->offset + at * from, (uint64_t)count * from},
             .dst = {dst->buffer, dst->offset + at * to, (uint64_t)count * to},
-            .src_dtype = src->dtype, .dst_dtype = dst->dtype,
-            .columns = count, .dst_columns = count, .rows = {1, 0, 1},
+            .src_dtype = src->dtype,
+            .dst_dtype = dst->dtype,
+            .columns = count,
+            .dst_columns = count,
+            .rows = {1, 0, 1},
         };
         MRL_TRY(mrl_op_copy(dev, &copy, err));
     }

@@ -1,4 +1,5 @@
-/* The block between the qkv projection and attention: head norms, rotation, cache write (shaders/rope/). */
+/* The block between the qkv projection and attention: head norms, rotation, cache write
+ * (shaders/rope/). */
 #ifndef MRL_OPS_ROPE_H
 #define MRL_OPS_ROPE_H
 
@@ -6,34 +7,36 @@
 
 #define MRL_HEAD_DIM_MAX 256u
 
-/* A layer of the KV cache as ops see it; borrowed from mrl_kv_cache (engine/kv_cache.h), which has checked
- * the sizes: slots * context rows and 16-byte units of a layer are below 2^31. */
+/* A layer of the KV cache as ops see it; borrowed from mrl_kv_cache (engine/kv_cache.h), which has
+ * checked the sizes: slots * context rows and 16-byte units of a layer are below 2^31. */
 typedef struct mrl_kv {
-    mrl_buffer *k, *v;     /* (slots, context, kv_heads, dim) */
-    mrl_buffer *scratch;   /* mrl_attention_scratch_bytes, its counters zero between dispatches */
-    mrl_dtype dtype;       /* f16 | f32 */
+    mrl_buffer *k, *v;   /* (slots, context, kv_heads, dim) */
+    mrl_buffer *scratch; /* mrl_attention_scratch_bytes, its counters zero between dispatches */
+    mrl_dtype dtype;     /* f16 | f32 */
     uint32_t slots, context, kv_heads, dim;
 } mrl_kv;
 
-/* Operands of rope and of attention. Data on the device cannot be checked: kernels treat a row whose position or
- * slot lies outside of the cache like an idle one (position < 0): nothing is written, its result is zeros. */
+/* Operands of rope and of attention. Data on the device cannot be checked: kernels treat a row
+ * whose position or slot lies outside of the cache like an idle one (position < 0): nothing is
+ * written, its result is zeros. */
 typedef struct mrl_rope_args {
-    mrl_view qkv;            /* (rows, (heads + 2 kv_heads) * dim) f32 | f16 | bf16 */
-    mrl_view positions;      /* (rows) i32 */
-    mrl_view slots;          /* (rows) i32 */
-    mrl_view freq;           /* (rope_dim / 2) f32 angular frequencies, 0 <= position * freq < 2^24 */
+    mrl_view qkv;       /* (rows, (heads + 2 kv_heads) * dim) f32 | f16 | bf16 */
+    mrl_view positions; /* (rows) i32 */
+    mrl_view slots;     /* (rows) i32 */
+    mrl_view freq;      /* (rope_dim / 2) f32 angular frequencies, 0 <= position * freq < 2^24 */
     mrl_view q_norm, k_norm; /* (dim) f32, or absent: RMS norm of each head before the rotation */
     uint32_t heads;
-    float eps;               /* of the norms */
-    float rope_scale;        /* multiplies cos and sin (YaRN); 1 */
-    bool interleaved;        /* pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2) */
+    float eps;        /* of the norms */
+    float rope_scale; /* multiplies cos and sin (YaRN); 1 */
+    bool interleaved; /* pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2) */
 } mrl_rope_args;
 
 /* Checks all of it against the cache; op begins the texts. */
-mrl_status mrl_rope_check(const mrl_kv *kv, const mrl_rope_args *args, const char *op, mrl_error *err);
+mrl_status mrl_rope_check(const mrl_kv *kv, const mrl_rope_args *args, const char *op,
+                          mrl_error *err);
 
-/* y (rows, heads * dim) f32 | f16 | bf16 = rotated q; k (rotated) and v go to the cache. No two rows may name
- * the same slot and position. */
+/* y (rows, heads * dim) f32 | f16 | bf16 = rotated q; k (rotated) and v go to the cache. No two
+ * rows may name the same slot and position. */
 mrl_status mrl_rope(const mrl_kv *kv, const mrl_rope_args *args, const mrl_view *y, mrl_error *err);
 
 #endif

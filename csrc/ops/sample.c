@@ -24,7 +24,7 @@ mrl_status mrl_sample(const mrl_view *logits, const mrl_step_buffers *state, mrl
     mrl_status rc;
     mrl_device *dev = mrl_buffer_device(state->tokens);
     uint64_t shape[2] = {state->slots, state->vocab};
-    uint32_t spec[1] = {local_size(dev, 1024)}, shared = mrl_device_info_of(dev)->shared_bytes;
+    uint32_t spec[2] = {local_size(dev, 1024)}, shared = mrl_device_info_of(dev)->shared_bytes;
     mrl_pipeline *pipeline;
     mrl_push_sample push = {.slots = state->slots, .vocab = state->vocab};
 
@@ -32,7 +32,9 @@ mrl_status mrl_sample(const mrl_view *logits, const mrl_step_buffers *state, mrl
     if (shared < SHARED_BYTES)
         return mrl_fail(err, MRL_ERR_DEVICE, "sample: needs %u bytes of shared memory, the device has %u",
                         SHARED_BYTES, shared);
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_sample, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 1, &pipeline, err));
+    /* Loads in flight: a GPU needs several a thread, llvmpipe compiles each for half a second. */
+    spec[1] = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE ? 1 : 4;
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_sample, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 2, &pipeline, err));
     push.logits = mrl_view_address(logits);
     push.tokens = mrl_buffer_address(state->tokens);
     push.positions = mrl_buffer_address(state->positions);

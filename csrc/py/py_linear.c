@@ -13,16 +13,26 @@ typedef struct {
     mrl_linear *linear; /* its planes are ordered by the stream, its bias has a lock */
 } mrl_py_linear;
 
-static const mrl_weight *weight_of(PyObject *obj) { return mrl_linear_weight(((mrl_py_linear *)obj)->linear); }
+static const mrl_weight *weight_of(PyObject *obj)
+{
+    return mrl_linear_weight(((mrl_py_linear *)obj)->linear);
+}
 
-static const char *const scale_names[] = {NULL, "f32", "f16", "e8m0", "e4m3"}; /* mrl_scale */
+/* The name of the scales' type, or NULL. */
+static const char *scale_of(PyObject *obj)
+{
+    mrl_plane plane;
+    bool has = mrl_linear_plane(((mrl_py_linear *)obj)->linear, "scale", &plane, NULL) == MRL_OK;
+    return has ? plane.type : NULL;
+}
 
-/* ---- life -------------------------------------------------------------------------------------------- */
+/* ---- life
+ * -------------------------------------------------------------------------------------------- */
 
 static PyObject *Linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"device", "n", "k", "format", "group", "scale", "zero", "global_scale",
-                                           NULL};
+    static const char *const keywords[] = {
+        "device", "n", "k", "format", "group", "scale", "zero", "global_scale", NULL};
     mrl_state *state = PyType_GetModuleState(type);
     mrl_linear_config config = {.format = "f16", .group = -1};
     PyObject *device, *n, *k, *group = Py_None, *global_scale = NULL;
@@ -35,8 +45,8 @@ static PyObject *Linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     mrl_error err;
     mrl_status rc;
 
-    if (!MRL_PARSE(args, kwargs, "OOO|s$OzpO:Linear", keywords, &device, &n, &k, &config.format, &group,
-                   &config.scale, &zero, &global_scale) ||
+    if (!MRL_PARSE(args, kwargs, "OOO|s$OzpO:Linear", keywords, &device, &n, &k, &config.format,
+                   &group, &config.scale, &zero, &global_scale) ||
         (dev = mrl_py_device(state, device, "Linear: device")) == NULL ||
         mrl_py_u32(n, "Linear: n", 1, MRL_LINEAR_N_MAX, &config.n) < 0 ||
         mrl_py_u32(k, "Linear: k", 1, MRL_LINEAR_K_MAX, &config.k) < 0 ||
@@ -47,8 +57,7 @@ static PyObject *Linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     config.zero = zero;
     config.global_scale = (float)global_value;
     MRL_NOGIL(rc = mrl_linear_create(dev, &config, &linear, &err));
-    if (rc != MRL_OK)
-        return mrl_raise(state, &err);
+    if (rc != MRL_OK) return mrl_raise(state, &err);
     self = mrl_py_alloc(type, state, device);
     if (self == NULL)
         mrl_linear_free(linear);
@@ -64,7 +73,8 @@ static void Linear_dealloc(PyObject *obj)
     mrl_py_dealloc_end(obj);
 }
 
-/* ---- loading ----------------------------------------------------------------------------------------- */
+/* ---- loading
+ * ----------------------------------------------------------------------------------------- */
 
 /* The arguments that all loaders share; `source` is filled but for where the bytes are. */
 typedef struct load_args {
@@ -89,18 +99,19 @@ static PyObject *load(PyObject *obj, const load_args *args, mrl_source *source)
     MRL_NOGIL(rc = args->plane == NULL
                        ? mrl_linear_load_rows(self->linear, source, &rows, &err)
                        : mrl_linear_load_plane(self->linear, args->plane, source, &rows, &err));
-    if (rc != MRL_OK)
-        return mrl_raise(self->state, &err);
+    if (rc != MRL_OK) return mrl_raise(self->state, &err);
     Py_RETURN_NONE;
 }
 
-static PyObject *load_file(PyObject *obj, const load_args *args, PyObject *path, PyObject *offset, PyObject *nbytes)
+static PyObject *load_file(PyObject *obj, const load_args *args, PyObject *path, PyObject *offset,
+                           PyObject *nbytes)
 {
     mrl_source source = {0};
     PyObject *result = NULL;
 
     source.path = PyBytes_AsString(path);
-    if (source.path != NULL && mrl_py_u64(offset, "linear: offset", 0, INT64_MAX, &source.offset) == 0 &&
+    if (source.path != NULL &&
+        mrl_py_u64(offset, "linear: offset", 0, INT64_MAX, &source.offset) == 0 &&
         mrl_py_u64(nbytes, "linear: nbytes", 0, INT64_MAX, &source.bytes) == 0)
         result = load(obj, args, &source);
     Py_DECREF(path);
@@ -113,8 +124,7 @@ static PyObject *load_memory(PyObject *obj, const load_args *args, PyObject *dat
     PyObject *result;
     Py_buffer buffer;
 
-    if (mrl_py_buffer(data, "linear: data", &buffer) < 0)
-        return NULL;
+    if (mrl_py_buffer(data, "linear: data", &buffer) < 0) return NULL;
     source.data = buffer.buf;
     source.bytes = (uint64_t)buffer.len;
     result = load(obj, args, &source);
@@ -124,46 +134,49 @@ static PyObject *load_memory(PyObject *obj, const load_args *args, PyObject *dat
 
 static PyObject *Linear_load_rows(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"path", "offset", "nbytes", "dtype", "rows", "row_start", "row_stride",
-                                           NULL};
+    static const char *const keywords[] = {"path", "offset",    "nbytes",     "dtype",
+                                           "rows", "row_start", "row_stride", NULL};
     load_args load = {0};
     PyObject *path, *offset, *nbytes;
-    if (!MRL_PARSE(args, kwargs, "O&OOsO|$OO:load_rows", keywords, PyUnicode_FSConverter, &path, &offset, &nbytes,
-                   &load.dtype, &load.rows, &load.row_start, &load.row_stride))
+    if (!MRL_PARSE(args, kwargs, "O&OOsO|$OO:load_rows", keywords, PyUnicode_FSConverter, &path,
+                   &offset, &nbytes, &load.dtype, &load.rows, &load.row_start, &load.row_stride))
         return NULL;
     return load_file(obj, &load, path, offset, nbytes);
 }
 
 static PyObject *Linear_set_rows(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"data", "dtype", "rows", "row_start", "row_stride", NULL};
+    static const char *const keywords[] = {"data",      "dtype",      "rows",
+                                           "row_start", "row_stride", NULL};
     load_args load = {0};
     PyObject *data;
-    if (!MRL_PARSE(args, kwargs, "OsO|$OO:set_rows", keywords, &data, &load.dtype, &load.rows, &load.row_start,
-                   &load.row_stride))
+    if (!MRL_PARSE(args, kwargs, "OsO|$OO:set_rows", keywords, &data, &load.dtype, &load.rows,
+                   &load.row_start, &load.row_stride))
         return NULL;
     return load_memory(obj, &load, data);
 }
 
 static PyObject *Linear_load_plane(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"plane", "path", "offset", "nbytes", "dtype", "rows", "row_start",
-                                           "row_stride", NULL};
+    static const char *const keywords[] = {"plane", "path",      "offset",     "nbytes", "dtype",
+                                           "rows",  "row_start", "row_stride", NULL};
     load_args load = {0};
     PyObject *path, *offset, *nbytes;
-    if (!MRL_PARSE(args, kwargs, "sO&OOsO|$OO:load_plane", keywords, &load.plane, PyUnicode_FSConverter, &path,
-                   &offset, &nbytes, &load.dtype, &load.rows, &load.row_start, &load.row_stride))
+    if (!MRL_PARSE(args, kwargs, "sO&OOsO|$OO:load_plane", keywords, &load.plane,
+                   PyUnicode_FSConverter, &path, &offset, &nbytes, &load.dtype, &load.rows,
+                   &load.row_start, &load.row_stride))
         return NULL;
     return load_file(obj, &load, path, offset, nbytes);
 }
 
 static PyObject *Linear_set_plane(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"plane", "data", "dtype", "rows", "row_start", "row_stride", NULL};
+    static const char *const keywords[] = {"plane",     "data",       "dtype", "rows",
+                                           "row_start", "row_stride", NULL};
     load_args load = {0};
     PyObject *data;
-    if (!MRL_PARSE(args, kwargs, "sOsO|$OO:set_plane", keywords, &load.plane, &data, &load.dtype, &load.rows,
-                   &load.row_start, &load.row_stride))
+    if (!MRL_PARSE(args, kwargs, "sOsO|$OO:set_plane", keywords, &load.plane, &data, &load.dtype,
+                   &load.rows, &load.row_start, &load.row_stride))
         return NULL;
     return load_memory(obj, &load, data);
 }
@@ -187,8 +200,7 @@ static PyObject *Linear_read_plane(PyObject *obj, PyObject *arg)
     if (mrl_linear_plane(self->linear, name, &plane, &err) != MRL_OK)
         return mrl_raise(self->state, &err);
     bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)plane.bytes);
-    if (bytes == NULL)
-        return NULL;
+    if (bytes == NULL) return NULL;
     void *data = PyBytes_AsString(bytes); /* nobody else has seen this object yet */
     MRL_NOGIL(rc = mrl_linear_read_plane(self->linear, name, data, &err));
     if (rc != MRL_OK) {
@@ -205,44 +217,44 @@ static PyObject *Linear_set_bias(PyObject *obj, PyObject *arg)
     mrl_status rc;
     mrl_view bias;
 
-    if (mrl_py_view(self->state, arg, "set_bias: bias", true, &bias) < 0)
-        return NULL;
+    if (mrl_py_view(self->state, arg, "set_bias: bias", true, &bias) < 0) return NULL;
     MRL_NOGIL(rc = mrl_linear_set_bias(self->linear, &bias, &err));
-    if (rc != MRL_OK)
-        return mrl_raise(self->state, &err);
+    if (rc != MRL_OK) return mrl_raise(self->state, &err);
     Py_RETURN_NONE;
 }
 
-/* ---- use --------------------------------------------------------------------------------------------- */
+/* ---- use
+ * --------------------------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
     mrl_activation value;
 } activations[] = {
-    {"silu", MRL_ACTIVATION_SILU},     {"gelu", MRL_ACTIVATION_GELU},   {"gelu_tanh", MRL_ACTIVATION_GELU_TANH},
-    {"swiglu", MRL_ACTIVATION_SWIGLU}, {"geglu", MRL_ACTIVATION_GEGLU}, {"geglu_tanh", MRL_ACTIVATION_GEGLU_TANH},
+    {"silu", MRL_ACTIVATION_SILU},           {"gelu", MRL_ACTIVATION_GELU},
+    {"gelu_tanh", MRL_ACTIVATION_GELU_TANH}, {"swiglu", MRL_ACTIVATION_SWIGLU},
+    {"geglu", MRL_ACTIVATION_GEGLU},         {"geglu_tanh", MRL_ACTIVATION_GEGLU_TANH},
 };
 
 static int parse_activation(const char *name, mrl_activation *out)
 {
     *out = MRL_ACTIVATION_NONE;
-    if (name == NULL)
-        return 0;
+    if (name == NULL) return 0;
     for (size_t i = 0; i < sizeof activations / sizeof activations[0]; i++)
         if (strcmp(activations[i].name, name) == 0) {
             *out = activations[i].value;
             return 0;
         }
-    PyErr_Format(PyExc_ValueError, "linear: activation must be None, silu, gelu, gelu_tanh, swiglu, geglu or "
-                 "geglu_tanh, got '%s'", name);
+    PyErr_Format(PyExc_ValueError,
+                 "linear: activation must be None, silu, gelu, gelu_tanh, swiglu, geglu or "
+                 "geglu_tanh, got '%s'",
+                 name);
     return -1;
 }
 
 /* One row may come without its leading axis: the op sees (1, columns). */
 static void as_rows(mrl_view *view)
 {
-    if (view->buffer == NULL || view->ndim != 1)
-        return;
+    if (view->buffer == NULL || view->ndim != 1) return;
     view->ndim = 2;
     view->shape[1] = view->shape[0];
     view->shape[0] = 1;
@@ -250,8 +262,8 @@ static void as_rows(mrl_view *view)
 
 static PyObject *Linear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"x", "norm", "eps", "activation", "residual", "dtype", "out", "kernel",
-                                           NULL};
+    static const char *const keywords[] = {"x",     "norm", "eps",    "activation", "residual",
+                                           "dtype", "out",  "kernel", NULL};
     mrl_py_linear *self = (mrl_py_linear *)obj;
     const mrl_weight *w = weight_of(obj);
     mrl_matmul_args call = {.w = w};
@@ -263,8 +275,8 @@ static PyObject *Linear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
     mrl_error err;
     mrl_status rc;
 
-    if (!MRL_PARSE(args, kwargs, "O|$OOzOOOz:Linear", keywords, &x, &norm, &eps, &activation, &residual, &dtype,
-                   &out, &call.kernel) ||
+    if (!MRL_PARSE(args, kwargs, "O|$OOzOOOz:Linear", keywords, &x, &norm, &eps, &activation,
+                   &residual, &dtype, &out, &call.kernel) ||
         (dev = mrl_py_device(self->state, self->device, "linear")) == NULL ||
         mrl_py_view(self->state, x, "linear: x", false, &call.x) < 0 ||
         mrl_py_view(self->state, norm, "linear: norm", true, &call.norm) < 0 ||
@@ -274,27 +286,28 @@ static PyObject *Linear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
         return NULL;
     bool gated = mrl_activation_gated(call.activation);
     if (gated && w->n % 2 != 0) {
-        PyErr_Format(PyExc_ValueError, "linear: %s takes an even number of rows of W, it has %u", activation,
-                     (unsigned int)w->n);
+        PyErr_Format(PyExc_ValueError, "linear: %s takes an even number of rows of W, it has %u",
+                     activation, (unsigned int)w->n);
         return NULL;
     }
-    if (call.x.ndim > 2 || call.x.shape[call.x.ndim - 1] != w->k || !mrl_dtype_is_float(call.x.dtype)) {
+    if (call.x.ndim > 2 || call.x.shape[call.x.ndim - 1] != w->k ||
+        !mrl_dtype_is_float(call.x.dtype)) {
         char got[192];
         PyErr_Format(mrl_dtype_is_float(call.x.dtype) ? PyExc_ValueError : PyExc_TypeError,
-                     "linear: x must be (rows, %u) or (%u) f32|f16|bf16, got %s", (unsigned int)w->k,
-                     (unsigned int)w->k, mrl_view_text(&call.x, got, sizeof got));
+                     "linear: x must be (rows, %u) or (%u) f32|f16|bf16, got %s",
+                     (unsigned int)w->k, (unsigned int)w->k,
+                     mrl_view_text(&call.x, got, sizeof got));
         return NULL;
     }
     result = call.residual.buffer != NULL ? MRL_DTYPE_f32
              : call.norm.buffer != NULL   ? MRL_DTYPE_f16
                                           : call.x.dtype;
-    if (mrl_py_dtype(dtype, "linear: dtype", result, &result) < 0)
-        return NULL;
+    if (mrl_py_dtype(dtype, "linear: dtype", result, &result) < 0) return NULL;
     uint64_t columns = gated ? w->n / 2 : w->n, shape[2] = {call.x.shape[0], columns};
     int ndim = call.x.ndim;
-    y = mrl_py_tensor_out(self->state, self->device, out, "linear: out", result, ndim, shape + 2 - ndim, &call.y);
-    if (y == NULL)
-        return NULL;
+    y = mrl_py_tensor_out(self->state, self->device, out, "linear: out", result, ndim,
+                          shape + 2 - ndim, &call.y);
+    if (y == NULL) return NULL;
     as_rows(&call.x);
     as_rows(&call.y);
     as_rows(&call.residual);
@@ -327,7 +340,8 @@ static PyObject *Linear_dequantize(PyObject *obj, PyObject *args, PyObject *kwar
     if (!MRL_PARSE(args, kwargs, "|O:dequantize", keywords, &dtype) ||
         mrl_py_dtype(dtype, "dequantize: dtype", MRL_DTYPE_f32, &result) < 0 ||
         (dev = mrl_py_device(self->state, self->device, "dequantize")) == NULL ||
-        (y = mrl_py_tensor_out(self->state, self->device, NULL, "", result, 2, shape, &view)) == NULL)
+        (y = mrl_py_tensor_out(self->state, self->device, NULL, "", result, 2, shape, &view)) ==
+            NULL)
         return NULL;
     MRL_NOGIL(rc = mrl_op_dequantize(dev, w, &view, &err));
     if (rc != MRL_OK) {
@@ -362,8 +376,7 @@ static PyObject *Linear_embed(PyObject *obj, PyObject *args, PyObject *kwargs)
     }
     uint64_t shape[2] = {ids_view.shape[0], w->k};
     y = mrl_py_tensor_out(self->state, self->device, NULL, "", result, 2, shape, &view);
-    if (y == NULL)
-        return NULL;
+    if (y == NULL) return NULL;
     MRL_NOGIL(rc = mrl_op_embedding(dev, w, &ids_view, &view, &err));
     if (rc != MRL_OK) {
         Py_DECREF(y);
@@ -372,7 +385,8 @@ static PyObject *Linear_embed(PyObject *obj, PyObject *args, PyObject *kwargs)
     return y;
 }
 
-/* ---- attributes -------------------------------------------------------------------------------------- */
+/* ---- attributes
+ * -------------------------------------------------------------------------------------- */
 
 static PyObject *Linear_get_n(PyObject *obj, void *unused)
 {
@@ -401,7 +415,7 @@ static PyObject *Linear_get_group(PyObject *obj, void *unused)
 static PyObject *Linear_get_scale(PyObject *obj, void *unused)
 {
     (void)unused;
-    return Py_BuildValue("z", scale_names[weight_of(obj)->scale_type]);
+    return Py_BuildValue("z", scale_of(obj));
 }
 
 static PyObject *Linear_get_zero(PyObject *obj, void *unused)
@@ -432,9 +446,9 @@ static PyObject *Linear_get_planes(PyObject *obj, void *unused)
     for (int i = 0; planes != NULL && i < 3; i++) {
         if (mrl_linear_plane(((mrl_py_linear *)obj)->linear, names[i], &plane, NULL) != MRL_OK)
             continue;
-        PyObject *value = Py_BuildValue("((II)s)", (unsigned int)plane.rows, (unsigned int)plane.columns, plane.type);
-        if (value == NULL || PyDict_SetItemString(planes, names[i], value) < 0)
-            Py_CLEAR(planes);
+        PyObject *value = Py_BuildValue("((II)s)", (unsigned int)plane.rows,
+                                        (unsigned int)plane.columns, plane.type);
+        if (value == NULL || PyDict_SetItemString(planes, names[i], value) < 0) Py_CLEAR(planes);
         Py_XDECREF(value);
     }
     return planes;
@@ -447,31 +461,37 @@ static PyObject *Linear_repr(PyObject *obj)
     char group[32] = "";
 
     if (w->scale_type == MRL_SCALE_NONE)
-        return PyUnicode_FromFormat("<Linear (%u, %u) %s>", (unsigned int)w->n, (unsigned int)w->k, format);
-    if (w->group != 0)
-        PyOS_snprintf(group, sizeof group, "of %u weights", (unsigned int)w->group);
-    return PyUnicode_FromFormat("<Linear (%u, %u) %s, %s scales %s%s>", (unsigned int)w->n, (unsigned int)w->k,
-                                format, scale_names[w->scale_type], w->group ? group : "of a row",
-                                w->has_zero ? ", zero points" : "");
+        return PyUnicode_FromFormat("<Linear (%u, %u) %s>", (unsigned int)w->n, (unsigned int)w->k,
+                                    format);
+    if (w->group != 0) PyOS_snprintf(group, sizeof group, "of %u weights", (unsigned int)w->group);
+    return PyUnicode_FromFormat("<Linear (%u, %u) %s, %s scales %s%s>", (unsigned int)w->n,
+                                (unsigned int)w->k, format, scale_of(obj),
+                                w->group ? group : "of a row", w->has_zero ? ", zero points" : "");
 }
 
-/* ---- the type ---------------------------------------------------------------------------------------- */
+/* ---- the type
+ * ---------------------------------------------------------------------------------------- */
 
-#define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS
+#define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
 
 static PyMethodDef Linear_methods[] = {
     {"load_rows", WITH_KEYWORDS(Linear_load_rows),
      "load_rows($self, path, offset, nbytes, dtype, rows, *, row_start=0, row_stride=1)\n--\n\n"
-     "Rows (rows, k) f32, f16 or bf16 of a file, rounded to the format on the device; row i becomes row\n"
-     "row_start + i * row_stride. Raises OSError, ModelFormatError when the file is too short, ValueError for\n"
+     "Rows (rows, k) f32, f16 or bf16 of a file, rounded to the format on the device; row i "
+     "becomes row\n"
+     "row_start + i * row_stride. Raises OSError, ModelFormatError when the file is too short, "
+     "ValueError for\n"
      "inf, nan, numbers too large for the format, and sizes that do not agree."},
     {"set_rows", WITH_KEYWORDS(Linear_set_rows),
      "set_rows($self, data, dtype, rows, *, row_start=0, row_stride=1)\n--\n\n"
      "As load_rows, from a buffer."},
     {"load_plane", WITH_KEYWORDS(Linear_load_plane),
-     "load_plane($self, plane, path, offset, nbytes, dtype, rows, *, row_start=0, row_stride=1)\n--\n\n"
-     "Rows of one plane, already quantized. quant: u8, i32 or u32 rows of k * bits / 8 bytes (i8 with int8 adds\n"
-     "128); scale: f32, f16 or bf16, or the codes; zero: u8, or i8 about the symmetric zero point. A scale or\n"
+     "load_plane($self, plane, path, offset, nbytes, dtype, rows, *, row_start=0, "
+     "row_stride=1)\n--\n\n"
+     "Rows of one plane, already quantized. quant: u8, i32 or u32 rows of k * bits / 8 bytes (i8 "
+     "with int8 adds\n"
+     "128); scale: f32, f16 or bf16, or the codes; zero: u8, or i8 about the symmetric zero point. "
+     "A scale or\n"
      "zero of one row serves all rows."},
     {"set_plane", WITH_KEYWORDS(Linear_set_plane),
      "set_plane($self, plane, data, dtype, rows, *, row_start=0, row_stride=1)\n--\n\n"
@@ -479,11 +499,13 @@ static PyMethodDef Linear_methods[] = {
     {"read_plane", Linear_read_plane, METH_O,
      "read_plane($self, plane)\n--\n\nThe bytes of a plane in kernel layout (see planes)."},
     {"set_bias", Linear_set_bias, METH_O,
-     "set_bias($self, bias)\n--\n\nA Tensor (n) f32 that calls add from now on, not copied; None takes it away."},
+     "set_bias($self, bias)\n--\n\nA Tensor (n) f32 that calls add from now on, not copied; None "
+     "takes it away."},
     {"dequantize", WITH_KEYWORDS(Linear_dequantize),
      "dequantize($self, dtype='f32')\n--\n\nThe weights as a Tensor (n, k) f32, f16 or bf16."},
     {"embed", WITH_KEYWORDS(Linear_embed),
-     "embed($self, ids, dtype='f32')\n--\n\nRows of the weights: ids (rows) i32 -> (rows, k). Ids outside of\n"
+     "embed($self, ids, dtype='f32')\n--\n\nRows of the weights: ids (rows) i32 -> (rows, k). Ids "
+     "outside of\n"
      "0..n-1 are clamped on the device; check those that come from people."},
     MRL_PY_NO_PICKLE,
     {NULL, NULL, 0, NULL},
@@ -498,7 +520,8 @@ static PyGetSetDef Linear_getset[] = {
     {"zero", Linear_get_zero, NULL, "whether zero points are stored", NULL},
     {"nbytes", Linear_get_nbytes, NULL, "bytes of all planes", NULL},
     {"global_scale", Linear_get_global_scale, NULL, "the factor beside e4m3 scales; else 1", NULL},
-    {"planes", Linear_get_planes, NULL, "{name: ((rows, columns), type)} of the planes in memory", NULL},
+    {"planes", Linear_get_planes, NULL, "{name: ((rows, columns), type)} of the planes in memory",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -512,9 +535,11 @@ static PyType_Slot Linear_slots[] = {
     {Py_tp_methods, Linear_methods},
     {Py_tp_getset, Linear_getset},
     {Py_tp_members, mrl_py_members},
-    {Py_tp_doc, "Linear(device, n, k, format='f16', *, group=None, scale=None, zero=False, global_scale=1.0)\n--\n\n"
+    {Py_tp_doc, "Linear(device, n, k, format='f16', *, group=None, scale=None, zero=False, "
+                "global_scale=1.0)\n--\n\n"
                 "A weight matrix (n, k) in a weight format, zeros at first. Calling it gives\n"
-                "y = epilogue(norm(x) W^T + bias): x (m, k) or (k) -> (m, n) or (n), n / 2 columns with the gated\n"
+                "y = epilogue(norm(x) W^T + bias): x (m, k) or (k) -> (m, n) or (n), n / 2 columns "
+                "with the gated\n"
                 "activations swiglu, geglu and geglu_tanh."},
     {0, NULL},
 };

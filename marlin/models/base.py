@@ -116,12 +116,19 @@ class Module:
 class Source:
     """Where a network's weights come from: a checkpoint, or random numbers of the right shapes.
 
-    format: of every linear layer, None for what is stored. Remembers what was asked for; `finish` complains
+    format: of every linear layer, None for what is stored. exact: norms are not fused into matrices, whose
+    kernels round a normalised row to f16. Remembers what was asked for; `finish` complains
     about tensors that nobody wanted.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None, format: WeightFormat | None = None) -> None:
-        self.checkpoint, self.format = checkpoint, format
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None,
+        format: WeightFormat | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
+        self.checkpoint, self.format, self.exact = checkpoint, format, exact
         self._used: set[str] = set()
 
     def vector(self, name: str, size: int) -> TensorInfo | None:
@@ -260,6 +267,7 @@ class Linear(Module):
             self.parts.append(Part(module, rows, start, stride, weight, vector))
             start += 1 if interleaved else rows
         self.n, self.k = sum(rows for _, rows in parts), k
+        self.exact = source.exact
         self.part_kind = kind or self.kind
         self.form, self.global_scale = self._choose(None if as_stored else source.format)
         self.weight: _C.Linear | None = None
@@ -352,6 +360,8 @@ class Linear(Module):
         """activation(norm(x) W^T + bias) + residual."""
         assert self.weight is not None
         weight = norm.weight if norm is not None else None
+        if weight is not None and self.exact:
+            x, weight = _C.rms_norm(x, weight, eps, dtype="f32"), None
         y = self.weight(
             x, norm=weight, eps=eps, activation=activation, residual=residual, dtype=dtype
         )

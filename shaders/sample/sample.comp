@@ -23,6 +23,7 @@
 #include "include/rng.glsl"
 
 layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint BATCH = 4u; // logits that a thread loads before it looks at one: 1 or 4
 layout(push_constant, scalar) uniform Push { mrl_push_sample p; };
 
 #define tid gl_LocalInvocationIndex
@@ -125,6 +126,15 @@ float adjusted_logit(uint id)
     return x;
 }
 
+// The logits first, first + stride, ... of a thread; -inf beyond the last.
+void load_batch(uint first, uint stride, bool raw, out float x[BATCH])
+{
+    [[unroll]] for (uint j = 0u; j < BATCH; j++) {
+        uint i = first + j * stride;
+        x[j] = i >= p.vocab ? NEG_INF : raw ? raw_logit(i) : adjusted_logit(i);
+    }
+}
+
 // exp of -inf is a tiny number on some devices.
 float weight(float x) { return x > LOWEST ? exp((x - peak) / temperature) : 0.0; }
 
@@ -162,13 +172,12 @@ uvec2 raw_stats(out float log_sum)
     uint key = 0u, id = ~0u;
     for (uint c = tid; c < COLUMNS; c += threads) {
         float most = LOWEST, sum = 0.0;
-        for (uint first = 0u; first < p.vocab; first += 4u * COLUMNS) {
-            float x[4];
+        for (uint first = c; first < p.vocab + c; first += BATCH * COLUMNS) {
+            float x[BATCH];
             float grown = most;
-            [[unroll]] for (uint j = 0u; j < 4u; j++) {
-                uint i = first + j * COLUMNS + c;
-                x[j] = i < p.vocab ? raw_logit(i) : NEG_INF;
-                uint k = key_of(x[j]);
+            load_batch(first, COLUMNS, true, x);
+            [[unroll]] for (uint j = 0u; j < BATCH; j++) {
+                uint i = first + j * COLUMNS, k = key_of(x[j]);
                 if (k > key || (k == key && i < id)) {
                     key = k;
                     id = i;
@@ -176,7 +185,7 @@ uvec2 raw_stats(out float log_sum)
                 grown = max(grown, x[j]);
             }
             sum *= exp(most - grown);
-            [[unroll]] for (uint j = 0u; j < 4u; j++)
+            [[unroll]] for (uint j = 0u; j < BATCH; j++)
                 sum += exp(x[j] - grown);
             most = grown;
         }
@@ -203,12 +212,14 @@ uvec2 raw_stats(out float log_sum)
 uvec2 adjusted_max()
 {
     uint key = 0u, id = ~0u;
-    for (uint first = 0u; first < p.vocab; first += threads) {
-        uint i = first + tid, k = i < p.vocab ? key_of(adjusted_logit(i)) : 0u;
-        if (k > key) {
-            key = k;
-            id = i;
-        }
+    for (uint first = tid; first < p.vocab + tid; first += BATCH * threads) {
+        float x[BATCH];
+        load_batch(first, threads, false, x);
+        [[unroll]] for (uint j = 0u; j < BATCH; j++)
+            if (key_of(x[j]) > key) {
+                key = key_of(x[j]);
+                id = first + j * threads;
+            }
     }
     return arg_max(key, id);
 }
@@ -224,28 +235,35 @@ uint digit_mask(uint digit) { return digit == 2u ? 1023u : 2047u; }
 
 bool kept(uvec2 cut, uvec2 at) { return at.x < cut.x || (at.x == cut.x && at.y <= cut.y); }
 
+// What a token counts in a stage's histogram.
+uvec2 amount_of(uint stage, float x, float min_p)
+{
+    if (stage == STAGE_TOP_K || stage == STAGE_TOPS)
+        return uvec2(1u, 0u);
+    float w = weight(x);
+    return fixed_weight(stage == STAGE_DRAW && w < min_p ? 0.0 : w);
+}
+
 // Sums over a digit of what the stage counts: tokens that are kept and share the digits of `prefix`.
 void histogram(uint stage, uint digit, uvec2 prefix, uvec2 mask, uvec2 cut, float min_p)
 {
     for (uint b = tid; b < BINS; b += threads)
         bins_lo[b] = bins_hi[b] = 0u;
     barrier();
-    for (uint first = 0u; first < p.vocab; first += threads) {
-        uint i = first + tid;
-        float x = i >= p.vocab ? NEG_INF : stage == STAGE_TOPS ? raw_logit(i) : adjusted_logit(i);
-        uvec2 at = uvec2(~key_of(x), i);
-        if (i >= p.vocab || (at & mask) != prefix || !kept(cut, at))
-            continue;
-        uvec2 amount = uvec2(1u, 0u);
-        if (stage == STAGE_TOP_P || stage == STAGE_DRAW) {
-            float w = weight(x);
-            amount = fixed_weight(stage == STAGE_DRAW && w < min_p ? 0.0 : w);
+    for (uint first = tid; first < p.vocab + tid; first += BATCH * threads) {
+        float x[BATCH];
+        load_batch(first, threads, stage == STAGE_TOPS, x);
+        [[unroll]] for (uint j = 0u; j < BATCH; j++) {
+            uvec2 at = uvec2(~key_of(x[j]), first + j * threads);
+            if (at.y >= p.vocab || (at & mask) != prefix || !kept(cut, at))
+                continue;
+            uvec2 amount = amount_of(stage, x[j], min_p);
+            uint bin = (of_key_word(digit) ? at.x : at.y) >> digit_shift(digit) & digit_mask(digit);
+            uint old = atomicAdd(bins_lo[bin], amount.x);
+            amount.y += old + amount.x < old ? 1u : 0u;
+            if (amount.y > 0u)
+                atomicAdd(bins_hi[bin], amount.y);
         }
-        uint bin = (of_key_word(digit) ? at.x : at.y) >> digit_shift(digit) & digit_mask(digit);
-        uint old = atomicAdd(bins_lo[bin], amount.x);
-        amount.y += old + amount.x < old ? 1u : 0u;
-        if (amount.y > 0u)
-            atomicAdd(bins_hi[bin], amount.y);
     }
     barrier();
     // Each bank holds one of the words read at a time.
@@ -368,11 +386,13 @@ void write_tops(uvec2 cut, uint tops, uint entry, float log_sum)
     if (tid == 0u)
         gathered = 0u;
     barrier();
-    for (uint first = 0u; first < p.vocab; first += threads) {
-        uint i = first + tid, key = i < p.vocab ? key_of(raw_logit(i)) : 0u;
-        if (i < p.vocab && kept(cut, uvec2(~key, i))) {
-            uint at = atomicAdd(gathered, 1u);
-            if (at < TOPS_MAX) {
+    for (uint first = tid; first < p.vocab + tid; first += BATCH * threads) {
+        float x[BATCH];
+        load_batch(first, threads, true, x);
+        [[unroll]] for (uint j = 0u; j < BATCH; j++) {
+            uint key = key_of(x[j]), i = first + j * threads;
+            if (i < p.vocab && kept(cut, uvec2(~key, i))) {
+                uint at = min(atomicAdd(gathered, 1u), TOPS_MAX - 1u);
                 top_key[at] = key;
                 top_id[at] = i;
             }
