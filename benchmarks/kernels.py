@@ -35,6 +35,13 @@ GEMV_SHAPES = [
     ("4B gate_up", 19456, 2560, "swiglu"),
     ("4B down", 2560, 9728, None),
 ]
+SWEEP = {
+    "rows": [1, 2, 4],
+    "split": [1, 2, 4],
+    "prefetch": [1, 2, 4],
+    "local": [128, 256],
+    "workgroups": [264, 528, 1056, 65536],
+}
 WEIGHT_BYTES = 600 << 20  # of different weights behind one timing
 L2_BYTES = 128 << 20
 
@@ -61,24 +68,23 @@ def capture(device: _C.Device, record: Callable[[], Any]) -> _C.Program:
 def per_call(
     device: _C.Device, calls: int, record: Callable[[], Any], repeat: int, warm: float = 0.3
 ) -> float:
-    """Seconds a call: two programs, of n and 2n rounds, subtract the submission."""
-    one = capture(device, record)
+    """Seconds a call. The captured program is long (5 ms or more), so that one submission of 35 us is lost in it."""
+    once = seconds(lambda p=capture(device, record): p.replay(wait=True), 3, warm)  # type: ignore[misc]
+    rounds = max(1, min(2000 // calls, round(6e-3 / once)))
 
-    def twice() -> None:
-        record()
-        record()
+    def long() -> None:
+        for _ in range(rounds):
+            record()
 
-    two = capture(device, twice)
-    t1 = seconds(lambda: one.replay(wait=True), repeat, warm)
-    t2 = seconds(lambda: two.replay(wait=True), repeat, warm)
-    return (t2 - t1) / calls
+    program = capture(device, long)
+    return seconds(lambda: program.replay(wait=True), repeat, warm) / (calls * rounds)
 
 
 def stream_bandwidth(device: _C.Device, repeat: int) -> float:
     """Bytes a second of a streaming read: a GEMV over f16 weights far larger than any cache."""
     n, k = 32768, 8192  # 512 MiB
-    lin = _C.Linear(device, n, k, "f16")
-    x = _C.full(device, (1, k), 0, "f16")
+    lin = random_linear(device, n, k, "f16", None)
+    x = _C.full(device, (1, k), 0x3C003C00, "f16")
     return lin.nbytes / per_call(device, 4, lambda: [lin(x) for _ in range(4)], repeat)
 
 
@@ -122,11 +128,12 @@ def gemv_rows(
     kernels: list[str | None] = [None]
     if args.sweep:
         kernels = [
-            f"gemv@{r},{s},{p},{l}"
-            for r in (1, 2, 4)
-            for s in (1, 2, 4, 8)
-            for p in (1, 2, 4, 8)
-            for l in (128, 256, 512)
+            f"gemv@{r},{s},{p},{l},{w}"
+            for r in args.rows
+            for s in args.split
+            for p in args.prefetch
+            for l in args.local
+            for w in args.workgroups
             if s * 32 <= l and not (activation and r == 1)
         ]
     rows = []
@@ -201,6 +208,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="shapes whose name has this in it")
     parser.add_argument("--norm", action="store_true", help="fuse an RMS norm of f32 rows")
     parser.add_argument("--sweep", action="store_true", help="try all tunings, print the best six")
+    for name, values in SWEEP.items():
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=values)
     parser.add_argument("--kernels", nargs="+")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--repeat", type=int, default=20)

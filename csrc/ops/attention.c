@@ -104,16 +104,17 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
         plan.lanes = software ? most : min_u32(max_u32(8 * least, most), info->max_workgroup);
         plan.subgroups = plan.lanes / least;
         plan.work =
-            max_u32(max_u32(plan.group * kv->dim, plan.subgroups * tile * kv->dim), 4 * plan.lanes);
+            max_u32(max_u32(plan.group * kv->dim, plan.subgroups * tile * kv->dim), 6 * plan.lanes);
         if ((plan.lanes / most >= tiles && plan.work <= SHARED_MAX / sizeof(float)) ||
             plan.group == 1) {
             plan.tile = tile;
             break;
         }
     }
+    plan.blocks = mrl_div_up(ratio, plan.group);
     uint32_t others = kv->kv_heads * plan.blocks * rows;
     plan.chunks = min_u32(wanted_groups(info) / others, mrl_div_up(bound, least_chunk(info)));
-    plan.chunks = max_u32(1, min_u32(plan.chunks, plan.work / plan.group));
+    plan.chunks = max_u32(1, plan.chunks);
     return plan;
 }
 
@@ -137,14 +138,14 @@ static mrl_status decode(const mrl_kv *kv, const mrl_attention_args *args, const
         rope->interleaved, y->dtype,        plan.group,
         plan.team,         plan.tile,       plan.work,
         plan.subgroups,    COUNTERS,        info->kind != MRL_DEVICE_SOFTWARE,
+        rope->heads / kv->kv_heads,
     };
     MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_attention_decode, MRL_FORMAT_NONE, MRL_MATH_F32, spec,
-                             15, &pipeline, err));
+                             16, &pipeline, err));
     mrl_push_attention push = push_of(kv, args, y);
     push.partial = mrl_buffer_address(kv->scratch);
     push.chunks = plan.chunks;
-    /* The scratch counts as written even when one chunk needs none: position and bound may differ.
-     */
+    /* Whether a row splits depends on its position: with more chunks than one the scratch counts. */
     mrl_range reads[] = {
         mrl_view_range(&rope->qkv),
         mrl_view_range(&rope->q_norm),

@@ -6,11 +6,11 @@
 
 typedef struct mrl_attention_args {
     mrl_rope_args rope;
-    uint32_t bound;    /* 1 .. context: what positions + 1 is expected to stay within; it sizes the
-                        * grid of a capture.    Larger positions are still right, only slower. */
+    uint32_t bound;    /* 1 .. context: what positions + 1 is expected to stay within. It sizes the
+                        * grid of a capture; larger positions are still right, only slower. */
     float scale;       /* of the scores, 1 / sqrt(dim) as a rule */
     bool sequence;     /* all rows are of one slot, at consecutive positions (padding: negative
-                          positions) */
+                        * positions) */
     mrl_kernel kernel; /* MRL_KERNEL_COUNT: choose; else attention_decode or attention_prefill */
 } mrl_attention_args;
 

@@ -9,7 +9,7 @@
 
 #define GEMV_MAX_ROWS 16u
 #define GEMM_TILE 64u
-#define COOPMAT_TILE 128u
+#define COOPMAT_ROWS 128u
 
 static const struct {
     const char *name;
@@ -25,10 +25,11 @@ static const struct {
 #undef F32
 };
 
-/* A kernel asked for by name: "gemv", or "gemv@rows,split,prefetch,local" for the tuner and benchmarks. */
+/* A kernel asked for by name: "gemv", or, for the tuner and benchmarks, "gemv@rows,split,prefetch,local,workgroups"
+ * and "gemm_coopmat@columns / 128,buffers". */
 typedef struct tuning {
     char name[32];      /* empty: choose */
-    uint32_t tune[4];   /* 0: the default */
+    uint32_t tune[5];   /* 0: the default */
 } tuning;
 
 typedef struct matmul_plan {
@@ -85,13 +86,15 @@ static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning
         split = asked->tune[1];
     uint32_t lane_units = mrl_div_up(units, split * info->subgroup_size);
     uint32_t prefetch = asked->tune[2] ? asked->tune[2] : software ? 1 : lane_units < 4 ? lane_units : 4;
-    /* Staged part of k: 16 KiB of shared memory, the smallest that Vulkan allows is 16. */
-    uint32_t chunk = floor_power_of_two(14336 / (m * width)) & ~127u;
-    if (chunk > w->k_padded)
-        chunk = w->k_padded;
-    uint32_t xs = m * chunk * width / 16, reduce = mrl_div_up(subgroups * rows * m, 4);
-    if (xs < reduce)
-        xs = reduce;
+    /* All of x is staged where it fits beside the other kernels' use of shared memory; else parts of it. */
+    uint32_t shared = info->shared_bytes >= 49152 ? 32768 : 14336;
+    uint32_t chunk = w->k_padded;
+    if (chunk * m * width > shared)
+        chunk = floor_power_of_two(shared / (m * width)) & ~127u;
+    bool once = chunk == w->k_padded;
+    uint32_t blocks = mrl_div_up(w->n, rows * (subgroups / split));
+    uint32_t most = asked->tune[4] ? asked->tune[4] : software ? 64 : 528;
+    uint32_t walk = once ? mrl_div_up(blocks, most) : 1;
 
     plan->kernel = MRL_KERNEL_gemv;
     plan->math = f16 ? MRL_MATH_F16 : MRL_MATH_F32;
@@ -101,7 +104,7 @@ static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning
                              m,
                              prefetch,
                              chunk,
-                             xs,
+                             m * chunk * width / 16,
                              (uint32_t)args->x.dtype,
                              (uint32_t)args->y.dtype,
                              (uint32_t)w->scale_type,
@@ -112,13 +115,13 @@ static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning
                              software ? 0 : w->k_padded};
     memcpy(plan->spec, spec, sizeof spec);
     plan->nspec = sizeof spec / sizeof *spec;
-    plan->groups[0] = mrl_div_up(w->n, rows * (subgroups / split));
+    plan->groups[0] = mrl_div_up(blocks, walk);
     plan->groups[1] = plan->groups[2] = 1;
 }
 
 /* ---- tiled kernels ---- */
 
-static void plan_tiles(const mrl_matmul_args *args, mrl_kernel kernel, mrl_math math, uint32_t tile, matmul_plan *plan)
+static void plan_tiles(const mrl_matmul_args *args, mrl_kernel kernel, mrl_math math, matmul_plan *plan)
 {
     const mrl_weight *w = args->w;
     const uint32_t spec[] = {256,
@@ -133,9 +136,23 @@ static void plan_tiles(const mrl_matmul_args *args, mrl_kernel kernel, mrl_math 
     plan->math = math;
     memcpy(plan->spec, spec, sizeof spec);
     plan->nspec = sizeof spec / sizeof *spec;
-    plan->groups[0] = mrl_div_up(w->n, tile);
-    plan->groups[1] = mrl_div_up((uint32_t)args->x.shape[0], tile);
+    plan->groups[0] = mrl_div_up(w->n, GEMM_TILE);
+    plan->groups[1] = mrl_div_up((uint32_t)args->x.shape[0], GEMM_TILE);
     plan->groups[2] = 1;
+}
+
+static void plan_coopmat(const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan)
+{
+    const uint32_t m = (uint32_t)args->x.shape[0], n = args->w->n;
+    const uint32_t tiles = mrl_div_up(m, COOPMAT_ROWS) * mrl_div_up(n, 256);
+    /* Wide tiles read less and fill 48 KiB with one buffer; narrow ones keep small products on more SMs. */
+    const uint32_t columns = asked->tune[0] ? 128 * asked->tune[0] : tiles >= 96 ? 256 : 128;
+
+    plan_tiles(args, MRL_KERNEL_gemm_coopmat, MRL_MATH_F16, plan);
+    plan->spec[plan->nspec++] = columns;
+    plan->spec[plan->nspec++] = asked->tune[1] ? asked->tune[1] : columns == 128 ? 2 : 1;
+    plan->groups[0] = mrl_div_up(n, columns);
+    plan->groups[1] = mrl_div_up(m, COOPMAT_ROWS);
 }
 
 /* ---- choice: the first row that can do it ---- */
@@ -174,14 +191,21 @@ static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
     memset(out, 0, sizeof *out);
     if (text == NULL)
         return MRL_OK;
-    if (sscanf(text, "%31[a-z0-9_]@%u,%u,%u,%u", out->name, &out->tune[0], &out->tune[1], &out->tune[2],
-               &out->tune[3]) < 1)
+    if (sscanf(text, "%31[a-z0-9_]@%u,%u,%u,%u,%u", out->name, &out->tune[0], &out->tune[1], &out->tune[2],
+               &out->tune[3], &out->tune[4]) < 1)
         return mrl_fail(err, MRL_ERR_VALUE, "linear: kernel must be a name of kernels.def, got \"%s\"", text);
-    bool gemv = strcmp(out->name, mrl_kernel_name(MRL_KERNEL_gemv)) == 0;
-    const uint32_t limits[4] = {8, 32, 16, 1024};
-    for (int i = 0; i < 4; i++)
-        if (out->tune[i] > limits[i] || (out->tune[i] & (out->tune[i] - 1)) || (out->tune[i] && !gemv))
+    static const struct {
+        mrl_kernel kernel;
+        uint32_t most[5]; /* a power of two each, but for the last */
+    } limits[] = {{MRL_KERNEL_gemv, {8, 32, 16, 1024, 65536}}, {MRL_KERNEL_gemm_coopmat, {2, 2, 0, 0, 0}}};
+    for (int i = 0; i < 5; i++) {
+        uint32_t most = 0;
+        for (size_t j = 0; j < sizeof limits / sizeof *limits; j++)
+            if (strcmp(out->name, mrl_kernel_name(limits[j].kernel)) == 0)
+                most = limits[j].most[i];
+        if (out->tune[i] > most || (i < 4 && (out->tune[i] & (out->tune[i] - 1))))
             return mrl_fail(err, MRL_ERR_VALUE, "linear: kernel \"%s\" asks for what cannot be tuned", text);
+    }
     return MRL_OK;
 }
 
@@ -201,8 +225,8 @@ static mrl_status choose(mrl_device *dev, const mrl_matmul_args *args, const tun
         }
         switch (rows[i].kernel) {
         case MRL_KERNEL_gemv: plan_gemv(dev, args, asked, plan); break;
-        case MRL_KERNEL_gemm_coopmat: plan_tiles(args, rows[i].kernel, MRL_MATH_F16, COOPMAT_TILE, plan); break;
-        default: plan_tiles(args, rows[i].kernel, MRL_MATH_NONE, GEMM_TILE, plan); break;
+        case MRL_KERNEL_gemm_coopmat: plan_coopmat(args, asked, plan); break;
+        default: plan_tiles(args, rows[i].kernel, MRL_MATH_NONE, plan); break;
         }
         return MRL_OK;
     }

@@ -20,33 +20,33 @@ layout(constant_id = 7) const uint OUT = ACT_F16;
 layout(constant_id = 8) const uint GROUP = 1;
 layout(constant_id = 9) const uint TEAM = 4; // power of two, 4 .. subgroup size
 layout(constant_id = 10) const uint TILE = 1;
-// Floats of shared memory: at least GROUP * DIM, subgroups * TILE * DIM, 4 * local size, chunks * GROUP.
+// Floats of shared memory: at least GROUP * DIM, subgroups * TILE * DIM, 6 * local size.
 layout(constant_id = 11) const uint WORK = 256;
 layout(constant_id = 12) const uint SUBGROUPS = 1; // at least as many as there are
 layout(constant_id = 13) const uint COUNTERS = 1;  // arrival counters at the start of the scratch
-layout(constant_id = 14) const bool PIPELINED = false; // loads of the next positions go out early
+layout(constant_id = 14) const bool PIPELINED = false; // loads go out early and many at once
+layout(constant_id = 15) const uint RATIO = 1;         // q heads that share a kv head
 
 const uint TILES = (GROUP + TILE - 1) / TILE;
 const uint UNITS = (HEAD_UNITS + TEAM - 1) / TEAM;
 const uint KEYS = 4;            // the reduction of scores below is written for 4
 const uint CHUNK_STEP = 32;     // chunk lengths are multiples of this many positions
 const float LOWEST = -3.0e38;   // below all finite scores; -inf would make NaN of differences
-const uint PARTIAL_BYTES = GROUP * (DIM + 2) * 4;
+const uint PARTIAL_BYTES = (GROUP * (DIM + 2) * 4 + 15) / 16 * 16;
+const uint BLOCKS = (RATIO + GROUP - 1) / GROUP;
+const uint MERGE = PIPELINED ? 8 : 1; // chunks whose results are loaded at once
 const float LOG2_E = 1.4426950408889634;
 
 // A chunk's result: GROUP * DIM / 2 pairs of O, then (maximum, sum) of each head.
 layout(buffer_reference, scalar, buffer_reference_align = 8) nonprivate buffer BufPartial { vec2 v[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) nonprivate buffer BufPartial4 { vec4 v[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 4) nonprivate buffer BufCount { uint v[]; };
 
 shared float work[WORK];
 shared vec2 stats[SUBGROUPS * TILE]; // maximum and sum of each subgroup's heads
-shared float raw[2 * DIM];           // k and v of this position ...
-shared uvec4 fresh[4 * HEAD_UNITS];  // ... and as the cache holds them, halves a and b of each unit
-shared float totals[GROUP];
+shared float raw[DIM];               // k of this position ...
+shared uvec4 fresh[4 * HEAD_UNITS];  // ... and, with v, as the cache holds it: a and b of each unit
 shared uint ticket;
-
-#define BUFFER_AND_SHARED (gl_StorageSemanticsBuffer | gl_StorageSemanticsShared)
-#define ACQUIRE_RELEASE (gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible)
 
 void write_pair(uvec2 y, uint i, vec2 x)
 {
@@ -54,19 +54,39 @@ void write_pair(uvec2 y, uint i, vec2 x)
     store_bits(y, i + 1, OUT, floatBitsToUint(x.y));
 }
 
-// Pair i of the sum over the chunks first, first + step ..., each times its weight in work[head * busy + chunk].
-vec2 combined(uvec2 partials, uint busy, uint i, uint first, uint step)
+// What the chunks first, first + step ... give for elements 4 i .. 4 i + 3: O, maximum, sum.
+void merge(uvec2 partials, uint busy, uint i, uint first, uint step, out vec4 o, out float highest, out float sum)
 {
-    vec2 sum = vec2(0.0);
-    for (uint c = first; c < busy; c += 4 * step) {
-        vec2 x[4]; // four loads in flight
-        [[unroll]] for (uint j = 0; j < 4; j++)
-            x[j] = BufPartial(address_at(partials, min(c + j * step, busy - 1), PARTIAL_BYTES)).v[i];
-        [[unroll]] for (uint j = 0; j < 4; j++)
-            if (c + j * step < busy)
-                sum += work[2 * i / DIM * busy + c + j * step] * x[j];
+    o = vec4(0.0);
+    highest = LOWEST;
+    sum = 0.0;
+    for (uint c = first; c < busy; c += MERGE * step) {
+        vec4 x[MERGE];
+        vec2 stat[MERGE];
+        float top = highest;
+        [[unroll]] for (uint j = 0; j < MERGE; j++) {
+            uvec2 from = address_at(partials, min(c + j * step, busy - 1), PARTIAL_BYTES);
+            x[j] = BufPartial4(from).v[i];
+            stat[j] = BufPartial(from).v[GROUP * DIM / 2 + 4 * i / DIM];
+        }
+        [[unroll]] for (uint j = 0; j < MERGE; j++)
+            top = max(top, stat[j].x);
+        float shrink = exp2(highest - top);
+        o *= shrink;
+        sum *= shrink;
+        [[unroll]] for (uint j = 0; j < MERGE; j++) {
+            float weight = c + j * step < busy ? exp2(stat[j].x - top) : 0.0;
+            o += weight * x[j];
+            sum += weight * stat[j].y;
+        }
+        highest = top;
     }
-    return sum;
+}
+
+void write_quad(uvec2 y, uint i, vec4 x)
+{
+    [[unroll]] for (uint j = 0; j < 4; j++)
+        store_bits(y, i + j, OUT, floatBitsToUint(x[j]));
 }
 
 float team_max4(float x)
@@ -78,10 +98,8 @@ float team_max4(float x)
 void main()
 {
     uint chunk = gl_WorkGroupID.x, row = gl_WorkGroupID.z;
-    uint blocks = gl_NumWorkGroups.y / p.kv_heads;
-    uint kv_head = gl_WorkGroupID.y / blocks, block = gl_WorkGroupID.y % blocks;
-    uint ratio = p.heads / p.kv_heads; // q heads a kv head
-    uint first_head = kv_head * ratio + block * GROUP, heads = min(GROUP, ratio - block * GROUP);
+    uint kv_head = gl_WorkGroupID.y / BLOCKS, block = gl_WorkGroupID.y % BLOCKS;
+    uint first_head = kv_head * RATIO + block * GROUP, heads = min(GROUP, RATIO - block * GROUP);
     int at = BufI32(p.positions).v[row], in_slot = BufI32(p.slots).v[row];
     uvec2 y = address_at(p.y, row, p.heads * DIM * (OUT == ACT_F32 ? 4 : 2));
 
@@ -128,18 +146,18 @@ void main()
         LOAD(v, p.cache_v)
     }
 
+    // One head a subgroup: q to shared memory; k and v, by who holds this position, to the cache as well.
     uvec2 qkv = rope_row(row);
-    rope_prepare(at);
-    barrier();
     for (uint h = gl_SubgroupID; h < heads + (holds_fresh ? 2 : 0); h += gl_NumSubgroups) {
-        if (h <= heads) { // q, or k behind them
-            uint head = (h < heads ? first_head + h : p.heads + kv_head) * DIM;
-            uvec2 weight = h < heads ? p.q_norm : p.k_norm;
-            float factor = rope_norm(qkv, head, weight), multiply = h < heads ? p.scale * LOG2_E : 1.0;
+        bool is_q = h < heads, is_k = h == heads;
+        uint head = (is_q ? first_head + h : p.heads + (is_k ? 0 : p.kv_heads) + kv_head) * DIM;
+        if (is_q || is_k) {
+            uvec2 weight = is_q ? p.q_norm : p.k_norm;
+            float factor = rope_norm(qkv, head, weight), multiply = is_q ? p.scale * LOG2_E : 1.0;
             for (uint i = gl_SubgroupInvocationID; i < DIM / 2; i += gl_SubgroupSize) {
                 uvec2 pair = rope_pair(i);
-                vec2 x = rope_rotate(qkv, head, i, factor, weight) * multiply;
-                if (h < heads) {
+                vec2 x = rope_rotate(qkv, head, i, rope_turn(at, i), factor, weight) * multiply;
+                if (is_q) {
                     work[h * DIM + pair.x] = x.x;
                     work[h * DIM + pair.y] = x.y;
                 } else {
@@ -147,26 +165,23 @@ void main()
                     raw[pair.y] = x.y;
                 }
             }
-        } else {
-            uint head = (p.heads + p.kv_heads + kv_head) * DIM;
-            for (uint i = gl_SubgroupInvocationID; i < DIM; i += gl_SubgroupSize)
-                raw[DIM + i] = load_act(qkv, head + i, QKV);
+        }
+        if (!is_q) {
+            subgroupMemoryBarrierShared();
+            subgroupBarrier(); // raw has been written by this very subgroup
+            for (uint unit = gl_SubgroupInvocationID; unit < HEAD_UNITS; unit += gl_SubgroupSize) {
+                uint bits[8], to = 2 * (unit + (is_k ? 0 : HEAD_UNITS));
+                [[unroll]] for (uint j = 0; j < 8; j++)
+                    bits[j] = kv_bits(is_k ? raw[8 * unit + j] : load_act(qkv, head + 8 * unit + j, QKV));
+                KvUnit packed = kv_pack(bits);
+                fresh[to] = packed.a;
+                fresh[to + 1] = packed.b;
+                if (block == 0)
+                    kv_store(is_k ? p.cache_k : p.cache_v, kv_unit(slot, position, kv_head) + unit, packed);
+            }
         }
     }
     barrier();
-    if (holds_fresh) {
-        for (uint i = gl_LocalInvocationIndex; i < 2 * HEAD_UNITS; i += gl_WorkGroupSize.x) {
-            uint bits[8], unit = kv_unit(slot, position, kv_head) + i % HEAD_UNITS;
-            [[unroll]] for (uint j = 0; j < 8; j++)
-                bits[j] = kv_bits(raw[8 * i + j]);
-            KvUnit packed = kv_pack(bits);
-            fresh[2 * i] = packed.a;
-            fresh[2 * i + 1] = packed.b;
-            if (block == 0)
-                kv_store(i < HEAD_UNITS ? p.cache_k : p.cache_v, unit, packed);
-        }
-        barrier();
-    }
 
     vec4 q[TILE * UNITS * 2], o[TILE * UNITS * 2];
     float m[TILE], l[TILE];
@@ -293,46 +308,44 @@ void main()
     if (busy == 1)
         return;
 
-    // The last to arrive combines, in the order of the chunks.
-    controlBarrier(gl_ScopeWorkgroup, gl_ScopeDevice, BUFFER_AND_SHARED, ACQUIRE_RELEASE);
+    // The last to arrive combines, always in the same order.
+    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
+    barrier();
     if (gl_LocalInvocationIndex == 0)
-        ticket = atomicAdd(BufCount(p.partial).v[group], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer, ACQUIRE_RELEASE);
-    controlBarrier(gl_ScopeWorkgroup, gl_ScopeDevice, BUFFER_AND_SHARED, ACQUIRE_RELEASE);
+        ticket = atomicAdd(BufCount(p.partial).v[group], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
+                           gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
+    barrier();
     if (ticket != busy - 1)
         return;
+    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
     if (gl_LocalInvocationIndex == 0)
         BufCount(p.partial).v[group] = 0; // for the next dispatch
-    for (uint h = gl_SubgroupID; h < heads; h += gl_NumSubgroups) {
-        float highest = LOWEST, sum = 0.0;
-        for (uint c = gl_SubgroupInvocationID; c < busy; c += gl_SubgroupSize)
-            highest = max(highest, BufPartial(address_at(partials, c, PARTIAL_BYTES)).v[GROUP * DIM / 2 + h].x);
-        highest = subgroupMax(highest);
-        for (uint c = gl_SubgroupInvocationID; c < busy; c += gl_SubgroupSize) {
-            vec2 x = BufPartial(address_at(partials, c, PARTIAL_BYTES)).v[GROUP * DIM / 2 + h];
-            work[h * busy + c] = exp2(x.x - highest);
-            sum += x.y * work[h * busy + c];
-        }
-        sum = subgroupAdd(sum);
-        if (subgroupElect())
-            totals[h] = sum;
-    }
-    barrier();
-    uint pairs = heads * DIM / 2, shares = gl_WorkGroupSize.x / pairs;
+    uint quads = heads * DIM / 4, shares = gl_WorkGroupSize.x / quads;
+    vec4 sum_o;
+    float highest, sum;
     if (shares <= 1) {
-        for (uint i = gl_LocalInvocationIndex; i < pairs; i += gl_WorkGroupSize.x)
-            write_pair(y, first_head * DIM + 2 * i, combined(partials, busy, i, 0, 1) / totals[2 * i / DIM]);
+        for (uint i = gl_LocalInvocationIndex; i < quads; i += gl_WorkGroupSize.x) {
+            merge(partials, busy, i, 0, 1, sum_o, highest, sum);
+            write_quad(y, first_head * DIM + 4 * i, sum_o / sum);
+        }
         return;
     }
-    // More lanes than pairs: they split the chunks.
-    uint share = gl_LocalInvocationIndex / pairs, i = gl_LocalInvocationIndex % pairs;
-    vec2 sum = share < shares ? combined(partials, busy, i, share, shares) : vec2(0.0);
-    barrier(); // the weights in work have been read
-    work[2 * gl_LocalInvocationIndex] = sum.x;
-    work[2 * gl_LocalInvocationIndex + 1] = sum.y;
+    // More lanes than quads: they split the chunks.
+    uint share = gl_LocalInvocationIndex / quads, i = gl_LocalInvocationIndex % quads;
+    merge(partials, share < shares ? busy : 0, i, share, shares, sum_o, highest, sum);
+    [[unroll]] for (uint j = 0; j < 4; j++)
+        work[6 * gl_LocalInvocationIndex + j] = sum_o[j];
+    work[6 * gl_LocalInvocationIndex + 4] = highest;
+    work[6 * gl_LocalInvocationIndex + 5] = sum;
     barrier();
     if (share > 0)
         return;
-    for (uint n = 1; n < shares; n++)
-        sum += vec2(work[2 * (n * pairs + i)], work[2 * (n * pairs + i) + 1]);
-    write_pair(y, first_head * DIM + 2 * i, sum / totals[2 * i / DIM]);
+    for (uint n = 1; n < shares; n++) {
+        uint from = 6 * (n * quads + i);
+        float top = max(highest, work[from + 4]), a = exp2(highest - top), b = exp2(work[from + 4] - top);
+        sum_o = a * sum_o + b * vec4(work[from], work[from + 1], work[from + 2], work[from + 3]);
+        sum = a * sum + b * work[from + 5];
+        highest = top;
+    }
+    write_quad(y, first_head * DIM + 4 * i, sum_o / sum);
 }

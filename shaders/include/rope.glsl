@@ -7,8 +7,6 @@ layout(constant_id = 4) const uint QKV = ACT_F16;
 layout(constant_id = 5) const uint ROPE_DIM = 64;
 layout(constant_id = 6) const uint INTERLEAVED = 0;
 
-shared vec2 rope_turn[ROPE_DIM / 2]; // cos and sin, times rope_scale
-
 // cos and sin of 0 <= angle < 2^24. The angle is the f32 product position * freq, as in transformers; what follows
 // is exact, because device sin and cos are useless at large angles: in turns it is a 64-bit fraction, right to
 // 2^-40 for angles up to 2^24, whose top 32 bits split into a quadrant and at most pi/4 beside it, where the Taylor series
@@ -38,11 +36,12 @@ vec2 rope_cos_sin(float angle)
     return (quadrant & 2u) != 0u ? vec2(-c, -s) : vec2(c, s);
 }
 
-// Fills rope_turn; all invocations call it, and barrier() before they use it.
-void rope_prepare(int position)
+// cos and sin of pair i of a head, times rope_scale; the pairs beyond ROPE_DIM do not turn.
+vec2 rope_turn(int position, uint i)
 {
-    for (uint i = gl_LocalInvocationIndex; i < ROPE_DIM / 2; i += gl_WorkGroupSize.x)
-        rope_turn[i] = p.rope_scale * rope_cos_sin(float(position) * BufF32(p.freq).v[i]);
+    if (i >= ROPE_DIM / 2)
+        return vec2(1.0, 0.0);
+    return p.rope_scale * rope_cos_sin(float(position) * BufF32(p.freq).v[i]);
 }
 
 // A head's elements, DIM from `head` on in the qkv row, are worked on as DIM / 2 pairs: the rotating ones, then
@@ -65,16 +64,13 @@ float rope_norm(uvec2 row, uint head, uvec2 weight)
     return inversesqrt(subgroupAdd(squares) / float(DIM) + p.eps);
 }
 
-// Pair i of the head, normed with factor and weight and rotated.
-vec2 rope_rotate(uvec2 row, uint head, uint i, float factor, uvec2 weight)
+// Pair i of the head, normed with factor and weight and turned.
+vec2 rope_rotate(uvec2 row, uint head, uint i, vec2 turn, float factor, uvec2 weight)
 {
     uvec2 at = rope_pair(i);
     vec2 x = factor * vec2(load_act(row, head + at.x, QKV), load_act(row, head + at.y, QKV));
     if (!is_null(weight))
         x *= vec2(BufF32(weight).v[at.x], BufF32(weight).v[at.y]);
-    if (i >= ROPE_DIM / 2)
-        return x;
-    vec2 turn = rope_turn[i];
     return vec2(x.x * turn.x - x.y * turn.y, x.y * turn.x + x.x * turn.y);
 }
 

@@ -6,7 +6,9 @@
 //
 // The loads of the first PREFETCH units of every row are issued before x is looked at, so that memory works
 // while the workgroup normalises x and lays it out in shared memory as the format's pairs want it: piece c of
-// unit u at xs[c * units + u], so that neighbouring lanes read neighbouring 16 bytes.
+// unit u at xs[c * units + u], so that neighbouring lanes read neighbouring 16 bytes. Where all of x fits (one
+// chunk), it is staged once and the workgroup walks on to further rows of W, whose loads are issued before the
+// sums of the last ones are reduced.
 // 4-bit formats multiply in f16 and add at most 8 products a half before going to f32; x is staged times 2^-7,
 // which keeps such a sum in range for every finite f16 x. Wider formats convert and add in f32.
 // Loops before a barrier run equally often in all threads: llvmpipe of Mesa 22.3 loses subgroups otherwise.
@@ -42,8 +44,13 @@ layout(push_constant, scalar) uniform Push { mrl_push_matmul p; };
 #define X_SCALE 1.0
 #endif
 
+// Named, because glslang takes arrays of equal expressions for different types.
+const uint LOADS = ROWS * PREFETCH;
+const uint SUMS = ROWS * M;
+
 shared uvec4 xs[XS];
 shared float partial[64 * M];
+shared float split_sums[SPLIT > 1 ? 64 * ROWS * M : 1];
 
 // Scale of the group that element k of a row belongs to; the padding of a row borrows its last group's.
 uint group_of(uint k) { return GROUP == 0 ? 0 : min(k / max(GROUP, 1), p.groups - 1); }
@@ -165,112 +172,84 @@ void decode(uvec4 w, uint piece, float zero, out A2 v[FMT_CHUNK / 2])
     fmt_decode8(w, piece, v);
 }
 
-void main()
+// Units base, base + lanes, ... of ROWS rows; clamped loads are never used.
+void load_units(uint row0, uint base, uint last, uint lanes, out uvec4 w[LOADS])
 {
-    const uint lanes = SPLIT * gl_SubgroupSize;
-    const uint lane = (gl_SubgroupID % SPLIT) * gl_SubgroupSize + gl_SubgroupInvocationID;
-    const uint owner = gl_SubgroupID / SPLIT; // which rows of the workgroup
-    const uint row0 = (gl_WorkGroupID.x * (gl_NumSubgroups / SPLIT) + owner) * ROWS;
     const uint stride = k_padded() / FMT_UNIT;
-    BufU32x4 quant = BufU32x4(p.quant);
-    float acc[ROWS * M], factor[M];
-    uvec4 w[ROWS * PREFETCH];
+    [[unroll]] for (uint r = 0; r < ROWS; r++)
+        [[unroll]] for (uint i = 0; i < PREFETCH; i++)
+            w[r * PREFETCH + i] = fmt_load(BufU32x4(p.quant), min(row0 + r, p.n - 1) * stride + min(base + i * lanes, last - 1));
+}
 
-    [[unroll]] for (uint i = 0; i < ROWS * M; i++)
-        acc[i] = 0.0;
-    [[unroll]] for (uint m = 0; m < M; m++)
-        factor[m] = 1.0;
-    for (uint chunk = 0; chunk < k_padded(); chunk += CHUNK) {
-        const uint first = chunk / FMT_UNIT, last = min(chunk + CHUNK, k_padded()) / FMT_UNIT;
-        const uint units = last - first;
-        for (uint base = first + lane; base - lane < last; base += PREFETCH * lanes) {
-            [[unroll]] for (uint r = 0; r < ROWS; r++)
-                [[unroll]] for (uint i = 0; i < PREFETCH; i++)
-                    w[r * PREFETCH + i] = fmt_load(quant, min(row0 + r, p.n - 1) * stride + min(base + i * lanes, last - 1));
-            if (base - lane == first) {
-                if (chunk > 0)
-                    barrier();
-                else if (NORM != 0)
-                    norm_factors(factor);
-                stage(chunk, units, factor);
-                barrier();
-            }
-            [[unroll]] for (uint i = 0; i < PREFETCH; i++) {
-                const uint unit = base + i * lanes;
-                if (unit >= last)
-                    break;
-                float scale[ROWS], zero[ROWS];
-                [[unroll]] for (uint r = 0; r < ROWS; r++) {
-                    const uint at = min(row0 + r, p.n - 1) * p.groups + group_of(unit * FMT_UNIT);
-                    scale[r] = SCALE == SCALE_NONE || GROUP == 0 || GROUP < FMT_UNIT ? 1.0 : load_scale(p.scale, at, SCALE);
-                    zero[r] = ZERO == 0 ? 0.0 : load_zero(p.zero, at);
-                }
-                float sum[ROWS * M];
-                [[unroll]] for (uint j = 0; j < ROWS * M; j++)
-                    sum[j] = 0.0;
+// acc += the products of one unit of every row with all rows of x.
+void multiply_unit(uint row0, uint unit, uint i, uint first, uint units, const uvec4 w[LOADS], inout float acc[SUMS])
+{
+    const bool small = SCALE != SCALE_NONE && GROUP != 0 && GROUP < FMT_UNIT; // several groups in the unit
+    float scale[ROWS], zero[ROWS], sum[SUMS];
 #if CHAIN
-                A2 chain[ROWS * M];
+    A2 chain[SUMS];
 #endif
-                [[unroll]] for (uint piece = 0; piece < PIECES; piece++) {
-                    A2 x[FMT_CHUNK / 2];
-                    // A group smaller than a unit: its scale belongs to this piece and its neighbours.
-                    const uint at = group_of(unit * FMT_UNIT + piece * FMT_CHUNK);
-                    const bool small = SCALE != SCALE_NONE && GROUP != 0 && GROUP < FMT_UNIT;
-                    float part_scale[ROWS];
-                    A2 v[ROWS * FMT_CHUNK / 2];
-                    [[unroll]] for (uint r = 0; r < ROWS; r++) {
-                        A2 d[FMT_CHUNK / 2];
-                        const uint index = min(row0 + r, p.n - 1) * p.groups + at;
-                        decode(w[r * PREFETCH + i], piece, small && ZERO != 0 ? load_zero(p.zero, index) : zero[r], d);
-                        [[unroll]] for (uint j = 0; j < FMT_CHUNK / 2; j++)
-                            v[r * (FMT_CHUNK / 2) + j] = d[j];
-                        part_scale[r] = small ? load_scale(p.scale, index, SCALE) : 1.0;
-                    }
-                    [[unroll]] for (uint m = 0; m < M; m++) {
-                        read_piece(m, piece, unit - first, units, x);
-                        [[unroll]] for (uint r = 0; r < ROWS; r++) {
+    [[unroll]] for (uint r = 0; r < ROWS; r++) {
+        const uint at = min(row0 + r, p.n - 1) * p.groups + group_of(unit * FMT_UNIT);
+        scale[r] = SCALE == SCALE_NONE || GROUP == 0 || small ? 1.0 : load_scale(p.scale, at, SCALE);
+        zero[r] = ZERO == 0 ? 0.0 : load_zero(p.zero, at);
+    }
+    [[unroll]] for (uint j = 0; j < ROWS * M; j++)
+        sum[j] = 0.0;
+    [[unroll]] for (uint piece = 0; piece < PIECES; piece++) {
+        A2 x[FMT_CHUNK / 2], v[ROWS * FMT_CHUNK / 2];
+        float part_scale[ROWS];
+        [[unroll]] for (uint r = 0; r < ROWS; r++) {
+            A2 d[FMT_CHUNK / 2];
+            const uint at = min(row0 + r, p.n - 1) * p.groups + group_of(unit * FMT_UNIT + piece * FMT_CHUNK);
+            decode(w[r * PREFETCH + i], piece, small && ZERO != 0 ? load_zero(p.zero, at) : zero[r], d);
+            [[unroll]] for (uint j = 0; j < FMT_CHUNK / 2; j++)
+                v[r * (FMT_CHUNK / 2) + j] = d[j];
+            part_scale[r] = small ? load_scale(p.scale, at, SCALE) : 1.0;
+        }
+        [[unroll]] for (uint m = 0; m < M; m++) {
+            read_piece(m, piece, unit - first, units, x);
+            [[unroll]] for (uint r = 0; r < ROWS; r++) {
 #if CHAIN
-                            A2 c = (piece & 1) == 0 ? A2(0.0) : chain[r * M + m];
-                            [[unroll]] for (uint j = 0; j < 4; j++)
-                                c = fma(v[r * 4 + j], x[j], c);
-                            chain[r * M + m] = c;
-                            if ((piece & 1) == 1)
-                                sum[r * M + m] += (float(c.x) + float(c.y)) * part_scale[r];
+                A2 c = (piece & 1) == 0 ? A2(0.0) : chain[r * M + m];
+                [[unroll]] for (uint j = 0; j < 4; j++)
+                    c = fma(v[r * 4 + j], x[j], c);
+                chain[r * M + m] = c;
+                if ((piece & 1) == 1)
+                    sum[r * M + m] += (float(c.x) + float(c.y)) * part_scale[r];
 #else
-                            float c = 0.0;
-                            [[unroll]] for (uint j = 0; j < FMT_CHUNK / 2; j++) {
-                                c = fma(float(v[r * (FMT_CHUNK / 2) + j].x), float(x[j].x), c);
-                                c = fma(float(v[r * (FMT_CHUNK / 2) + j].y), float(x[j].y), c);
-                            }
-                            sum[r * M + m] += c * part_scale[r];
-#endif
-                        }
-                    }
+                float c = 0.0;
+                [[unroll]] for (uint j = 0; j < FMT_CHUNK / 2; j++) {
+                    c = fma(float(v[r * (FMT_CHUNK / 2) + j].x), float(x[j].x), c);
+                    c = fma(float(v[r * (FMT_CHUNK / 2) + j].y), float(x[j].y), c);
                 }
-                [[unroll]] for (uint r = 0; r < ROWS; r++)
-                    [[unroll]] for (uint m = 0; m < M; m++)
-                        acc[r * M + m] = fma(sum[r * M + m], scale[r], acc[r * M + m]);
+                sum[r * M + m] += c * part_scale[r];
+#endif
             }
         }
     }
+    [[unroll]] for (uint r = 0; r < ROWS; r++)
+        [[unroll]] for (uint m = 0; m < M; m++)
+            acc[r * M + m] = fma(sum[r * M + m], scale[r], acc[r * M + m]);
+}
 
+// Sums over the lanes of the owner, then the epilogue; the owner's first subgroup stores.
+void finish_rows(uint row0, inout float acc[SUMS])
+{
     [[unroll]] for (uint i = 0; i < ROWS * M; i++)
         acc[i] = subgroupAdd(acc[i]);
     if (SPLIT > 1) {
-        // The owner's first subgroup adds what its others found, in a fixed order.
-        barrier();
+        barrier(); // the sums of the rows before have been read
         [[unroll]] for (uint i = 0; i < ROWS * M; i++)
             if (gl_SubgroupInvocationID == i % gl_SubgroupSize)
-                xs[(gl_SubgroupID * ROWS * M + i) >> 2][(gl_SubgroupID * ROWS * M + i) & 3] = floatBitsToUint(acc[i]);
+                split_sums[gl_SubgroupID * ROWS * M + i] = acc[i];
         barrier();
         if (gl_SubgroupID % SPLIT != 0)
             return;
         [[unroll]] for (uint i = 0; i < ROWS * M; i++) {
             acc[i] = 0.0;
-            [[unroll]] for (uint s = 0; s < SPLIT; s++) {
-                const uint at = (gl_SubgroupID + s) * ROWS * M + i;
-                acc[i] += uintBitsToFloat(xs[at >> 2][at & 3]);
-            }
+            [[unroll]] for (uint s = 0; s < SPLIT; s++)
+                acc[i] += split_sums[(gl_SubgroupID + s) * ROWS * M + i];
         }
     }
     [[unroll]] for (uint r = 0; r < ROWS; r++)
@@ -282,4 +261,51 @@ void main()
             if (gl_SubgroupInvocationID == (r / 2 * M + m) % gl_SubgroupSize && row0 + r < p.n)
                 store_pair(m, row0 + r, acc[r * M + m], acc[min(r + 1, ROWS - 1) * M + m],
                            ROWS > 1 && row0 + r + 1 < p.n);
+}
+
+void main()
+{
+    const uint lanes = SPLIT * gl_SubgroupSize;
+    const uint lane = (gl_SubgroupID % SPLIT) * gl_SubgroupSize + gl_SubgroupInvocationID;
+    const uint owners = gl_NumSubgroups / SPLIT, step = owners * ROWS; // rows of W a workgroup
+    const bool once = k_padded() <= CHUNK;                            // x is staged once
+    float factor[M];
+    uvec4 w[LOADS];
+    uint first = 0, last = min(CHUNK, k_padded()) / FMT_UNIT;
+
+    [[unroll]] for (uint m = 0; m < M; m++)
+        factor[m] = 1.0;
+    uint row0 = gl_WorkGroupID.x * step + gl_SubgroupID / SPLIT * ROWS;
+    load_units(row0, lane, last, lanes, w);
+    if (NORM != 0)
+        norm_factors(factor);
+    stage(0, last, factor);
+    barrier();
+    for (uint block = gl_WorkGroupID.x; block * step < p.n; block += gl_NumWorkGroups.x) {
+        float acc[SUMS];
+        row0 = block * step + gl_SubgroupID / SPLIT * ROWS;
+        [[unroll]] for (uint i = 0; i < ROWS * M; i++)
+            acc[i] = 0.0;
+        for (uint chunk = 0; chunk < k_padded(); chunk += CHUNK) {
+            if (chunk > 0) {
+                first = chunk / FMT_UNIT;
+                last = min(chunk + CHUNK, k_padded()) / FMT_UNIT;
+                load_units(row0, first + lane, last, lanes, w);
+                barrier();
+                stage(chunk, last - first, factor);
+                barrier();
+            }
+            for (uint base = first + lane; base - lane < last; base += PREFETCH * lanes) {
+                if (base - lane > first)
+                    load_units(row0, base, last, lanes, w);
+                [[unroll]] for (uint i = 0; i < PREFETCH; i++)
+                    if (base + i * lanes < last)
+                        multiply_unit(row0, base + i * lanes, i, first, last - first, w, acc);
+            }
+        }
+        // Where x has several chunks, the host gives every block of rows a workgroup of its own.
+        if (once && (block + gl_NumWorkGroups.x) * step < p.n)
+            load_units(row0 + gl_NumWorkGroups.x * step, lane, last, lanes, w);
+        finish_rows(row0, acc);
+    }
 }

@@ -4,6 +4,8 @@
 
 layout(constant_id = 7) const uint OUT = ACT_F32;
 
+shared vec2 turns[DIM / 2];
+
 // The address of a head in the cache; elements are written one by one, for a pair is not adjacent.
 uvec2 cache_head(uvec2 cache, int slot, int position, uint kv_head)
 {
@@ -30,7 +32,8 @@ void main()
             store_bits(y, i, OUT, 0);
         return;
     }
-    rope_prepare(position);
+    for (uint i = gl_LocalInvocationIndex; i < DIM / 2; i += gl_WorkGroupSize.x)
+        turns[i] = rope_turn(position, i);
     barrier();
     for (uint h = gl_SubgroupID; h < p.heads + 2 * p.kv_heads; h += gl_NumSubgroups) {
         uint head = h * DIM;
@@ -38,7 +41,7 @@ void main()
             float factor = rope_norm(qkv, head, p.q_norm);
             for (uint i = gl_SubgroupInvocationID; i < DIM / 2; i += gl_SubgroupSize) {
                 uvec2 at = rope_pair(i);
-                vec2 x = rope_rotate(qkv, head, i, factor, p.q_norm);
+                vec2 x = rope_rotate(qkv, head, i, turns[i], factor, p.q_norm);
                 store_bits(y, head + at.x, OUT, floatBitsToUint(x.x));
                 store_bits(y, head + at.y, OUT, floatBitsToUint(x.y));
             }
@@ -47,7 +50,7 @@ void main()
             float factor = rope_norm(qkv, head, p.k_norm);
             for (uint i = gl_SubgroupInvocationID; i < DIM / 2; i += gl_SubgroupSize) {
                 uvec2 at = rope_pair(i);
-                vec2 x = rope_rotate(qkv, head, i, factor, p.k_norm);
+                vec2 x = rope_rotate(qkv, head, i, turns[i], factor, p.k_norm);
                 cache_store(k, at.x, x.x);
                 cache_store(k, at.y, x.y);
             }

@@ -8,7 +8,7 @@
 //   4. top-p keeps the shortest run of the first that weighs >= top_p of what top-k left, at least one
 //   5. min-p keeps w >= min_p (the largest w is 1)
 //   6. u = Philox(seed, draws) in [0, 1); the first kept token whose running sum of w exceeds
-//      u * (sum of w), tokens taken in the order of (id mod 2048, id)
+//      u * (sum of w), tokens taken in the order of (id mod 1024, id)
 // Log-probabilities are those of the logits as they came. NaN, +inf, or no finite logit end the slot.
 // Order of steps and the penalty: transformers' logits processors.
 //
@@ -225,13 +225,13 @@ uvec2 adjusted_max()
 }
 
 // Digits 0..4 are those of (~key, id), so that the largest logit comes first; 5 and 6 those of
-// (id mod 2048, id).
+// (id mod 1024, id).
 bool of_key_word(uint digit) { return digit < 3u; }
 uint digit_shift(uint digit)
 {
-    return digit == 0u ? 21u : digit == 1u ? 10u : digit == 3u || digit == 6u ? 11u : 0u;
+    return digit == 0u ? 21u : digit == 1u || digit == 6u ? 10u : digit == 3u ? 11u : 0u;
 }
-uint digit_mask(uint digit) { return digit == 2u ? 1023u : 2047u; }
+uint digit_mask(uint digit) { return digit == 2u || digit == 5u ? 1023u : 2047u; }
 
 bool kept(uvec2 cut, uvec2 at) { return at.x < cut.x || (at.x == cut.x && at.y <= cut.y); }
 
@@ -374,7 +374,7 @@ uvec2 run_stages(uint tops, inout uint token)
             tops_cut = place;
         else if (stage == STAGE_DRAW)
             token = place.y;
-        else
+        else if (kept(cut, place)) // top-p may end with all of a key that top-k cuts
             cut = place;
     }
     return tops_cut;
