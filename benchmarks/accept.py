@@ -70,9 +70,7 @@ def checks(model: ml.Model, golden: Any, dtype: str, data: Path | None) -> Itera
     difference = float(np.abs(logits - golden["logits"]).max())
     yield Check(dtype, "logits", difference, limits.logit, "largest difference")
     nll = -model.score(ids).logprobs
-    yield Check(
-        dtype, "nll", float(np.abs(nll - golden["nll"]).max()), limits.logit, "largest difference"
-    )
+    yield Check(dtype, "nll", float(np.abs(nll - golden["nll"]).max()), limits.logit, "largest difference")
 
     layers = len(golden["hidden"]) - 1
     states = [trace["model.embed_tokens"][-1]]
@@ -83,9 +81,7 @@ def checks(model: ml.Model, golden: Any, dtype: str, data: Path | None) -> Itera
         for ours, wanted in zip(states, golden["hidden"], strict=True)
     ]
     worst = int(np.argmax(errors))
-    yield Check(
-        dtype, "hidden", errors[worst], limits.hidden, f"relative, worst after layer {worst}"
-    )
+    yield Check(dtype, "hidden", errors[worst], limits.hidden, f"relative, worst after layer {worst}")
 
     for i in range(len([name for name in golden.files if name.startswith("greedy")])):
         wrong, allowed, smallest = greedy(model, golden, i, limits.logit)
@@ -103,9 +99,7 @@ def checks(model: ml.Model, golden: Any, dtype: str, data: Path | None) -> Itera
         text = file.read_text(encoding="utf-8")[:TEXT]
         found = model.perplexity(model.tokenizer.encode(text)[: WINDOWS * WINDOW], stride=WINDOW)
         error = abs(float(np.log(found / ppl)))
-        yield Check(
-            dtype, f"perplexity {name}", error, limits.ppl, f"{found:.4f}, golden {ppl:.4f}"
-        )
+        yield Check(dtype, f"perplexity {name}", error, limits.ppl, f"{found:.4f}, golden {ppl:.4f}")
 
 
 def greedy(model: ml.Model, golden: Any, index: int, tolerance: float) -> tuple[int, int, float]:

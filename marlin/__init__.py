@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from marlin.linear import Linear, WeightFormat
     from marlin.memory import MemoryPlan
     from marlin.model import Model, Session
-    from marlin.plan import plan
+    from marlin.planning import plan
     from marlin.sampling import SamplingParams
-    from marlin.tensor import Tensor, tensor
+    from marlin.tensors import Tensor, tensor
     from marlin.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -57,13 +57,13 @@ _HOMES: Final = {
     "QueueFull": "errors",
     "SamplingParams": "sampling",
     "Session": "model",
-    "Tensor": "tensor",
+    "Tensor": "tensors",
     "Tokenizer": "tokenizer",
     "UnsupportedModelError": "errors",
     "WeightFormat": "linear",
     "devices": "device",
-    "plan": "plan",
-    "tensor": "tensor",
+    "plan": "planning",
+    "tensor": "tensors",
 }
 
 __all__ = [

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,44 +100,29 @@ def measure(
     depth: Sequence[int],
     batch: Sequence[int],
     repeat: int,
-    done: Callable[[BenchRow], None] = lambda row: None,
 ) -> Iterator[BenchRow]:
     """Rows of every combination that fits the context and the slots; ValueError for one that does not."""
     for size in batch:
         if not 1 <= size <= engine.slots:
-            raise ValueError(
-                f"bench: batch must be 1 to {engine.slots} (the model's slots), got {size}"
-            )
+            raise ValueError(f"bench: batch must be 1 to {engine.slots} (the model's slots), got {size}")
     for deep in depth:
         for count in prompt:
             _check("prompt", count, deep, engine.context)
-            yield _row(
-                f"pp{count}",
-                1,
-                deep,
-                repeat,
-                count,
-                lambda n=count, d=deep: prefill_time(engine, n, d),
-            )
+            seconds = partial(prefill_time, engine, count, deep)
+            yield _row(f"pp{count}", 1, deep, repeat, count, seconds)
         for count in gen:
             _check("gen", count, deep, engine.context)
             for size in batch:
-                yield _row(
-                    f"tg{count}", size, deep, repeat, count * size,
-                    lambda n=count, d=deep, b=size: decode_time(engine, n, d, b),
-                )  # fmt: skip
+                seconds = partial(decode_time, engine, count, deep, size)
+                yield _row(f"tg{count}", size, deep, repeat, count * size, seconds)
 
 
 def _check(name: str, count: int, depth: int, context: int) -> None:
     if count < 1 or depth < 0 or count + depth + 1 > context:
-        raise ValueError(
-            f"bench: {name} {count} at depth {depth} does not fit the context of {context} tokens"
-        )
+        raise ValueError(f"bench: {name} {count} at depth {depth} does not fit the context of {context} tokens")
 
 
-def _row(
-    test: str, batch: int, depth: int, repeat: int, tokens: int, seconds: Callable[[], float]
-) -> BenchRow:
+def _row(test: str, batch: int, depth: int, repeat: int, tokens: int, seconds: Callable[[], float]) -> BenchRow:
     seconds()  # pipelines, captures and the allocator's slabs
     rates = [tokens / seconds() for _ in range(max(1, repeat))]
     deviation = statistics.stdev(rates) if len(rates) > 1 else 0.0
@@ -199,9 +185,7 @@ def profile(engine: Engine, *, depth: int = 0, batch: int = 1) -> list[dict[str,
         rows = engine.device.profile_stop()
     total: dict[str, dict[str, Any]] = {}
     for row in rows:
-        entry = total.setdefault(
-            row["name"], {"name": row["name"], "calls": 0, "ns": 0.0, "bytes": 0, "flops": 0.0}
-        )
+        entry = total.setdefault(row["name"], {"name": row["name"], "calls": 0, "ns": 0.0, "bytes": 0, "flops": 0.0})
         entry["calls"] += 1
         for key in ("ns", "bytes", "flops"):
             entry[key] += row[key]

@@ -34,9 +34,7 @@ class DeviceInfo:
 
     def __repr__(self) -> str:
         lacks = f", not usable: {self.missing}" if self.missing else ""
-        return (
-            f"Device {self.index}: {self.name} ({self.kind}), {html.size(self.memory_bytes)}{lacks}"
-        )
+        return f"Device {self.index}: {self.name} ({self.kind}), {html.size(self.memory_bytes)}{lacks}"
 
     def _repr_html_(self) -> str:
         return html.table(self.rows(), title=f"Device {self.index}: {self.name}")
@@ -59,13 +57,8 @@ class DeviceList(list[DeviceInfo]):
     """A list of devices that notebooks draw as one table."""
 
     def _repr_html_(self) -> str:
-        rows = [
-            (d.index, d.name, d.kind, html.size(d.memory_bytes), d.driver, d.missing or "yes")
-            for d in self
-        ]
-        return html.table(
-            rows, head=("", "name", "kind", "memory", "driver", "usable"), title="Devices"
-        )
+        rows = [(d.index, d.name, d.kind, html.size(d.memory_bytes), d.driver, d.missing or "yes") for d in self]
+        return html.table(rows, head=("", "name", "kind", "memory", "driver", "usable"), title="Devices")
 
 
 def describe(row: dict[str, Any]) -> DeviceInfo:
@@ -93,18 +86,14 @@ def find(which: int | str | None) -> DeviceInfo:
     if which is None:
         which = os.environ.get("MARLIN_DEVICE") or 0
     if isinstance(which, bool) or not isinstance(which, int | str):
-        raise TypeError(
-            f"device must be an index, a name, a UUID or a Device, got {type(which).__name__}"
-        )
+        raise TypeError(f"device must be an index, a name, a UUID or a Device, got {type(which).__name__}")
     if isinstance(which, str) and which.strip().lstrip("-").isdecimal():
         which = int(which)
     if isinstance(which, int):
         match = [device for device in found if device.index == which]
     else:
         key = which.strip().lower()
-        match = [d for d in found if d.uuid == key.replace("-", "")] or [
-            d for d in found if key in d.name.lower()
-        ]
+        match = [d for d in found if d.uuid == key.replace("-", "")] or [d for d in found if key in d.name.lower()]
     if not match:
         raise DeviceError(f"no device {which!r}; there are: {'; '.join(map(repr, found))}")
     return match[0]
@@ -124,9 +113,10 @@ class Device:
 
     __slots__ = ("disable", "raw")
 
-    def __init__(
-        self, which: int | str | Device | None = None, *, disable: Sequence[str] = ()
-    ) -> None:
+    raw: _C.Device
+    disable: frozenset[str]
+
+    def __init__(self, which: int | str | Device | None = None, *, disable: Sequence[str] = ()) -> None:
         if isinstance(which, Device):
             if disable:
                 raise ValueError("disable belongs to the opening of a device; this one is open")
@@ -206,9 +196,7 @@ def _warn_if_stale() -> None:
     """In a checkout, say when shaders.bin is older than the shaders; elsewhere there is nothing to compare."""
     root = SHADERS.parent.parent
     tool = root / "tools" / "shaderc.py"
-    if not (
-        tool.is_file() and (root / "shaders").is_dir() and (root / "csrc" / "kernels.def").is_file()
-    ):
+    if not (tool.is_file() and (root / "shaders").is_dir() and (root / "csrc" / "kernels.def").is_file()):
         return
     import importlib.util
     import sys
@@ -229,7 +217,6 @@ def _warn_if_stale() -> None:
     if stale:
         names = ", ".join(stale[:3]) + (" …" if len(stale) > 3 else "")
         warnings.warn(
-            f"{len(stale)} shaders changed since marlin/shaders.bin was built ({names}): "
-            "run `python tools/shaderc.py`",
+            f"{len(stale)} shaders changed since marlin/shaders.bin was built ({names}): run `python tools/shaderc.py`",
             stacklevel=4,
         )

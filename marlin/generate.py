@@ -21,12 +21,10 @@ from marlin.detokenize import Detokenizer
 from marlin.errors import MarlinError
 from marlin.models.base import CausalLM, Run
 from marlin.sampling import STOP_IDS, SamplingParams
-from marlin.tensor import upload
+from marlin.tensors import upload
 from marlin.tokenizer import Tokenizer
 
-CHUNK: Final = (
-    512  # rows of a prefill call: large enough for full matrix tiles, short enough to cancel
-)
+CHUNK: Final = 512  # rows of a prefill call: large enough for full matrix tiles, short enough to cancel
 FIRST_BOUND: Final = 512  # positions that the smallest captured step reaches; each further one reaches 4 times as far
 
 
@@ -167,9 +165,7 @@ class Engine:
             bound=position + 1,
             dtype=self.dtype,
         )
-        return self.network.logits(
-            self.network(upload(np.full(slots, token, np.int32), self.device), run)
-        )
+        return self.network.logits(self.network(upload(np.full(slots, token, np.int32), self.device), run))
 
     def generator(self, sequences: int, need: int) -> tuple[_C.Generator, int]:
         """A generator with all slots idle for so many sequences at once and positions below `need`; and its slots."""
@@ -185,9 +181,7 @@ class Engine:
         if captured < len(programs):
             self._generators[count] = _C.Generator(state, programs)
         generator = self._generators[count]
-        for slot in range(
-            count
-        ):  # what an interrupted call has left running, perhaps by another generator
+        for slot in range(count):  # what an interrupted call has left running, perhaps by another generator
             generator.release(slot)
         return generator, count
 
@@ -214,9 +208,7 @@ class Continuation:
         self.index, self.prompt, self.params = index, prompt, params
         self.seed = params.seed or 0
         self.limit = min(len(prompt) - 1 + params.max_tokens, context)
-        self.stop_ids = tuple(
-            dict.fromkeys([*params.stop_ids, *(() if params.ignore_eos else config.eos_ids)])
-        )
+        self.stop_ids = tuple(dict.fromkeys([*params.stop_ids, *(() if params.ignore_eos else config.eos_ids)]))
         self.tokens: list[int] = []
         self.pieces: list[str] = []
         self.logprobs: list[TokenLogprob] = []
@@ -224,9 +216,7 @@ class Continuation:
         self.stats = GenerationStats(prompt_tokens=len(prompt))
         self.begun = time.perf_counter()
         self._tokenizer = tokenizer
-        self._text = (
-            Detokenizer(tokenizer, stop=params.stop_strings, prompt=prompt) if tokenizer else None
-        )
+        self._text = Detokenizer(tokenizer, stop=params.stop_strings, prompt=prompt) if tokenizer else None
 
     def admit(self, generator: _C.Generator, slot: int) -> None:
         """Start it in a slot whose cache holds all of the prompt but its last token."""
@@ -239,9 +229,7 @@ class Continuation:
             seen=sorted(set(self.prompt)) if p.repetition_penalty not in (None, 1.0) else (),
         )  # fmt: skip
 
-    def feed(
-        self, token: int, finish: str | None, logprob: float, top: list[tuple[int, float]]
-    ) -> Chunk:
+    def feed(self, token: int, finish: str | None, logprob: float, top: list[tuple[int, float]]) -> Chunk:
         """Take a drawn token."""
         now = time.perf_counter() - self.begun
         if finish == "nan":
@@ -313,9 +301,7 @@ def run(
             while waiting and free:
                 slot, sequence = free.pop(), waiting.popleft()
                 running[slot] = sequence
-                sequence.stats.cached_tokens = engine.prefill(
-                    slot, sequence.prompt[:-1], reuse=reuse
-                )
+                sequence.stats.cached_tokens = engine.prefill(slot, sequence.prompt[:-1], reuse=reuse)
                 sequence.admit(generator, slot)
             for slot, token, finish, logprob, top in generator.pump():
                 drawn = running[slot]
@@ -340,9 +326,7 @@ def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return int(different[0]) if len(different) else count
 
 
-def token_ids(
-    prompt: Any, tokenizer: Tokenizer | None, vocab: int, *, bos: bool = True
-) -> list[int]:
+def token_ids(prompt: Any, tokenizer: Tokenizer | None, vocab: int, *, bos: bool = True) -> list[int]:
     """The ids of a prompt: a text, encoded with the model's begin tokens, or ids, which are checked.
 
     Raises TypeError for anything else, ValueError for an empty prompt and for ids out of range.

@@ -37,6 +37,11 @@ def text(value: str) -> str:
     return f'<div style="white-space:pre-wrap">{escape(cut)}</div>'
 
 
+def mono(value: str) -> str:
+    """Escaped text in a fixed-width font."""
+    return f"<pre>{escape(value)}</pre>"
+
+
 def table(rows: Iterable[Sequence[object]], *, head: Sequence[str] = (), title: str = "") -> str:
     """An HTML table; cells are escaped, numbers stand on the right."""
 
@@ -70,16 +75,11 @@ def bar(parts: Sequence[tuple[str, float]], total: float, *, width: int = 480) -
 
 def lined_up(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
     """Rows as text in columns: the plain twin of `table`."""
-    cells = [
-        [str(value) for value in row]
-        for row in ([head] if head else []) + [list(row) for row in rows]
-    ]
+    cells = [[str(value) for value in row] for row in ([head] if head else []) + [list(row) for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
     numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(widths))]
     lines = (
-        "  ".join(
-            c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)
-        ).rstrip()
+        "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)).rstrip()
         for row in cells
     )
     return "\n".join(lines)

@@ -24,17 +24,14 @@ def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
     known = [
         name
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name not in ("self", "cls")
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name not in ("self", "cls")
     ]
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
             if name not in known:
-                raise TypeError(
-                    f"{function.__qualname__}: unknown keyword {name!r}{nearest(name, known)}"
-                )
+                raise TypeError(f"{function.__qualname__}: unknown keyword {name!r}{nearest(name, known)}")
         return function(*args, **kwargs)
 
     return checked

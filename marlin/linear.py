@@ -12,12 +12,10 @@ from marlin import _C, html
 from marlin.device import Device
 from marlin.formats import FORMATS, group_count, row_bytes
 from marlin.keywords import checked_keywords, nearest
-from marlin.tensor import DTYPES, Tensor, host_array, upload
+from marlin.tensors import DTYPES, Tensor, host_array, upload
 
 SCALE_BYTES: Final = {"f16": 2, "f32": 4, "e8m0": 1, "e4m3": 1}
-NV_PEAK: Final = (
-    2688.0  # 6 * 448: the largest weight that fp4 times an e4m3 scale can be, at global scale 1
-)
+NV_PEAK: Final = 2688.0  # 6 * 448: the largest weight that fp4 times an e4m3 scale can be, at global scale 1
 
 
 @dataclass(frozen=True)
@@ -36,18 +34,14 @@ class WeightFormat:
     def __post_init__(self) -> None:
         row = FORMATS.get(self.name)
         if row is None:
-            raise ValueError(
-                f"unknown weight format {self.name!r}{nearest(self.name, [*FORMATS, *ALIASES])}"
-            )
+            raise ValueError(f"unknown weight format {self.name!r}{nearest(self.name, [*FORMATS, *ALIASES])}")
         if not row.scales:
             if self.group or self.scale or self.zero:
                 raise ValueError(f"weight format {self.name} has no groups, scales or zero points")
             return
         scale = self.scale or row.scales[0]
         if scale not in row.scales:
-            raise ValueError(
-                f"weight format {self.name} takes scales of {', '.join(row.scales)}, got {scale!r}"
-            )
+            raise ValueError(f"weight format {self.name} takes scales of {', '.join(row.scales)}, got {scale!r}")
         if self.zero and not row.zero:
             raise ValueError(f"weight format {self.name} has no zero points")
         object.__setattr__(self, "scale", scale)
@@ -162,9 +156,7 @@ class Linear:
         if bias is not None:
             values = host_array(bias).astype(np.float32)
             if values.shape != (n,):
-                raise ValueError(
-                    f"Linear.from_array: bias must be ({n},), got shape {values.shape}"
-                )
+                raise ValueError(f"Linear.from_array: bias must be ({n},), got shape {values.shape}")
             raw.set_bias(upload(values, opened))
         return layer
 
@@ -206,20 +198,13 @@ class Linear:
         return f"<Linear ({self.raw.n}, {self.raw.k}) {self._form()}, {html.size(self.nbytes)}>"
 
     def _repr_html_(self) -> str:
-        rows = [
-            (name, f"{shape[0]} × {shape[1]}", dtype)
-            for name, (shape, dtype) in self.raw.planes.items()
-        ]
+        rows = [(name, f"{shape[0]} × {shape[1]}", dtype) for name, (shape, dtype) in self.raw.planes.items()]
         title = f"Linear {self.raw.n} × {self.raw.k}, {self._form()}, {html.size(self.nbytes)}"
         return html.table(rows, head=("plane", "shape", "type"), title=title)
 
     def _form(self) -> str:
         raw = self.raw
-        return str(
-            WeightFormat(raw.format, raw.group, raw.scale, raw.zero)
-            if raw.scale
-            else WeightFormat(raw.format)
-        )
+        return str(WeightFormat(raw.format, raw.group, raw.scale, raw.zero) if raw.scale else WeightFormat(raw.format))
 
 
 def global_scale(form: WeightFormat, peak: float) -> float:

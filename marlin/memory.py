@@ -85,9 +85,7 @@ class MemoryPlan:
             _, axes = matplotlib.pyplot.subplots(figsize=(8, 1.8))
         left = 0.0
         for i, (name, count) in enumerate(self.rows()):
-            axes.barh(
-                [0], [count / 2**30], left=left, label=name, color=html.COLORS[i % len(html.COLORS)]
-            )
+            axes.barh([0], [count / 2**30], left=left, label=name, color=html.COLORS[i % len(html.COLORS)])
             left += count / 2**30
         if self.budget is not None:
             axes.axvline(self.budget / 2**30, color="black", linestyle="--", label="budget")
@@ -113,7 +111,5 @@ def kv_bytes(config: ModelConfig, context: int, slots: int, kv: str) -> int:
 def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str) -> int:
     """Activations of a prefill chunk (residual twice, qkv, attention, MLP), logits of a step, loader buffers."""
     rows, wide = min(CHUNK_ROWS, context), ACTIVATION_BYTES[dtype]
-    row = 8 * config.hidden_size + wide * (
-        2 * config.q_size + 2 * config.kv_size + config.intermediate_size
-    )
+    row = 8 * config.hidden_size + wide * (2 * config.q_size + 2 * config.kv_size + config.intermediate_size)
     return rows * row + 4 * slots * config.vocab_size + UPLOAD_BYTES

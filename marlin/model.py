@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,9 @@ from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan
 from marlin.models import build
 from marlin.models.base import CausalLM, Source
 from marlin.perplexity import Perplexity, Score, log_softmax, picked, windows
-from marlin.plan import budget_of, check_choice, make_plan, read_network, refuse
+from marlin.planning import budget_of, check_choice, make_plan, read_network, refuse
 from marlin.sampling import SamplingParams, Stop
-from marlin.tensor import to_numpy
+from marlin.tensors import to_numpy
 from marlin.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -83,9 +83,7 @@ class Model:
         self._engine: Engine | None = None
         try:
             modules = list(network.modules())
-            with progress_bar(
-                f"loading {name}", sum(module.nbytes for module in modules), progress
-            ) as advance:
+            with progress_bar(f"loading {name}", sum(module.nbytes for module in modules), progress) as advance:
                 for module in modules:
                     module.load(device.raw)
                     advance(module.nbytes)
@@ -142,11 +140,7 @@ class Model:
             raise ValueError(f"slots must be 1 to 256, got {slots}")
         checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only)
         config, network = read_network(checkpoint, format, context, dtype)
-        tokenizer = (
-            Tokenizer(checkpoint.folder)
-            if (checkpoint.folder / "tokenizer.json").exists()
-            else None
-        )
+        tokenizer = Tokenizer(checkpoint.folder) if (checkpoint.folder / "tokenizer.json").exists() else None
         opened = Device(device)
         plan = make_plan(
             network, checkpoint.folder.name, device=opened.name, budget=budget_of(opened, memory_limit),
@@ -229,8 +223,8 @@ class Model:
             repetition_penalty=repetition_penalty, stop=stop, ignore_eos=ignore_eos, seed=seed, logprobs=logprobs,
             logit_bias=logit_bias, n=n,
         )  # fmt: skip
-        single = isinstance(prompt, str) or all(
-            isinstance(item, int | np.integer) for item in prompt
+        single = isinstance(prompt, str) or (
+            len(prompt) > 0 and all(isinstance(item, int | np.integer) for item in prompt)
         )
         prompts: list[Any] = [prompt] if single else list(prompt)
         if not single and not prompts:
@@ -291,9 +285,7 @@ class Model:
         for messages that the template refuses, UnsupportedModelError for a model without one.
         """
         ids = self.chat_ids(messages, tools=tools, template_kwargs=template_kwargs)
-        return (
-            self.stream(ids, params, **options) if stream else self.generate(ids, params, **options)
-        )
+        return self.stream(ids, params, **options) if stream else self.generate(ids, params, **options)
 
     def chat_ids(
         self,
@@ -341,9 +333,7 @@ class Model:
         added. Raises ValueError for fewer than two tokens.
         """
         if not 2 <= stride <= self.context:
-            raise ValueError(
-                f"perplexity: stride must be 2 to {self.context} (the context), got {stride}"
-            )
+            raise ValueError(f"perplexity: stride must be 2 to {self.context} (the context), got {stride}")
         ids = self._ids(text, bos=False, whole=False)
         nlls: list[float] = []
         counts: list[int] = []
@@ -382,9 +372,7 @@ class Model:
         cases = len(depth) * (len(prompt) + len(gen) * len(batch))
         rows = []
         with self._turn() as engine, progress_bar("bench", cases, progress) as advance:
-            for row in measure(
-                engine, prompt=prompt, gen=gen, depth=depth, batch=batch, repeat=repeat
-            ):
+            for row in measure(engine, prompt=prompt, gen=gen, depth=depth, batch=batch, repeat=repeat):
                 rows.append(row)
                 advance(1)
             times = profile(engine, depth=max(depth), batch=max(batch)) if with_profile else []
@@ -501,9 +489,7 @@ class Model:
         """The engine, for one call at a time. MarlinError where waiting would be for oneself."""
         me = threading.get_ident()
         if self._owner == me:
-            raise MarlinError(
-                "a stream of this model is open in this thread: read it to the end or close() it first"
-            )
+            raise MarlinError("a stream of this model is open in this thread: read it to the end or close() it first")
         self._open_engine()
         with self._lock:
             engine = self._open_engine()
@@ -523,9 +509,7 @@ class Model:
         """The ids of a prompt; `whole`: it must fit the context."""
         ids = token_ids(prompt, self.tokenizer, self.config.vocab_size, bos=bos)
         if whole and len(ids) > self.context:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens, more than the context of {self.context}"
-            )
+            raise ValueError(f"the prompt has {len(ids)} tokens, more than the context of {self.context}")
         return ids
 
     def _continuations(self, prompt: Prompt, params: SamplingParams) -> list[Continuation]:
@@ -546,9 +530,7 @@ class Model:
             for i in range(filled.n)
         ]
 
-    def _finish(
-        self, made: list[Continuation], timeout: float | None, *, reuse: bool = False
-    ) -> None:
+    def _finish(self, made: list[Continuation], timeout: float | None, *, reuse: bool = False) -> None:
         with self._turn() as engine:
             for _ in run(engine, made, deadline=_deadline(timeout), reuse=reuse):
                 pass
@@ -559,9 +541,7 @@ class Model:
         self.stats.prompt_tokens += sum(item.stats.prompt_tokens for item in made)
         self.stats.generated_tokens += sum(item.stats.tokens for item in made)
 
-    def _logit_rows(
-        self, engine: Engine, ids: Sequence[int]
-    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    def _logit_rows(self, engine: Engine, ids: Sequence[int]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Logits of consecutive tokens from position 0, in blocks that bound the device memory."""
         block = max(1, min(CHUNK, LOGITS_BYTES // (4 * self.config.vocab_size)))
         for first in range(0, len(ids), CHUNK):
@@ -573,27 +553,16 @@ class Model:
     def _verify(self) -> None:
         ids = [i * 997 % self.config.vocab_size for i in range(min(16, self.context))]
         if not np.isfinite(self.logits(ids)).all():
-            raise MarlinError(
-                f"verify: {self.name}: logits are not finite; try dtype='bf16' or 'f32'"
-            )
+            raise MarlinError(f"verify: {self.name}: logits are not finite; try dtype='bf16' or 'f32'")
 
 
 class Stream:
     """An iterator of Chunk. `result` is the Generation so far; close() cancels."""
 
     def __init__(self, model: Model, continuation: Continuation, timeout: float | None) -> None:
-        self._continuation = continuation
-        self._chunks = self._run(model, timeout)
-
-    def _run(self, model: Model, timeout: float | None) -> Iterator[Chunk]:
-        with model._turn() as engine:
-            model._stream = weakref.ref(self)
-            try:
-                for _, chunk in run(engine, [self._continuation], deadline=_deadline(timeout)):
-                    yield chunk
-            finally:
-                model._stream = None
-                model._count([self._continuation])
+        self._model, self._continuation = model, continuation
+        # The generator must not know this object: dropping a stream half-read ends it at once.
+        self._chunks = _chunks(model, continuation, timeout)
 
     @property
     def result(self) -> Generation:
@@ -604,13 +573,15 @@ class Stream:
 
     def close(self) -> None:
         """Cancel: the slot is free and the model can be used again when this returns."""
-        self._chunks.close()  # type: ignore[attr-defined]
+        self._chunks.close()
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Chunk:
-        return next(self._chunks)
+        chunk = next(self._chunks)
+        self._model._stream = weakref.ref(self)
+        return chunk
 
     def __enter__(self) -> Stream:
         return self
@@ -624,15 +595,22 @@ class Stream:
         self.close()
 
 
+def _chunks(model: Model, continuation: Continuation, timeout: float | None) -> Generator[Chunk, None, None]:
+    with model._turn() as engine:
+        try:
+            for _, chunk in run(engine, [continuation], deadline=_deadline(timeout)):
+                yield chunk
+        finally:
+            model._count([continuation])
+
+
 class Session:
     """A conversation: `say` adds a message and the model's answer. The cache of what was said is used again
     as long as nothing else used its slot."""
 
     def __init__(self, model: Model, system: str | None, options: Mapping[str, Any]) -> None:
         self.model, self.options = model, dict(options)
-        self.messages: list[dict[str, Any]] = (
-            [{"role": "system", "content": system}] if system else []
-        )
+        self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
 
     def say(self, text: str, **options: Any) -> Generation:
         """The answer to a message. options: those of `Model.generate`, for this message."""
@@ -676,6 +654,4 @@ def _deadline(timeout: float | None) -> float | None:
 
 def _likeliest(logprobs: NDArray[np.float32], count: int) -> list[list[tuple[int, float]]]:
     order = np.argsort(-logprobs, axis=-1, kind="stable")[:, :count]
-    return [
-        [(int(id), float(row[id])) for id in ids] for row, ids in zip(logprobs, order, strict=True)
-    ]
+    return [[(int(id), float(row[id])) for id in ids] for row, ids in zip(logprobs, order, strict=True)]

@@ -92,9 +92,7 @@ def picked(logits: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.fl
     """The log-probability of ids (rows) under logits (rows, vocab)."""
     top = logits.max(axis=-1)
     total = np.exp(logits - top[:, None]).sum(axis=-1, dtype=np.float64)
-    result: NDArray[np.float32] = (logits[np.arange(len(ids)), ids] - top - np.log(total)).astype(
-        np.float32
-    )
+    result: NDArray[np.float32] = (logits[np.arange(len(ids)), ids] - top - np.log(total)).astype(np.float32)
     return result
 
 

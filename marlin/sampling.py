@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import numpy as np
 
 from marlin.config import GenerationDefaults
 
@@ -68,9 +69,7 @@ class SamplingParams:
         for item in stop:
             if isinstance(item, str):
                 if not 1 <= len(item) <= STOP_LENGTH:
-                    raise ValueError(
-                        f"stop: strings have 1 to {STOP_LENGTH} characters, got {len(item)}"
-                    )
+                    raise ValueError(f"stop: strings have 1 to {STOP_LENGTH} characters, got {len(item)}")
             else:
                 _integer("stop", item, 0, 1 << 24)
         if len(self.stop_strings) > STOP_STRINGS:
@@ -80,9 +79,7 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _integer("logit_bias", token, 0, 1 << 24)
             if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
-                raise ValueError(
-                    f"logit_bias: the bias of token {token} must be a number or -inf, got {bias!r}"
-                )
+                raise ValueError(f"logit_bias: the bias of token {token} must be a number or -inf, got {bias!r}")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -111,16 +108,10 @@ class SamplingParams:
         def first(*values: Any) -> Any:
             return next(value for value in values if value is not None)
 
-        sampled = (
-            defaults.do_sample
-            if defaults.do_sample is not None
-            else defaults.temperature is not None
-        )
+        sampled = defaults.do_sample if defaults.do_sample is not None else defaults.temperature is not None
         return dataclasses.replace(
             self,
-            temperature=first(
-                self.temperature, first(defaults.temperature, 1.0) if sampled else 0.0
-            ),
+            temperature=first(self.temperature, first(defaults.temperature, 1.0) if sampled else 0.0),
             top_k=first(self.top_k, defaults.top_k, 0),
             top_p=first(self.top_p, defaults.top_p, 1.0),
             min_p=first(self.min_p, defaults.min_p, 0.0),
@@ -132,7 +123,7 @@ class SamplingParams:
 def _integer(name: str, value: object, low: int, high: int) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be {low} to {high}, got {value}")
@@ -141,7 +132,7 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
 def _number(name: str, value: object, low: float, high: float) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be {low:g} to {high:g}, got {value}")

@@ -271,12 +271,10 @@ def test_interrupt(device: _C.Device) -> None:
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
-        start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             rows = list(drain(generator))
             if rows:  # a fast device was done before
                 raise KeyboardInterrupt
-        assert time.monotonic() - start < 10
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

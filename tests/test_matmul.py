@@ -89,11 +89,8 @@ def test_matmul(device: _C.Device, case: MatmulCase) -> None:
 def test_large_f16_activations_stay_finite(device: _C.Device, format: str) -> None:
     """f16 chains of 4-bit products must not overflow for any finite f16 activation."""
     case = MatmulCase("gemv", format, 1, 4, 512)
-    weights = np.zeros((4, 512), np.float32)
-    weights[:, ::2], weights[:, 1::2] = 1, -1
-    lin, w = make_linear(device, case, weights)
+    lin, w = make_linear(device, case, np.ones((4, 512), np.float32))
     x = np.full((1, 512), 60000, np.float16)
-    x[:, 1] = 0
     y = array(lin(tensor(device, x, "f16"), dtype="f32"))
     check(y, linear(x, w), "f16")
 

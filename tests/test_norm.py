@@ -32,7 +32,7 @@ def test_rms_norm(device: _C.Device, case: RowsCase) -> None:
     x = (3 * rng.standard_normal((case.rows, case.columns))).astype(DTYPES[case.dtype])
     residual = rng.standard_normal(x.shape).astype(np.float32) if case.residual else None
     weight = rng.uniform(0.5, 1.5, case.columns).astype(np.float32)
-    result = _C.rms_norm(
+    result: Any = _C.rms_norm(
         tensor(device, x, case.dtype),
         tensor(device, weight),
         1e-5,

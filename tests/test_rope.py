@@ -1,4 +1,4 @@
-"""The rope block against NumPy: rotation at all positions, head norms, what it writes to the cache."""
+"""The rope block against NumPy: rotation, head norms, what it writes to the cache."""
 
 from __future__ import annotations
 
@@ -58,13 +58,11 @@ def test_rope(
 ) -> None:
     rng = np.random.default_rng(heads * dim)
     slots, context = 3, 20
-    positions, in_slots = [7, -1, 0, 19, 20, 3, 2], [2, 1, 0, 1, 0, 3, -1]  # the last three: outside
+    positions, in_slots = [7, -1, 0, 19, 20, 3, 2], [2, 1, 0, 1, 0, 3, -1]  # 3 outside
     qkv = rng.standard_normal((7, (heads + 2 * kv_heads) * dim)).astype(DTYPES[dtype])
     freq = frequencies(rope_dim)
     weights = rng.uniform(0.5, 1.5, (2, dim)).astype(np.float32) if norm else (None, None)
-    cache = _C.KVCache(
-        device, layers=2, slots=slots, context=context, kv_heads=kv_heads, dim=dim, dtype=cache_dtype
-    )
+    cache = _C.KVCache(device, layers=2, slots=slots, context=context, kv_heads=kv_heads, dim=dim, dtype=cache_dtype)
     before = rng.standard_normal((2, slots, context, kv_heads, dim)).astype(DTYPES[cache_dtype])
     for t, values in zip(cache.read(1), before, strict=True):
         t.write(values)
@@ -101,9 +99,7 @@ def test_rope(
 @pytest.mark.parametrize("positions", [[0, 1, 2, 100], [4095, 32768, 65535, 131071]])
 def test_angles(device: _C.Device, positions: list[int]) -> None:
     """cos and sin of large angles, to the last bits: no device function is that good there."""
-    freq = np.concatenate([frequencies(64, 10000.0), frequencies(64, 5e5), [0, 1e-9]]).astype(
-        np.float32
-    )
+    freq = np.concatenate([frequencies(64, 10000.0), frequencies(64, 5e5), [0, 1e-9]]).astype(np.float32)
     dim = 2 * len(freq) + 4
     x = np.zeros((len(positions), 3, dim), np.float32)
     x[:, :, : len(freq)] = 1

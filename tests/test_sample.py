@@ -71,11 +71,7 @@ def test_case(device: _C.Device, case: SampleCase) -> None:
         "seed": case.seed,
     }
     spot = case.vocab // 3
-    bias = (
-        {case.vocab - 1: 1.5, spot: -np.inf, 0: -2.0, int(logits.argmax()): -3.0}
-        if case.bias
-        else {}
-    )
+    bias = {case.vocab - 1: 1.5, spot: -np.inf, 0: -2.0, int(logits.argmax()): -3.0} if case.bias else {}
     seen = sorted({spot, int(logits.argmax()), int(logits.argmin())})
     rows = np.full((3, case.vocab), np.nan, np.float32)
     rows[1] = logits
@@ -116,12 +112,23 @@ def test_sequences(device: _C.Device, vocab: int, options: dict[str, Any]) -> No
             check_draw(row, want, "length" if draw == 7 else None)
 
 
+def test_large_vocabulary(device: _C.Device) -> None:
+    """All filters, over more tokens than fit a small workgroup of a software device."""
+    logits = np.random.default_rng(0).standard_normal((1, 262144)).astype(np.float32)
+    options: dict[str, Any] = {"temperature": 2.0, "top_k": 5000, "top_p": 0.8, "min_p": 0.01}
+    seen = list(range(0, 262144, 1000))
+    penalty: dict[str, Any] = {"repetition_penalty": 1.5, "seen": seen}
+    (row,) = generate(device, logits, {0: {**options, **penalty, "seed": 6, "logprobs": 20}})[0]
+    check_draw(row, ref.sample(logits[0], seed=6, **options, **penalty), "length")
+    check_tops(row, logits[0], 20)
+
+
 def test_frequencies(device: _C.Device) -> None:
     """Past the end of the ring many times; counts within five standard deviations."""
     p = np.array([0.05, 0.3, 0.0, 0.2, 0.45])
     with np.errstate(divide="ignore"):
         logits = np.log(p).astype(np.float32)[None]
-    draws = 1000
+    draws = 400
     rows = generate(device, logits, {0: {"temperature": 1.0, "seed": 3}}, steps=draws)[0]
     counts = np.bincount([row[1] for row in rows], minlength=5)
     assert np.all(np.abs(counts - p * draws) <= 5 * np.sqrt(p * (1 - p) * draws))
@@ -142,9 +149,7 @@ def test_frequencies(device: _C.Device) -> None:
         (5000, {"top_p": 5 / 5000}, 5),
     ],
 )
-def test_lowest_ids_among_equals(
-    device: _C.Device, vocab: int, options: dict[str, Any], kept: int
-) -> None:
+def test_lowest_ids_among_equals(device: _C.Device, vocab: int, options: dict[str, Any], kept: int) -> None:
     logits = np.full((1, vocab), -1.25, np.float32)
     rows = generate(device, logits, {0: {"temperature": 0.7, "seed": 1, **options}}, steps=100)[0]
     assert {row[1] for row in rows} == set(range(kept))

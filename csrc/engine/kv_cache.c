@@ -19,39 +19,31 @@ static mrl_status layer_size(const mrl_kv *shape, uint64_t *bytes, mrl_error *er
     uint64_t rows;
 
     if (!mrl_mul_u64(shape->slots, shape->context, &rows) || !mrl_fits_i32(rows) ||
-        !mrl_mul_u64(rows, (uint64_t)shape->kv_heads * shape->dim * mrl_dtype_bytes(shape->dtype),
-                     bytes) ||
+        !mrl_mul_u64(rows, (uint64_t)shape->kv_heads * shape->dim * mrl_dtype_bytes(shape->dtype), bytes) ||
         !mrl_fits_i32(*bytes / 16))
-        return mrl_fail(err, MRL_ERR_VALUE,
-                        "KVCache: a layer of (%u, %u, %u, %u) %s is too large: 32 GiB is the limit",
-                        shape->slots, shape->context, shape->kv_heads, shape->dim,
-                        mrl_dtype_name(shape->dtype));
+        return mrl_fail(err, MRL_ERR_VALUE, "KVCache: a layer of (%u, %u, %u, %u) %s is too large: 32 GiB is the limit",
+                        shape->slots, shape->context, shape->kv_heads, shape->dim, mrl_dtype_name(shape->dtype));
     return MRL_OK;
 }
 
-mrl_status mrl_kv_cache_create(mrl_device *dev, uint32_t layers, uint32_t slots, uint32_t context,
-                               uint32_t kv_heads, uint32_t dim, mrl_dtype dtype, mrl_kv_cache **out,
-                               mrl_error *err)
+mrl_status mrl_kv_cache_create(mrl_device *dev, uint32_t layers, uint32_t slots, uint32_t context, uint32_t kv_heads,
+                               uint32_t dim, mrl_dtype dtype, mrl_kv_cache **out, mrl_error *err)
 {
     mrl_status rc;
     mrl_kv_cache *cache = NULL;
-    mrl_kv shape = {
-        .dtype = dtype, .slots = slots, .context = context, .kv_heads = kv_heads, .dim = dim};
+    mrl_kv shape = {.dtype = dtype, .slots = slots, .context = context, .kv_heads = kv_heads, .dim = dim};
     uint64_t layer_bytes = 0, scratch = mrl_attention_scratch_bytes(dev, dim);
 
     *out = NULL;
-    if (layers < 1 || slots < 1 || context < 1 || kv_heads < 1 || layers > 65535 ||
-        kv_heads > 65535)
-        return mrl_fail(
-            err, MRL_ERR_VALUE,
-            "KVCache: layers, slots, context and kv_heads must be positive, got %u, %u, %u, %u",
-            layers, slots, context, kv_heads);
+    if (layers < 1 || slots < 1 || context < 1 || kv_heads < 1 || layers > 65535 || kv_heads > 65535)
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "KVCache: layers, slots, context and kv_heads must be positive, got %u, %u, %u, %u", layers,
+                        slots, context, kv_heads);
     if (dim < 8 || dim > MRL_HEAD_DIM_MAX || dim % 8 != 0)
-        return mrl_fail(err, MRL_ERR_VALUE, "KVCache: dim must be a multiple of 8 up to %u, got %u",
-                        MRL_HEAD_DIM_MAX, dim);
+        return mrl_fail(err, MRL_ERR_VALUE, "KVCache: dim must be a multiple of 8 up to %u, got %u", MRL_HEAD_DIM_MAX,
+                        dim);
     if (dtype != MRL_DTYPE_f16 && dtype != MRL_DTYPE_f32)
-        return mrl_fail(err, MRL_ERR_TYPE, "KVCache: dtype must be f16 or f32, got %s",
-                        mrl_dtype_name(dtype));
+        return mrl_fail(err, MRL_ERR_TYPE, "KVCache: dtype must be f16 or f32, got %s", mrl_dtype_name(dtype));
     if (mrl_program_capturing(dev) != NULL)
         return mrl_fail(err, MRL_ERR_STATE, "KVCache: not while capturing a program");
     MRL_TRY(layer_size(&shape, &layer_bytes, err));
@@ -95,12 +87,10 @@ uint64_t mrl_kv_cache_bytes(const mrl_kv_cache *cache)
     return 2 * cache->layers * cache->layer_bytes;
 }
 
-mrl_status mrl_kv_cache_layer(const mrl_kv_cache *cache, uint32_t layer, mrl_kv *out,
-                              mrl_error *err)
+mrl_status mrl_kv_cache_layer(const mrl_kv_cache *cache, uint32_t layer, mrl_kv *out, mrl_error *err)
 {
     if (layer >= cache->layers)
-        return mrl_fail(err, MRL_ERR_VALUE, "KVCache: layer must be 0 to %u, got %u",
-                        cache->layers - 1, layer);
+        return mrl_fail(err, MRL_ERR_VALUE, "KVCache: layer must be 0 to %u, got %u", cache->layers - 1, layer);
     *out = cache->shape;
     out->k = cache->buffers[2 * layer];
     out->v = cache->buffers[2 * layer + 1];

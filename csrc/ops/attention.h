@@ -18,8 +18,7 @@ typedef struct mrl_attention_args {
  * positions[r] of its slot, after the rope block of r was done (ops/rope.h): one dispatch. Without
  * sequence no two rows may be of the same slot, unless what they see of each other is in the cache
  * already. With sequence: two dispatches. */
-mrl_status mrl_attention(const mrl_kv *kv, const mrl_attention_args *args, const mrl_view *y,
-                         mrl_error *err);
+mrl_status mrl_attention(const mrl_kv *kv, const mrl_attention_args *args, const mrl_view *y, mrl_error *err);
 
 /* Bytes of mrl_kv.scratch for heads of this dim. The first mrl_attention_counter_bytes must be 0
  * before first use. */

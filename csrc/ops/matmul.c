@@ -8,8 +8,8 @@
 #include "ops/norm.h"
 
 #define GEMV_MAX_ROWS 16u
+#define GEMV_MAX_LOADS 16u /* MAX_LOADS of gemv.comp */
 #define GEMM_TILE 64u
-#define COOPMAT_ROWS 128u
 
 static const struct {
     const char *name;
@@ -26,7 +26,7 @@ static const struct {
 };
 
 /* A kernel asked for by name: "gemv", or, for the tuner and benchmarks, "gemv@rows,split,prefetch,local,workgroups"
- * and "gemm_coopmat@columns / 128,buffers". */
+ * and "gemm_coopmat@columns / 128,buffers,rows / 128". */
 typedef struct tuning {
     char name[32];      /* empty: choose */
     uint32_t tune[5];   /* 0: the default */
@@ -65,27 +65,27 @@ static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning
     const bool f16 = mrl_device_has(dev, MRL_BIT(fp16)) && !wants_f32(args);
     const bool gated = mrl_activation_gated(args->activation);
     const uint32_t width = f16 ? 2 : 4;
-    uint32_t local = asked->tune[3] ? asked->tune[3] : software ? 8 * info->subgroup_size : 256;
-    uint32_t subgroups = local / info->subgroup_size;
-    uint32_t units = w->k_padded / unit; /* a row */
-
-    /* Two rows an owner halve the reads of x; more rows of x leave registers for one fewer. */
-    uint32_t rows = gated || m <= 4 ? 2 : 1;
-    if (!gated && w->n < 4096)
-        rows = 1;
-    /* A CPU has no latency to hide and pays for every staging of x: many rows an owner. */
+    /* Measured on an H200 (int4, 4096 to 28672 rows, k 2560 to 14336; benchmarks/kernels.py gemv --sweep): large
+     * workgroups stage x least often, two units in flight a row suffice, and splitting a row never pays. A CPU has
+     * no latency to hide and pays for every staging of x: many rows an owner. */
+    uint32_t local = software ? 8 * info->subgroup_size : 512, rows, split = 1, prefetch = software ? 1 : 2;
     if (software)
         rows = w->n < 256 || m > 4 ? 2 : m == 1 ? 8 : 4;
+    else
+        rows = gated || (m <= 4 && (uint64_t)w->n * w->k >= 32u << 20) ? 2 : 1;
     if (asked->tune[0])
         rows = asked->tune[0];
-    /* Split a row over subgroups until a lane has at most 4 units of it. */
-    uint32_t split = 1;
-    while (!software && split < subgroups && units > split * info->subgroup_size * 4)
-        split *= 2;
     if (asked->tune[1])
         split = asked->tune[1];
-    uint32_t lane_units = mrl_div_up(units, split * info->subgroup_size);
-    uint32_t prefetch = asked->tune[2] ? asked->tune[2] : software ? 1 : lane_units < 4 ? lane_units : 4;
+    if (asked->tune[2])
+        prefetch = asked->tune[2];
+    if (asked->tune[3])
+        local = asked->tune[3];
+    if (local > info->max_workgroup)
+        local = info->max_workgroup;
+    uint32_t subgroups = local / info->subgroup_size;
+    while (rows * prefetch > GEMV_MAX_LOADS)
+        prefetch /= 2;
     /* All of x is staged where it fits beside the other kernels' use of shared memory; else parts of it. */
     uint32_t shared = info->shared_bytes >= 49152 ? 32768 : 14336;
     uint32_t chunk = w->k_padded;
@@ -93,7 +93,9 @@ static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning
         chunk = floor_power_of_two(shared / (m * width)) & ~127u;
     bool once = chunk == w->k_padded;
     uint32_t blocks = mrl_div_up(w->n, rows * (subgroups / split));
-    uint32_t most = asked->tune[4] ? asked->tune[4] : software ? 64 : 528;
+    uint32_t most = asked->tune[4] ? asked->tune[4] : software ? 64 : 264;
+    uint32_t pieces = w->k_padded / (unit < 8 ? 4 : 8); /* of a row of x: FMT_CHUNK of the shader */
+    uint32_t kept = once && m == 1 && args->norm.buffer != NULL && pieces <= 2 * local ? mrl_div_up(pieces, local) : 0;
     uint32_t walk = once ? mrl_div_up(blocks, most) : 1;
 
     plan->kernel = MRL_KERNEL_gemv;
@@ -112,7 +114,10 @@ static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning
                              w->group,
                              (uint32_t)args->activation,
                              args->norm.buffer != NULL,
-                             software ? 0 : w->k_padded};
+                             software ? 0 : w->k_padded,
+                             once,
+                             w->group != 0 && w->group < unit ? unit / w->group : 1,
+                             kept};
     memcpy(plan->spec, spec, sizeof spec);
     plan->nspec = sizeof spec / sizeof *spec;
     plan->groups[0] = mrl_div_up(blocks, walk);
@@ -144,15 +149,18 @@ static void plan_tiles(const mrl_matmul_args *args, mrl_kernel kernel, mrl_math 
 static void plan_coopmat(const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan)
 {
     const uint32_t m = (uint32_t)args->x.shape[0], n = args->w->n;
-    const uint32_t tiles = mrl_div_up(m, COOPMAT_ROWS) * mrl_div_up(n, 256);
-    /* Wide tiles read less and fill 48 KiB with one buffer; narrow ones keep small products on more SMs. */
-    const uint32_t columns = asked->tune[0] ? 128 * asked->tune[0] : tiles >= 96 ? 256 : 128;
+    /* Tiles of 128 x 256 fill 48 KiB with one buffer and read least; high ones decode packed weights half as often.
+     * Products with few tiles stay with 128 x 128, to use more of the device. */
+    const bool large = (uint64_t)mrl_div_up(m, 128) * mrl_div_up(n, 256) >= 96, packed = formats[args->w->format].bits < 16;
+    const uint32_t columns = asked->tune[0] ? 128 * asked->tune[0] : large && (!packed || m < 256) ? 256 : 128;
+    const uint32_t height = asked->tune[2] ? 128 * asked->tune[2] : large && columns == 128 ? 256 : 128;
 
     plan_tiles(args, MRL_KERNEL_gemm_coopmat, MRL_MATH_F16, plan);
     plan->spec[plan->nspec++] = columns;
-    plan->spec[plan->nspec++] = asked->tune[1] ? asked->tune[1] : columns == 128 ? 2 : 1;
+    plan->spec[plan->nspec++] = asked->tune[1] ? asked->tune[1] : 1;
+    plan->spec[plan->nspec++] = height;
     plan->groups[0] = mrl_div_up(n, columns);
-    plan->groups[1] = mrl_div_up(m, COOPMAT_ROWS);
+    plan->groups[1] = mrl_div_up(m, height);
 }
 
 /* ---- choice: the first row that can do it ---- */
@@ -197,7 +205,7 @@ static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
     static const struct {
         mrl_kernel kernel;
         uint32_t most[5]; /* a power of two each, but for the last */
-    } limits[] = {{MRL_KERNEL_gemv, {8, 32, 16, 1024, 65536}}, {MRL_KERNEL_gemm_coopmat, {2, 2, 0, 0, 0}}};
+    } limits[] = {{MRL_KERNEL_gemv, {8, 32, 16, 1024, 65536}}, {MRL_KERNEL_gemm_coopmat, {2, 2, 2, 0, 0}}};
     for (int i = 0; i < 5; i++) {
         uint32_t most = 0;
         for (size_t j = 0; j < sizeof limits / sizeof *limits; j++)
@@ -331,6 +339,26 @@ done:
     return rc;
 }
 
+/* Row `row` of a view (m, columns), as a view (1, columns). */
+static mrl_view one_row(const mrl_view *view, uint64_t row)
+{
+    mrl_view out = *view;
+    if (view->buffer == NULL)
+        return out;
+    out.offset += row * view->shape[1] * mrl_dtype_bytes(view->dtype);
+    out.shape[0] = 1;
+    return out;
+}
+
+/* Software devices take several rows of x one by one. A CPU gains nothing from more: per row of x, products of
+ * 2 to 96 rows took 1.0 to 5 times as long in gemv and gemm (llvmpipe, 2 cores), and compiling gemv for M rows
+ * 5 to 100 s instead of 1. So it compiles one kernel, and rows are the same alone and in a batch. */
+static bool row_by_row(mrl_device *dev, const mrl_matmul_args *args)
+{
+    return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE && args->x.shape[0] > 1 && args->kernel == NULL &&
+           args->w->k % 8 == 0 && args->y.shape[1] % 8 == 0;
+}
+
 mrl_status mrl_op_matmul(mrl_device *dev, const mrl_matmul_args *given, mrl_error *err)
 {
     mrl_status rc;
@@ -340,6 +368,15 @@ mrl_status mrl_op_matmul(mrl_device *dev, const mrl_matmul_args *given, mrl_erro
     tuning asked;
 
     MRL_TRY(check(dev, &args, err));
+    if (row_by_row(dev, &args)) {
+        for (uint64_t row = 0; row < given->x.shape[0]; row++) {
+            args.x = one_row(&given->x, row);
+            args.y = one_row(&given->y, row);
+            args.residual = one_row(&given->residual, row);
+            MRL_TRY(mrl_op_matmul(dev, &args, err));
+        }
+        return MRL_OK;
+    }
     MRL_TRY(parse_kernel(args.kernel, &asked, err));
     bool fused = args.x.shape[0] <= GEMV_MAX_ROWS &&
                  (asked.name[0] == 0 || strcmp(asked.name, mrl_kernel_name(MRL_KERNEL_gemv)) == 0);

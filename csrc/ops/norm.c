@@ -18,33 +18,27 @@ static bool aligned(const mrl_view *view)
     return view->buffer == NULL || mrl_view_address(view) % (4 * mrl_dtype_bytes(view->dtype)) == 0;
 }
 
-mrl_status mrl_rms_norm(const mrl_view *x, const mrl_view *weight, float eps,
-                        const mrl_view *residual, const mrl_view *y, const mrl_view *sum,
-                        mrl_error *err)
+mrl_status mrl_rms_norm(const mrl_view *x, const mrl_view *weight, float eps, const mrl_view *residual,
+                        const mrl_view *y, const mrl_view *sum, mrl_error *err)
 {
     mrl_status rc;
     mrl_pipeline *pipeline;
     uint64_t columns, rows;
 
-    if (x->buffer == NULL || x->ndim < 1)
-        return mrl_fail(err, MRL_ERR_TYPE, "rms_norm: x must be a tensor");
+    if (x->buffer == NULL || x->ndim < 1) return mrl_fail(err, MRL_ERR_TYPE, "rms_norm: x must be a tensor");
     mrl_device *dev = mrl_buffer_device(x->buffer);
     columns = x->shape[x->ndim - 1];
     MRL_TRY(mrl_view_check(x, dev, "rms_norm", "x", MRL_DTYPES_ACT, x->ndim, x->shape, err));
-    MRL_TRY(
-        mrl_view_check(weight, dev, "rms_norm", "weight", MRL_DTYPE_BIT(f32), 1, &columns, err));
+    MRL_TRY(mrl_view_check(weight, dev, "rms_norm", "weight", MRL_DTYPE_BIT(f32), 1, &columns, err));
     MRL_TRY(mrl_view_check(y, dev, "rms_norm", "out", MRL_DTYPES_ACT, x->ndim, x->shape, err));
     if (residual->buffer != NULL) {
-        MRL_TRY(mrl_view_check(residual, dev, "rms_norm", "residual", MRL_DTYPES_ACT, x->ndim,
-                               x->shape, err));
-        MRL_TRY(mrl_view_check(sum, dev, "rms_norm", "sum", 1u << residual->dtype, x->ndim,
-                               x->shape, err));
+        MRL_TRY(mrl_view_check(residual, dev, "rms_norm", "residual", MRL_DTYPES_ACT, x->ndim, x->shape, err));
+        MRL_TRY(mrl_view_check(sum, dev, "rms_norm", "sum", 1u << residual->dtype, x->ndim, x->shape, err));
     }
     if (mrl_view_elements(x) == 0) return MRL_OK;
     rows = mrl_view_elements(x) / columns;
     if (rows > mrl_device_info_of(dev)->max_groups[0] || columns > INT32_MAX / 4)
-        return mrl_fail(err, MRL_ERR_VALUE,
-                        "rms_norm: %llu rows of %llu are more than the device takes",
+        return mrl_fail(err, MRL_ERR_VALUE, "rms_norm: %llu rows of %llu are more than the device takes",
                         (unsigned long long)rows, (unsigned long long)columns);
 
     bool fours = columns % 4 == 0 && aligned(x) && aligned(weight) && aligned(residual);
@@ -55,8 +49,7 @@ mrl_status mrl_rms_norm(const mrl_view *x, const mrl_view *weight, float eps,
         y->dtype,
         fours ? 4 : 1,
     };
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_rms_norm, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 5,
-                             &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_rms_norm, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 5, &pipeline, err));
     mrl_push_rms_norm push = {
         .x = mrl_view_address(x),
         .residual = mrl_view_address(residual),
@@ -68,8 +61,7 @@ mrl_status mrl_rms_norm(const mrl_view *x, const mrl_view *weight, float eps,
         .eps = eps,
     };
     mrl_range reads[] = {mrl_view_range(x), mrl_view_range(weight), mrl_view_range(residual)};
-    mrl_range writes[] = {mrl_view_range(y),
-                          residual->buffer == NULL ? (mrl_range){0} : mrl_view_range(sum)};
+    mrl_range writes[] = {mrl_view_range(y), residual->buffer == NULL ? (mrl_range){0} : mrl_view_range(sum)};
     mrl_dispatch dispatch = {
         .pipeline = pipeline,
         .push = &push,

@@ -8,8 +8,7 @@
  * x, y (..., columns) f32 | f16 | bf16; weight (columns) f32; residual and sum absent, or both of
  * x's shape and of one dtype; y may have another dtype than x. VALUE/TYPE errors as mrl_view_check.
  */
-mrl_status mrl_rms_norm(const mrl_view *x, const mrl_view *weight, float eps,
-                        const mrl_view *residual, const mrl_view *y, const mrl_view *sum,
-                        mrl_error *err);
+mrl_status mrl_rms_norm(const mrl_view *x, const mrl_view *weight, float eps, const mrl_view *residual,
+                        const mrl_view *y, const mrl_view *sum, mrl_error *err);
 
 #endif

@@ -2,8 +2,7 @@
 
 #include "../shaders/include/push.h"
 
-mrl_status mrl_rope_check(const mrl_kv *kv, const mrl_rope_args *args, const char *op,
-                          mrl_error *err)
+mrl_status mrl_rope_check(const mrl_kv *kv, const mrl_rope_args *args, const char *op, mrl_error *err)
 {
     mrl_status rc;
     mrl_device *dev = mrl_buffer_device(kv->k);
@@ -11,26 +10,23 @@ mrl_status mrl_rope_check(const mrl_kv *kv, const mrl_rope_args *args, const cha
     uint64_t half = args->freq.ndim == 1 ? args->freq.shape[0] : 1;
 
     if (args->heads == 0 || args->heads % kv->kv_heads != 0 || args->heads > 65535)
-        return mrl_fail(err, MRL_ERR_VALUE,
-                        "%s: heads must be a multiple of the cache's %u kv heads, got %u", op,
+        return mrl_fail(err, MRL_ERR_VALUE, "%s: heads must be a multiple of the cache's %u kv heads, got %u", op,
                         kv->kv_heads, args->heads);
     uint64_t qkv[2] = {rows, (args->heads + 2 * (uint64_t)kv->kv_heads) * dim};
     MRL_TRY(mrl_view_check(&args->qkv, dev, op, "qkv", MRL_DTYPES_ACT, 2, qkv, err));
-    MRL_TRY(
-        mrl_view_check(&args->positions, dev, op, "positions", MRL_DTYPE_BIT(i32), 1, &rows, err));
+    MRL_TRY(mrl_view_check(&args->positions, dev, op, "positions", MRL_DTYPE_BIT(i32), 1, &rows, err));
     MRL_TRY(mrl_view_check(&args->slots, dev, op, "slots", MRL_DTYPE_BIT(i32), 1, &rows, err));
     MRL_TRY(mrl_view_check(&args->freq, dev, op, "freq", MRL_DTYPE_BIT(f32), 1, &half, err));
     if (half < 1 || half > dim / 2)
-        return mrl_fail(err, MRL_ERR_VALUE,
-                        "%s: freq must have 1 to %u (half the head dim) elements, got %llu", op,
+        return mrl_fail(err, MRL_ERR_VALUE, "%s: freq must have 1 to %u (half the head dim) elements, got %llu", op,
                         kv->dim / 2, (unsigned long long)half);
     if (args->q_norm.buffer != NULL)
         MRL_TRY(mrl_view_check(&args->q_norm, dev, op, "q_norm", MRL_DTYPE_BIT(f32), 1, &dim, err));
     if (args->k_norm.buffer != NULL)
         MRL_TRY(mrl_view_check(&args->k_norm, dev, op, "k_norm", MRL_DTYPE_BIT(f32), 1, &dim, err));
     if (rows > INT32_MAX || qkv[1] > INT32_MAX / 4)
-        rc = mrl_fail(err, MRL_ERR_VALUE, "%s: qkv (%llu, %llu) is too large", op,
-                      (unsigned long long)rows, (unsigned long long)qkv[1]);
+        rc = mrl_fail(err, MRL_ERR_VALUE, "%s: qkv (%llu, %llu) is too large", op, (unsigned long long)rows,
+                      (unsigned long long)qkv[1]);
 done:
     return rc;
 }
@@ -47,22 +43,14 @@ mrl_status mrl_rope(const mrl_kv *kv, const mrl_rope_args *args, const mrl_view 
     MRL_TRY(mrl_view_check(y, dev, "rope", "out", MRL_DTYPES_ACT, 2, shape, err));
     if (rows == 0) return MRL_OK;
     if (rows > info->max_groups[0])
-        return mrl_fail(err, MRL_ERR_VALUE, "rope: rows must be at most %u, got %llu",
-                        info->max_groups[0], (unsigned long long)rows);
-    uint32_t lanes =
-        info->kind == MRL_DEVICE_SOFTWARE || info->max_workgroup < 256 ? info->subgroup_max : 256;
+        return mrl_fail(err, MRL_ERR_VALUE, "rope: rows must be at most %u, got %llu", info->max_groups[0],
+                        (unsigned long long)rows);
+    uint32_t lanes = info->kind == MRL_DEVICE_SOFTWARE || info->max_workgroup < 256 ? info->subgroup_max : 256;
     uint32_t spec[] = {
-        lanes,
-        kv->dim,
-        kv->dtype,
-        kv->slots,
-        args->qkv.dtype,
-        2 * (uint32_t)args->freq.shape[0],
-        args->interleaved,
+        lanes,    kv->dim, kv->dtype, kv->slots, args->qkv.dtype, 2 * (uint32_t)args->freq.shape[0], args->interleaved,
         y->dtype,
     };
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_rope, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 8,
-                             &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_rope, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 8, &pipeline, err));
     mrl_push_attention push = {
         .qkv = mrl_view_address(&args->qkv),
         .q_norm = mrl_view_address(&args->q_norm),
@@ -81,9 +69,8 @@ mrl_status mrl_rope(const mrl_kv *kv, const mrl_rope_args *args, const mrl_view 
         .rope_scale = args->rope_scale,
     };
     mrl_range reads[] = {
-        mrl_view_range(&args->qkv),       mrl_view_range(&args->q_norm),
-        mrl_view_range(&args->k_norm),    mrl_view_range(&args->freq),
-        mrl_view_range(&args->positions), mrl_view_range(&args->slots),
+        mrl_view_range(&args->qkv),  mrl_view_range(&args->q_norm),    mrl_view_range(&args->k_norm),
+        mrl_view_range(&args->freq), mrl_view_range(&args->positions), mrl_view_range(&args->slots),
     };
     mrl_range writes[] = {
         mrl_view_range(y),

@@ -20,10 +20,10 @@ typedef struct mrl_kv {
  * whose position or slot lies outside of the cache like an idle one (position < 0): nothing is
  * written, its result is zeros. */
 typedef struct mrl_rope_args {
-    mrl_view qkv;       /* (rows, (heads + 2 kv_heads) * dim) f32 | f16 | bf16 */
-    mrl_view positions; /* (rows) i32 */
-    mrl_view slots;     /* (rows) i32 */
-    mrl_view freq;      /* (rope_dim / 2) f32 angular frequencies, 0 <= position * freq < 2^24 */
+    mrl_view qkv;            /* (rows, (heads + 2 kv_heads) * dim) f32 | f16 | bf16 */
+    mrl_view positions;      /* (rows) i32 */
+    mrl_view slots;          /* (rows) i32 */
+    mrl_view freq;           /* (rope_dim / 2) f32 angular frequencies, 0 <= position * freq < 2^24 */
     mrl_view q_norm, k_norm; /* (dim) f32, or absent: RMS norm of each head before the rotation */
     uint32_t heads;
     float eps;        /* of the norms */
@@ -32,8 +32,7 @@ typedef struct mrl_rope_args {
 } mrl_rope_args;
 
 /* Checks all of it against the cache; op begins the texts. */
-mrl_status mrl_rope_check(const mrl_kv *kv, const mrl_rope_args *args, const char *op,
-                          mrl_error *err);
+mrl_status mrl_rope_check(const mrl_kv *kv, const mrl_rope_args *args, const char *op, mrl_error *err);
 
 /* y (rows, heads * dim) f32 | f16 | bf16 = rotated q; k (rotated) and v go to the cache. No two
  * rows may name the same slot and position. */

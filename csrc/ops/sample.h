@@ -4,9 +4,11 @@
 
 #include "ops/view.h"
 
-#define MRL_VOCAB_MAX (1u << 21) /* sample.comp: ids in two digits of a histogram, counts exact in f32 */
+#define MRL_VOCAB_MAX                                                                              \
+    (1u << 21) /* sample.comp: ids in two digits of a histogram, counts exact in f32 */
 
-/* The step state as ops see it: one row a slot. Borrowed; shaders/include/push.h names the fields. */
+/* The step state as ops see it: one row a slot. Borrowed; shaders/include/push.h names the fields.
+ */
 typedef struct mrl_step_buffers {
     mrl_buffer *tokens;    /* (slots) i32 */
     mrl_buffer *positions; /* (slots) i32, -1 idle */
@@ -23,11 +25,14 @@ typedef struct mrl_edit {
     uint32_t slot, field, value;
 } mrl_edit;
 
-/* Draws the next token of every running slot from logits (slots, vocab) f32 and moves the state on by a step. */
+/* Draws the next token of every running slot from logits (slots, vocab) f32 and moves the state on
+ * by a step. */
 mrl_status mrl_sample(const mrl_view *logits, const mrl_step_buffers *state, mrl_error *err);
 
 /* Applies count > 0 edits (copied), in stream order. No (slot, field) twice but MRL_EDIT_SEEN;
- * MRL_EDIT_CLEAR_SEEN comes before MRL_EDIT_SEEN wherever it stands. Values are the caller's to check. */
-mrl_status mrl_edit_slots(const mrl_edit *edits, uint32_t count, const mrl_step_buffers *state, mrl_error *err);
+ * MRL_EDIT_CLEAR_SEEN comes before MRL_EDIT_SEEN wherever it stands. Values are the caller's to
+ * check. */
+mrl_status mrl_edit_slots(const mrl_edit *edits, uint32_t count, const mrl_step_buffers *state,
+                          mrl_error *err);
 
 #endif

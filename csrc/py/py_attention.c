@@ -17,8 +17,7 @@ typedef struct {
 static int missing(PyObject *given, const char *function, const char *keyword)
 {
     if (given != NULL) return 0;
-    PyErr_Format(PyExc_TypeError, "%s() missing required keyword-only argument: '%s'", function,
-                 keyword);
+    PyErr_Format(PyExc_TypeError, "%s() missing required keyword-only argument: '%s'", function, keyword);
     return -1;
 }
 
@@ -27,8 +26,7 @@ static int missing(PyObject *given, const char *function, const char *keyword)
 
 static PyObject *KVCache_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"device",   "layers", "slots", "context",
-                                           "kv_heads", "dim",    "dtype", NULL};
+    static const char *const keywords[] = {"device", "layers", "slots", "context", "kv_heads", "dim", "dtype", NULL};
     mrl_state *state = PyType_GetModuleState(type);
     PyObject *device, *given[5] = {NULL}, *dtype_name = NULL;
     uint32_t sizes[5] = {0};
@@ -38,8 +36,8 @@ static PyObject *KVCache_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     mrl_error err;
     mrl_status rc;
 
-    if (!MRL_PARSE(args, kwargs, "O|$OOOOOO:KVCache", keywords, &device, &given[0], &given[1],
-                   &given[2], &given[3], &given[4], &dtype_name) ||
+    if (!MRL_PARSE(args, kwargs, "O|$OOOOOO:KVCache", keywords, &device, &given[0], &given[1], &given[2], &given[3],
+                   &given[4], &dtype_name) ||
         (dev = mrl_py_device(state, device, "KVCache: device")) == NULL ||
         mrl_py_dtype(dtype_name, "KVCache: dtype", MRL_DTYPE_f16, &dtype) < 0)
         return NULL;
@@ -51,8 +49,8 @@ static PyObject *KVCache_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
             return NULL;
     }
     if ((self = mrl_py_alloc(type, state, device)) == NULL) return NULL;
-    MRL_NOGIL(rc = mrl_kv_cache_create(dev, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], dtype,
-                                       &self->cache, &err));
+    MRL_NOGIL(
+        rc = mrl_kv_cache_create(dev, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], dtype, &self->cache, &err));
     if (rc != MRL_OK) {
         Py_DECREF(self);
         return mrl_raise(state, &err);
@@ -77,8 +75,7 @@ static mrl_kv layer_of(PyObject *obj, uint32_t layer)
 }
 
 /* -1 with ValueError or TypeError unless obj is a KVCache that has the layer. */
-static int parse_layer(const mrl_state *state, PyObject *obj, PyObject *layer, const char *op,
-                       mrl_kv *kv)
+static int parse_layer(const mrl_state *state, PyObject *obj, PyObject *layer, const char *op, mrl_kv *kv)
 {
     char name[64];
     uint32_t index = 0;
@@ -86,9 +83,7 @@ static int parse_layer(const mrl_state *state, PyObject *obj, PyObject *layer, c
     PyOS_snprintf(name, sizeof name, "%s: cache", op);
     if (!Py_IS_TYPE(obj, state->KVCache)) return mrl_py_wrong_type(name, "a KVCache", obj);
     PyOS_snprintf(name, sizeof name, "%s: layer", op);
-    if (mrl_py_u32(layer, name, 0, mrl_kv_cache_layers(((mrl_py_kv_cache *)obj)->cache) - 1,
-                   &index) < 0)
-        return -1;
+    if (mrl_py_u32(layer, name, 0, mrl_kv_cache_layers(((mrl_py_kv_cache *)obj)->cache) - 1, &index) < 0) return -1;
     *kv = layer_of(obj, index);
     return 0;
 }
@@ -146,9 +141,8 @@ static PyObject *KVCache_repr(PyObject *obj)
     mrl_kv kv = layer_of(obj, 0);
     return PyUnicode_FromFormat("<KVCache of %u layers, (%u, %u, %u, %u) %s>",
                                 (unsigned int)mrl_kv_cache_layers(((mrl_py_kv_cache *)obj)->cache),
-                                (unsigned int)kv.slots, (unsigned int)kv.context,
-                                (unsigned int)kv.kv_heads, (unsigned int)kv.dim,
-                                mrl_dtype_name(kv.dtype));
+                                (unsigned int)kv.slots, (unsigned int)kv.context, (unsigned int)kv.kv_heads,
+                                (unsigned int)kv.dim, mrl_dtype_name(kv.dtype));
 }
 
 static PyMethodDef KVCache_methods[] = {
@@ -170,9 +164,8 @@ static PyGetSetDef KVCache_getset[] = {
 };
 
 static PyType_Slot KVCache_slots[] = {
-    {Py_tp_doc,
-     "KVCache(device, *, layers, slots, context, kv_heads, dim, dtype='f16')\n--\n\n"
-     "Keys and values of all layers. dim: a multiple of 8 up to 256; dtype: f16 or f32."},
+    {Py_tp_doc, "KVCache(device, *, layers, slots, context, kv_heads, dim, dtype='f16')\n--\n\n"
+                "Keys and values of all layers. dim: a multiple of 8 up to 256; dtype: f16 or f32."},
     {Py_tp_new, KVCache_new},
     {Py_tp_dealloc, KVCache_dealloc},
     {Py_tp_traverse, mrl_py_traverse},
@@ -198,16 +191,14 @@ static PyObject *module_rms_norm(PyObject *module, PyObject *args, PyObject *kwa
 {
     static const char *const keywords[] = {"x", "weight", "eps", "residual", "dtype", NULL};
     mrl_state *state = mrl_py_state(module);
-    PyObject *x, *weight, *eps_given, *residual = Py_None, *dtype_name = NULL, *y, *sum = NULL,
-                                      *pair;
+    PyObject *x, *weight, *eps_given, *residual = Py_None, *dtype_name = NULL, *y, *sum = NULL, *pair;
     mrl_view x_view, weight_view, residual_view, y_view, sum_view = {0};
     mrl_dtype dtype;
     mrl_error err;
     mrl_status rc;
     double eps;
 
-    if (!MRL_PARSE(args, kwargs, "OOO|$OO:rms_norm", keywords, &x, &weight, &eps_given, &residual,
-                   &dtype_name) ||
+    if (!MRL_PARSE(args, kwargs, "OOO|$OO:rms_norm", keywords, &x, &weight, &eps_given, &residual, &dtype_name) ||
         mrl_py_view(state, x, "rms_norm: x", false, &x_view) < 0 ||
         mrl_py_view(state, weight, "rms_norm: weight", false, &weight_view) < 0 ||
         mrl_py_view(state, residual, "rms_norm: residual", true, &residual_view) < 0 ||
@@ -215,19 +206,17 @@ static PyObject *module_rms_norm(PyObject *module, PyObject *args, PyObject *kwa
         mrl_py_dtype(dtype_name, "rms_norm: dtype", x_view.dtype, &dtype) < 0)
         return NULL;
     PyObject *device = mrl_py_device_of(x);
-    y = mrl_py_tensor_out(state, device, NULL, "rms_norm: out", dtype, x_view.ndim, x_view.shape,
-                          &y_view);
+    y = mrl_py_tensor_out(state, device, NULL, "rms_norm: out", dtype, x_view.ndim, x_view.shape, &y_view);
     if (y == NULL) return NULL;
     if (residual_view.buffer != NULL) {
-        sum = mrl_py_tensor_out(state, device, NULL, "rms_norm: sum", residual_view.dtype,
-                                x_view.ndim, x_view.shape, &sum_view);
+        sum = mrl_py_tensor_out(state, device, NULL, "rms_norm: sum", residual_view.dtype, x_view.ndim, x_view.shape,
+                                &sum_view);
         if (sum == NULL) {
             Py_DECREF(y);
             return NULL;
         }
     }
-    MRL_NOGIL(rc = mrl_rms_norm(&x_view, &weight_view, (float)eps, &residual_view, &y_view,
-                                &sum_view, &err));
+    MRL_NOGIL(rc = mrl_rms_norm(&x_view, &weight_view, (float)eps, &residual_view, &y_view, &sum_view, &err));
     if (rc != MRL_OK) {
         Py_DECREF(y);
         Py_XDECREF(sum);
@@ -247,9 +236,9 @@ typedef struct rope_given {
     int interleaved;
 } rope_given;
 
-#define ROPE_GIVEN                                                                                 \
-    {                                                                                              \
-        .q_norm = Py_None, .k_norm = Py_None                                                       \
+#define ROPE_GIVEN                                                                                                     \
+    {                                                                                                                  \
+        .q_norm = Py_None, .k_norm = Py_None                                                                           \
     }
 
 static const char *label(char text[64], const char *op, const char *name)
@@ -258,8 +247,8 @@ static const char *label(char text[64], const char *op, const char *name)
     return text;
 }
 
-static int parse_rope(const mrl_state *state, const rope_given *given, const char *op, mrl_kv *kv,
-                      mrl_rope_args *args, mrl_dtype *dtype)
+static int parse_rope(const mrl_state *state, const rope_given *given, const char *op, mrl_kv *kv, mrl_rope_args *args,
+                      mrl_dtype *dtype)
 {
     const struct {
         PyObject *obj;
@@ -267,26 +256,22 @@ static int parse_rope(const mrl_state *state, const rope_given *given, const cha
         bool optional;
         mrl_view *view;
     } tensors[] = {
-        {given->qkv, "qkv", false, &args->qkv},
-        {given->positions, "positions", false, &args->positions},
-        {given->slots, "slots", false, &args->slots},
-        {given->freq, "freq", false, &args->freq},
-        {given->q_norm, "q_norm", true, &args->q_norm},
-        {given->k_norm, "k_norm", true, &args->k_norm},
+        {given->qkv, "qkv", false, &args->qkv},         {given->positions, "positions", false, &args->positions},
+        {given->slots, "slots", false, &args->slots},   {given->freq, "freq", false, &args->freq},
+        {given->q_norm, "q_norm", true, &args->q_norm}, {given->k_norm, "k_norm", true, &args->k_norm},
     };
     double eps = 1e-6, rope_scale = 1;
     char name[64];
 
     if (missing(given->heads, op, "heads") < 0) return -1;
     for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
-        if (mrl_py_view(state, tensors[i].obj, label(name, op, tensors[i].name),
-                        tensors[i].optional, tensors[i].view) < 0)
+        if (mrl_py_view(state, tensors[i].obj, label(name, op, tensors[i].name), tensors[i].optional, tensors[i].view) <
+            0)
             return -1;
     if (parse_layer(state, given->cache, given->layer, op, kv) < 0 ||
         mrl_py_u32(given->heads, label(name, op, "heads"), 1, 65535, &args->heads) < 0 ||
         mrl_py_float(given->eps, label(name, op, "eps"), 0, FLT_MAX, &eps) < 0 ||
-        mrl_py_float(given->rope_scale, label(name, op, "rope_scale"), 0, FLT_MAX, &rope_scale) <
-            0 ||
+        mrl_py_float(given->rope_scale, label(name, op, "rope_scale"), 0, FLT_MAX, &rope_scale) < 0 ||
         mrl_py_dtype(given->dtype, label(name, op, "dtype"), args->qkv.dtype, dtype) < 0)
         return -1;
     args->eps = (float)eps;
@@ -297,20 +282,18 @@ static int parse_rope(const mrl_state *state, const rope_given *given, const cha
 
 /* The result (rows, heads * dim); rows of an unchecked qkv are good enough, for the op checks it
  * before it runs. */
-static PyObject *result(mrl_state *state, const rope_given *given, const mrl_kv *kv,
-                        const mrl_rope_args *args, const char *op, mrl_dtype dtype, mrl_view *view)
+static PyObject *result(mrl_state *state, const rope_given *given, const mrl_kv *kv, const mrl_rope_args *args,
+                        const char *op, mrl_dtype dtype, mrl_view *view)
 {
     uint64_t shape[2] = {args->qkv.shape[0], (uint64_t)args->heads * kv->dim};
     char name[64];
-    return mrl_py_tensor_out(state, mrl_py_device_of(given->qkv), NULL, label(name, op, "out"),
-                             dtype, 2, shape, view);
+    return mrl_py_tensor_out(state, mrl_py_device_of(given->qkv), NULL, label(name, op, "out"), dtype, 2, shape, view);
 }
 
 static PyObject *module_rope(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {
-        "qkv",    "cache",  "layer", "positions",  "slots",       "freq",  "heads",
-        "q_norm", "k_norm", "eps",   "rope_scale", "interleaved", "dtype", NULL};
+    static const char *const keywords[] = {"qkv",    "cache",  "layer", "positions",  "slots",       "freq",  "heads",
+                                           "q_norm", "k_norm", "eps",   "rope_scale", "interleaved", "dtype", NULL};
     mrl_state *state = mrl_py_state(module);
     rope_given given = ROPE_GIVEN;
     mrl_rope_args rope = {0};
@@ -321,10 +304,9 @@ static PyObject *module_rope(PyObject *module, PyObject *args, PyObject *kwargs)
     mrl_kv kv;
     PyObject *y;
 
-    if (!MRL_PARSE(args, kwargs, "OOOOOO|$OOOOOpO:rope", keywords, &given.qkv, &given.cache,
-                   &given.layer, &given.positions, &given.slots, &given.freq, &given.heads,
-                   &given.q_norm, &given.k_norm, &given.eps, &given.rope_scale, &given.interleaved,
-                   &given.dtype) ||
+    if (!MRL_PARSE(args, kwargs, "OOOOOO|$OOOOOpO:rope", keywords, &given.qkv, &given.cache, &given.layer,
+                   &given.positions, &given.slots, &given.freq, &given.heads, &given.q_norm, &given.k_norm, &given.eps,
+                   &given.rope_scale, &given.interleaved, &given.dtype) ||
         parse_rope(state, &given, "rope", &kv, &rope, &dtype) < 0 ||
         (y = result(state, &given, &kv, &rope, "rope", dtype, &view)) == NULL)
         return NULL;
@@ -343,17 +325,15 @@ static int parse_kernel(const char *name, mrl_kernel *out)
     for (int i = 0; i < MRL_KERNEL_COUNT; i++)
         if (strcmp(name, mrl_kernel_name((mrl_kernel)i)) == 0) *out = (mrl_kernel)i;
     if (*out != MRL_KERNEL_COUNT) return 0;
-    PyErr_Format(PyExc_ValueError,
-                 "attention: kernel must be attention_decode or attention_prefill, got %s", name);
+    PyErr_Format(PyExc_ValueError, "attention: kernel must be attention_decode or attention_prefill, got %s", name);
     return -1;
 }
 
 static PyObject *module_attention(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {
-        "qkv",        "cache",       "layer",    "positions", "slots",  "freq",
-        "heads",      "bound",       "q_norm",   "k_norm",    "eps",    "scale",
-        "rope_scale", "interleaved", "sequence", "dtype",     "kernel", NULL};
+    static const char *const keywords[] = {"qkv",        "cache",       "layer",    "positions", "slots",  "freq",
+                                           "heads",      "bound",       "q_norm",   "k_norm",    "eps",    "scale",
+                                           "rope_scale", "interleaved", "sequence", "dtype",     "kernel", NULL};
     mrl_state *state = mrl_py_state(module);
     rope_given given = ROPE_GIVEN;
     mrl_attention_args attention = {0};
@@ -367,18 +347,16 @@ static PyObject *module_attention(PyObject *module, PyObject *args, PyObject *kw
     double scale;
     int sequence = 0;
 
-    if (!MRL_PARSE(args, kwargs, "OOOOOO|$OOOOOOOppOz:attention", keywords, &given.qkv,
-                   &given.cache, &given.layer, &given.positions, &given.slots, &given.freq,
-                   &given.heads, &bound, &given.q_norm, &given.k_norm, &given.eps, &scale_given,
-                   &given.rope_scale, &given.interleaved, &sequence, &given.dtype, &kernel) ||
+    if (!MRL_PARSE(args, kwargs, "OOOOOO|$OOOOOOOppOz:attention", keywords, &given.qkv, &given.cache, &given.layer,
+                   &given.positions, &given.slots, &given.freq, &given.heads, &bound, &given.q_norm, &given.k_norm,
+                   &given.eps, &scale_given, &given.rope_scale, &given.interleaved, &sequence, &given.dtype, &kernel) ||
         parse_rope(state, &given, "attention", &kv, &attention.rope, &dtype) < 0 ||
         missing(bound, "attention", "bound") < 0 ||
         mrl_py_u32(bound, "attention: bound", 1, kv.context, &attention.bound) < 0 ||
         parse_kernel(kernel, &attention.kernel) < 0)
         return NULL;
     scale = 1 / sqrt(kv.dim);
-    if (mrl_py_float(scale_given == Py_None ? NULL : scale_given, "attention: scale", -FLT_MAX,
-                     FLT_MAX, &scale) < 0 ||
+    if (mrl_py_float(scale_given == Py_None ? NULL : scale_given, "attention: scale", -FLT_MAX, FLT_MAX, &scale) < 0 ||
         (y = result(state, &given, &kv, &attention.rope, "attention", dtype, &view)) == NULL)
         return NULL;
     attention.scale = (float)scale;

@@ -20,7 +20,8 @@ typedef struct {
     uint32_t slots;
 } mrl_py_generator;
 
-/* ---- StepState --------------------------------------------------------------------------------------- */
+/* ---- StepState
+ * --------------------------------------------------------------------------------------- */
 
 static PyObject *StepState_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -40,8 +41,7 @@ static PyObject *StepState_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         mrl_py_u32(vocab_obj, "StepState: vocab", 1, MRL_VOCAB_MAX, &vocab) < 0)
         return NULL;
     MRL_NOGIL(rc = mrl_step_state_create(dev, slots, vocab, &step, &err));
-    if (rc != MRL_OK)
-        return mrl_raise(state, &err);
+    if (rc != MRL_OK) return mrl_raise(state, &err);
     if ((self = mrl_py_alloc(type, state, device)) == NULL)
         mrl_step_state_release(step);
     else
@@ -76,7 +76,8 @@ static PyObject *StepState_get_vocab(PyObject *obj, void *unused)
 static PyObject *row_tensor(PyObject *obj, mrl_buffer *buffer)
 {
     mrl_py_step_state *self = (mrl_py_step_state *)obj;
-    mrl_view view = {.buffer = buffer, .dtype = MRL_DTYPE_i32, .ndim = 1, .shape = {buffers_of(obj)->slots}};
+    mrl_view view = {
+        .buffer = buffer, .dtype = MRL_DTYPE_i32, .ndim = 1, .shape = {buffers_of(obj)->slots}};
     return mrl_py_tensor_wrap(self->state, self->device, &view);
 }
 
@@ -101,8 +102,8 @@ static PyObject *StepState_get_slot_ids(PyObject *obj, void *unused)
 static PyObject *StepState_repr(PyObject *obj)
 {
     const mrl_step_buffers *buffers = buffers_of(obj);
-    return PyUnicode_FromFormat("<StepState of %u slots, vocabulary %u>", (unsigned int)buffers->slots,
-                                (unsigned int)buffers->vocab);
+    return PyUnicode_FromFormat("<StepState of %u slots, vocabulary %u>",
+                                (unsigned int)buffers->slots, (unsigned int)buffers->vocab);
 }
 
 static PyMethodDef StepState_methods[] = {
@@ -113,9 +114,10 @@ static PyMethodDef StepState_methods[] = {
 static PyGetSetDef StepState_getset[] = {
     {"slots", StepState_get_slots, NULL, "rows of a decode step", NULL},
     {"vocab", StepState_get_vocab, NULL, "logits a row", NULL},
-    {"tokens", StepState_get_tokens, NULL, "(slots) i32: the next input token; the memory itself", NULL},
-    {"positions", StepState_get_positions, NULL, "(slots) i32: where it stands, -1 when idle; the memory itself",
+    {"tokens", StepState_get_tokens, NULL, "(slots) i32: the next input token; the memory itself",
      NULL},
+    {"positions", StepState_get_positions, NULL,
+     "(slots) i32: where it stands, -1 when idle; the memory itself", NULL},
     {"slot_ids", StepState_get_slot_ids, NULL, "(slots) i32: 0, 1, 2 ...; the memory itself", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -129,9 +131,10 @@ static PyType_Slot StepState_slots[] = {
     {Py_tp_methods, StepState_methods},
     {Py_tp_getset, StepState_getset},
     {Py_tp_members, mrl_py_members},
-    {Py_tp_doc, "StepState(device, slots, vocab)\n--\n\n"
-                "What changes from step to step, one row a slot, in GPU memory: tokens, positions, sampling "
-                "parameters. Kernels advance it."},
+    {Py_tp_doc,
+     "StepState(device, slots, vocab)\n--\n\n"
+     "What changes from step to step, one row a slot, in GPU memory: tokens, positions, sampling "
+     "parameters. Kernels advance it."},
     {0, NULL},
 };
 
@@ -142,7 +145,8 @@ static PyType_Spec StepState_spec = {
     .slots = StepState_slots,
 };
 
-/* ---- sample ------------------------------------------------------------------------------------------ */
+/* ---- sample
+ * ------------------------------------------------------------------------------------------ */
 
 static PyObject *module_sample(PyObject *module, PyObject *args, PyObject *kwargs)
 {
@@ -161,12 +165,12 @@ static PyObject *module_sample(PyObject *module, PyObject *args, PyObject *kwarg
         return NULL;
     }
     MRL_NOGIL(rc = mrl_sample(&logits, buffers_of(step_obj), &err));
-    if (rc != MRL_OK)
-        return mrl_raise(state, &err);
+    if (rc != MRL_OK) return mrl_raise(state, &err);
     Py_RETURN_NONE;
 }
 
-/* ---- Generator --------------------------------------------------------------------------------------- */
+/* ---- Generator
+ * --------------------------------------------------------------------------------------- */
 
 /* The items of an iterable as a tuple, and their number. */
 static PyObject *items_of(PyObject *obj, const char *name, const char *expected, size_t *count)
@@ -182,8 +186,8 @@ static PyObject *items_of(PyObject *obj, const char *name, const char *expected,
 }
 
 /* A pair in a tuple of pairs, its halves borrowed. */
-static int pair_at(PyObject *items, size_t i, const char *name, const char *expected, PyObject **first,
-                   PyObject **second)
+static int pair_at(PyObject *items, size_t i, const char *name, const char *expected,
+                   PyObject **first, PyObject **second)
 {
     PyObject *pair = PyTuple_GetItem(items, (Py_ssize_t)i);
     if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2)
@@ -204,7 +208,8 @@ static int parse_programs(const mrl_state *state, PyObject *device, PyObject *it
             mrl_py_program(state, program, "Generator: program", &out[i].program) < 0)
             return -1;
         if (mrl_py_device_of(program) != device) {
-            PyErr_SetString(PyExc_ValueError, "Generator: the programs must be on the device of the state");
+            PyErr_SetString(PyExc_ValueError,
+                            "Generator: the programs must be on the device of the state");
             return -1;
         }
     }
@@ -233,14 +238,14 @@ static PyObject *Generator_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     PyObject *device = mrl_py_device_of(step_obj);
     mrl_step_state *step = ((mrl_py_step_state *)step_obj)->step;
     if (mrl_py_u32(depth_obj, "Generator: depth", 1, MRL_RING_STEPS, &depth) < 0 ||
-        (items = items_of(programs_obj, "Generator: programs", "a sequence of (bound, Program)", &count)) == NULL)
+        (items = items_of(programs_obj, "Generator: programs", "a sequence of (bound, Program)",
+                          &count)) == NULL)
         return NULL;
     if ((programs = calloc(count + 1, sizeof *programs)) == NULL) {
         PyErr_NoMemory();
         goto done;
     }
-    if (parse_programs(state, device, items, count, programs) < 0)
-        goto done;
+    if (parse_programs(state, device, items, count, programs) < 0) goto done;
     rc = mrl_generator_create(step, programs, count, depth, &generator, &err);
     if (rc != MRL_OK) {
         mrl_raise(state, &err);
@@ -272,16 +277,15 @@ static int parse_ids(PyObject *obj, const char *name, uint32_t **out, size_t *co
     PyObject *items;
     int failed = 0;
 
-    if (obj == NULL)
-        return 0;
-    if ((items = items_of(obj, name, "a sequence of token ids", count)) == NULL)
-        return -1;
+    if (obj == NULL) return 0;
+    if ((items = items_of(obj, name, "a sequence of token ids", count)) == NULL) return -1;
     if ((*out = malloc((*count + 1) * sizeof **out)) == NULL) {
         PyErr_NoMemory();
         failed = 1;
     }
     for (size_t i = 0; !failed && i < *count; i++)
-        failed = mrl_py_u32(PyTuple_GetItem(items, (Py_ssize_t)i), name, 0, MRL_VOCAB_MAX, &(*out)[i]) < 0;
+        failed = mrl_py_u32(PyTuple_GetItem(items, (Py_ssize_t)i), name, 0, MRL_VOCAB_MAX,
+                            &(*out)[i]) < 0;
     Py_DECREF(items);
     return failed ? -1 : 0;
 }
@@ -291,11 +295,9 @@ static int parse_biases(PyObject *obj, mrl_bias **out, size_t *count)
     PyObject *items;
     int failed = 0;
 
-    if (obj == NULL)
-        return 0;
+    if (obj == NULL) return 0;
     items = items_of(obj, "admit: bias", "a sequence of tuples (id, bias)", count);
-    if (items == NULL)
-        return -1;
+    if (items == NULL) return -1;
     if ((*out = calloc(*count + 1, sizeof **out)) == NULL) {
         PyErr_NoMemory();
         failed = 1;
@@ -314,18 +316,36 @@ static int parse_biases(PyObject *obj, mrl_bias **out, size_t *count)
 
 static int required(PyObject *obj, const char *name)
 {
-    if (obj == NULL)
-        PyErr_Format(PyExc_TypeError, "admit() needs the keyword %s", name);
+    if (obj == NULL) PyErr_Format(PyExc_TypeError, "admit() needs the keyword %s", name);
     return obj == NULL ? -1 : 0;
 }
 
 static PyObject *Generator_admit(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {
-        "slot", "token", "position", "limit", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-        "seed", "draws", "stop_ids", "logprobs", "bias", "seen", NULL};
-    enum { SLOT, TOKEN, POSITION, LIMIT, TEMPERATURE, TOP_K, TOP_P, MIN_P, PENALTY, SEED, DRAWS, STOPS, LOGPROBS,
-           BIAS, SEEN, COUNT };
+    static const char *const keywords[] = {"slot",     "token",       "position",
+                                           "limit",    "temperature", "top_k",
+                                           "top_p",    "min_p",       "repetition_penalty",
+                                           "seed",     "draws",       "stop_ids",
+                                           "logprobs", "bias",        "seen",
+                                           NULL};
+    enum {
+        SLOT,
+        TOKEN,
+        POSITION,
+        LIMIT,
+        TEMPERATURE,
+        TOP_K,
+        TOP_P,
+        MIN_P,
+        PENALTY,
+        SEED,
+        DRAWS,
+        STOPS,
+        LOGPROBS,
+        BIAS,
+        SEEN,
+        COUNT
+    };
     mrl_py_generator *self = (mrl_py_generator *)obj;
     PyObject *o[COUNT] = {NULL};
     mrl_admission a = {0};
@@ -336,18 +356,18 @@ static PyObject *Generator_admit(PyObject *obj, PyObject *args, PyObject *kwargs
     mrl_status rc = MRL_ERR_STATE;
     bool parsed = false;
 
-    if (!MRL_PARSE(args, kwargs, "O|$OOOOOOOOOOOOOO:admit", keywords, &o[SLOT], &o[TOKEN], &o[POSITION], &o[LIMIT],
-                   &o[TEMPERATURE], &o[TOP_K], &o[TOP_P], &o[MIN_P], &o[PENALTY], &o[SEED], &o[DRAWS], &o[STOPS],
-                   &o[LOGPROBS], &o[BIAS], &o[SEEN]))
+    if (!MRL_PARSE(args, kwargs, "O|$OOOOOOOOOOOOOO:admit", keywords, &o[SLOT], &o[TOKEN],
+                   &o[POSITION], &o[LIMIT], &o[TEMPERATURE], &o[TOP_K], &o[TOP_P], &o[MIN_P],
+                   &o[PENALTY], &o[SEED], &o[DRAWS], &o[STOPS], &o[LOGPROBS], &o[BIAS], &o[SEEN]))
         return NULL;
     for (int i = TOKEN; i <= LIMIT; i++)
-        if (required(o[i], keywords[i]) < 0)
-            return NULL;
+        if (required(o[i], keywords[i]) < 0) return NULL;
     if (mrl_py_u32(o[SLOT], "admit: slot", 0, self->slots - 1, &a.slot) < 0 ||
         mrl_py_u32(o[TOKEN], "admit: token", 0, MRL_VOCAB_MAX, &a.token) < 0 ||
         mrl_py_u32(o[POSITION], "admit: position", 0, INT32_MAX, &a.position) < 0 ||
         mrl_py_u32(o[LIMIT], "admit: limit", 0, INT32_MAX, &a.limit) < 0 ||
-        mrl_py_float(o[TEMPERATURE], "admit: temperature", 0.0, (double)FLT_MAX, &temperature) < 0 ||
+        mrl_py_float(o[TEMPERATURE], "admit: temperature", 0.0, (double)FLT_MAX, &temperature) <
+            0 ||
         mrl_py_u32(o[TOP_K], "admit: top_k", 0, UINT32_MAX, &a.top_k) < 0 ||
         mrl_py_float(o[TOP_P], "admit: top_p", 0.0, 1.0, &top_p) < 0 ||
         mrl_py_float(o[MIN_P], "admit: min_p", 0.0, 1.0, &min_p) < 0 ||
@@ -368,8 +388,7 @@ static PyObject *Generator_admit(PyObject *obj, PyObject *args, PyObject *kwargs
     a.biases = biases;
     a.seen = seen;
     MRL_NOGIL(rc = mrl_generator_admit(self->generator, &a, &err));
-    if (rc != MRL_OK)
-        mrl_raise(self->state, &err);
+    if (rc != MRL_OK) mrl_raise(self->state, &err);
 done:
     free(stops);
     free(biases);
@@ -384,27 +403,26 @@ static PyObject *Generator_release(PyObject *obj, PyObject *arg)
     mrl_error err;
     mrl_status rc;
 
-    if (mrl_py_u32(arg, "release: slot", 0, self->slots - 1, &slot) < 0)
-        return NULL;
+    if (mrl_py_u32(arg, "release: slot", 0, self->slots - 1, &slot) < 0) return NULL;
     MRL_NOGIL(rc = mrl_generator_release(self->generator, slot, &err));
-    if (rc != MRL_OK)
-        return mrl_raise(self->state, &err);
+    if (rc != MRL_OK) return mrl_raise(self->state, &err);
     Py_RETURN_NONE;
 }
 
 /* (slot, token, finish, logprob, [(id, logprob)]) */
 static PyObject *row_tuple(const mrl_generated *row)
 {
-    static const char *const finishes[] = {[MRL_FINISH_NONE] = NULL, [MRL_FINISH_STOP] = "stop",
-                                           [MRL_FINISH_LENGTH] = "length", [MRL_FINISH_NAN] = "nan"};
+    static const char *const finishes[] = {[MRL_FINISH_NONE] = NULL,
+                                           [MRL_FINISH_STOP] = "stop",
+                                           [MRL_FINISH_LENGTH] = "length",
+                                           [MRL_FINISH_NAN] = "nan"};
     PyObject *tops = PyList_New((Py_ssize_t)row->tops);
     for (uint32_t i = 0; tops != NULL && i < row->tops; i++) {
-        PyObject *top = Py_BuildValue("(Id)", (unsigned int)row->top_ids[i], (double)row->top_logprobs[i]);
-        if (top == NULL || PyList_SetItem(tops, (Py_ssize_t)i, top) < 0)
-            Py_CLEAR(tops);
+        PyObject *top =
+            Py_BuildValue("(Id)", (unsigned int)row->top_ids[i], (double)row->top_logprobs[i]);
+        if (top == NULL || PyList_SetItem(tops, (Py_ssize_t)i, top) < 0) Py_CLEAR(tops);
     }
-    if (tops == NULL)
-        return NULL;
+    if (tops == NULL) return NULL;
     return Py_BuildValue("(IizdN)", (unsigned int)row->slot, (int)row->token,
                          finishes[row->finish <= MRL_FINISH_NAN ? row->finish : MRL_FINISH_NAN],
                          (double)row->logprob, tops);
@@ -415,8 +433,7 @@ static PyObject *rows_list(const mrl_generated *rows, uint32_t count)
     PyObject *list = PyList_New((Py_ssize_t)count);
     for (uint32_t i = 0; list != NULL && i < count; i++) {
         PyObject *row = row_tuple(&rows[i]);
-        if (row == NULL || PyList_SetItem(list, (Py_ssize_t)i, row) < 0)
-            Py_CLEAR(list);
+        if (row == NULL || PyList_SetItem(list, (Py_ssize_t)i, row) < 0) Py_CLEAR(list);
     }
     return list;
 }
@@ -432,8 +449,7 @@ static PyObject *Generator_pump(PyObject *obj, PyObject *unused)
     bool again;
 
     (void)unused;
-    if (rows == NULL)
-        return PyErr_NoMemory();
+    if (rows == NULL) return PyErr_NoMemory();
     do {
         MRL_NOGIL(rc = mrl_generator_pump(self->generator, WAIT_MS, rows, &count, &again, &err));
     } while (rc == MRL_OK && again && PyErr_CheckSignals() == 0);
@@ -478,15 +494,19 @@ static PyObject *Generator_repr(PyObject *obj)
 
 static PyMethodDef Generator_methods[] = {
     {"admit", (PyCFunction)(void (*)(void))Generator_admit, METH_VARARGS | METH_KEYWORDS,
-     "admit($self, slot, *, token, position, limit, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, "
+     "admit($self, slot, *, token, position, limit, temperature=0.0, top_k=0, top_p=1.0, "
+     "min_p=0.0, "
      "repetition_penalty=1.0, seed=0, draws=0, stop_ids=(), logprobs=0, bias=(), seen=())\n--\n\n"
-     "Starts an idle slot: token is its next input, at position; it ends when the next would stand at limit. "
-     "temperature below 1e-5 is greedy; bias: (id, value) added to logits, -inf bans; seen: what the penalty "
+     "Starts an idle slot: token is its next input, at position; it ends when the next would stand "
+     "at limit. "
+     "temperature below 1e-5 is greedy; bias: (id, value) added to logits, -inf bans; seen: what "
+     "the penalty "
      "starts with."},
     {"release", Generator_release, METH_O,
      "release($self, slot, /)\n--\n\nStops a slot; its tokens in flight are dropped."},
     {"pump", Generator_pump, METH_NOARGS,
-     "pump($self)\n--\n\nSubmits steps ahead, waits for the oldest and returns its rows (slot, token, finish, "
+     "pump($self)\n--\n\nSubmits steps ahead, waits for the oldest and returns its rows (slot, "
+     "token, finish, "
      "logprob, [(id, logprob)]), finish None, 'stop', 'length' or 'nan'; [] when no slot runs."},
     MRL_PY_NO_PICKLE,
     {NULL, NULL, 0, NULL},
@@ -509,7 +529,8 @@ static PyType_Slot Generator_slots[] = {
     {Py_tp_getset, Generator_getset},
     {Py_tp_members, mrl_py_members},
     {Py_tp_doc, "Generator(state, programs, *, depth=4)\n--\n\n"
-                "Replays captured decode steps ahead of the host. programs: [(bound, Program)] by growing bound; "
+                "Replays captured decode steps ahead of the host. programs: [(bound, Program)] by "
+                "growing bound; "
                 "each is one step of all slots, for positions below its bound."},
     {0, NULL},
 };
@@ -524,7 +545,8 @@ static PyType_Spec Generator_spec = {
 static PyMethodDef functions[] = {
     {"sample", (PyCFunction)(void (*)(void))module_sample, METH_VARARGS | METH_KEYWORDS,
      "sample(logits, state)\n--\n\n"
-     "Draws the next token of every running slot from logits (slots, vocab) f32 and moves the state on by a step."},
+     "Draws the next token of every running slot from logits (slots, vocab) f32 and moves the "
+     "state on by a step."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -153,6 +153,7 @@ mrl_status mrl_device_result(mrl_device *dev, VkResult result, const char *what,
 mrl_status mrl_stream_flush_locked(mrl_device *dev, mrl_error *err);
 mrl_status mrl_stream_submit_locked(mrl_device *dev, VkCommandBuffer commands, mrl_error *err);
 mrl_status mrl_stream_run_locked(mrl_device *dev, const mrl_recorder *recorder, mrl_error *err);
+void mrl_device_idle(mrl_device *dev); /* before something is destroyed: waits on a device counted as lost, too */
 mrl_status mrl_device_wait_value(mrl_device *dev, uint64_t value, mrl_error *err); /* no lock needed */
 
 /* program.c: where this thread records */

@@ -169,7 +169,7 @@ static void slab_trim(mrl_device *dev)
     mrl_lock_release(&dev->memory_lock);
     if (victim == NULL)
         return;
-    mrl_stream_sync(dev, NULL); /* a lost device has nothing in flight either */
+    mrl_device_idle(dev);
     slab_free(dev, victim);
 }
 

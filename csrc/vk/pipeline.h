@@ -24,7 +24,7 @@ typedef enum mrl_format {
 
 typedef enum mrl_math { MRL_MATH_NONE, MRL_MATH_F32, MRL_MATH_F16 } mrl_math;
 
-#define MRL_MAX_SPEC 16
+#define MRL_MAX_SPEC 20
 
 /* spec[0] is local_size_x; spec[i] is constant_id i. require_subgroup: 0, or the subgroup size to force.
  * Found by hash in about 100 ns after the first time. DEVICE error when the module is not in shaders.bin

@@ -137,7 +137,7 @@ void mrl_program_release(mrl_program *program)
     mrl_device *dev = program->dev;
     mrl_program_abort(program);
     if (program->pool != VK_NULL_HANDLE) {
-        mrl_stream_sync(dev, NULL); /* its command buffers may still run */
+        mrl_device_idle(dev); /* its command buffers may still run */
         dev->vk.vkDestroyCommandPool(dev->handle, program->pool, NULL);
     }
     for (size_t i = 0; i < program->npins; i++)

@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Work that one submission may hold, so that watchdogs stay quiet: about 0.2 s of a slow device. */
 #define MAX_FLOPS_SOFTWARE 4e9
@@ -492,6 +493,12 @@ mrl_status mrl_stream_sync(mrl_device *dev, mrl_error *err)
     uint64_t value = dev->submitted;
     mrl_lock_release(&dev->stream_lock);
     return rc != MRL_OK ? rc : mrl_device_wait_value(dev, value, err);
+}
+
+void mrl_device_idle(mrl_device *dev)
+{
+    if (dev->pid == getpid() && mrl_stream_sync(dev, NULL) != MRL_OK)
+        dev->vk.vkDeviceWaitIdle(dev->handle);
 }
 
 void mrl_stream_set_debug(mrl_device *dev, const mrl_stream_debug *debug)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from marlin.config import ModelConfig, rope_frequencies
 from marlin.errors import ModelFormatError, UnsupportedModelError
 from marlin.linear import WeightFormat, global_scale
 from marlin.loaders.base import Checkpoint, QuantizedTensor, TensorInfo, open_file, show
-from marlin.tensor import upload
+from marlin.tensors import upload
 
 GATED: Final = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
 DENSE: Final = ("f32", "f16", "bf16")
@@ -77,9 +77,7 @@ class Module:
         """The modules in it, in the order of its attributes; one that it borrows from another is not its child."""
         for value in vars(self).values():
             for item in value if isinstance(value, list) else [value]:
-                if isinstance(item, Module) and (
-                    not self.name or item.name.startswith(self.name + ".")
-                ):
+                if isinstance(item, Module) and (not self.name or item.name.startswith(self.name + ".")):
                     yield item
 
     def modules(self) -> Iterator[Module]:
@@ -179,15 +177,11 @@ class Source:
 
     def _check(self, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if shape != expected:
-            raise ModelFormatError(
-                f"tensor {show(name)}: expected shape {expected} by config.json, got {shape}"
-            )
+            raise ModelFormatError(f"tensor {show(name)}: expected shape {expected} by config.json, got {shape}")
 
     def _check_dense(self, info: TensorInfo) -> None:
         if info.dtype not in DENSE:
-            raise ModelFormatError(
-                f"tensor {show(info.name)}: expected one of {', '.join(DENSE)}, got {info.dtype}"
-            )
+            raise ModelFormatError(f"tensor {show(info.name)}: expected one of {', '.join(DENSE)}, got {info.dtype}")
 
 
 class Vector(Module):
@@ -278,23 +272,17 @@ class Linear(Module):
         if not stored:
             if wanted is not None:
                 return wanted, 1.0
-            dense = {
-                part.weight.dtype for part in self.parts if isinstance(part.weight, TensorInfo)
-            }
+            dense = {part.weight.dtype for part in self.parts if isinstance(part.weight, TensorInfo)}
             return WeightFormat("f32" if "f32" in dense else "f16"), 1.0
         forms = {stored_format(tensor) for tensor in stored}
         if len(forms) > 1 or len(stored) < len(self.parts):
             kinds = ", ".join(f"{part.module} {_kind_of(part.weight)}" for part in self.parts)
-            raise UnsupportedModelError(
-                f"{self.name}: its parts must be stored in one weight format, got {kinds}"
-            )
+            raise UnsupportedModelError(f"{self.name}: its parts must be stored in one weight format, got {kinds}")
         form = forms.pop()
         if wanted is not None and wanted.name != form.name:
             return wanted, 1.0
         scales = {tensor.global_scale for tensor in stored}
-        if (
-            len(scales) > 1
-        ):  # one global scale a matrix: multiply it into scales that can hold the product
+        if len(scales) > 1:  # one global scale a matrix: multiply it into scales that can hold the product
             return WeightFormat(form.name, form.group, "f32", form.zero), 1.0
         return form, scales.pop() if form.scale == "e4m3" else 1.0
 
@@ -311,9 +299,7 @@ class Linear(Module):
             self.weight = self._load(device, self.form)
         except ValueError as error:
             # bf16 reaches further than f16: what does not fit is kept as it is.
-            stored_bf16 = all(
-                isinstance(p.weight, TensorInfo) and p.weight.dtype == "bf16" for p in self.parts
-            )
+            stored_bf16 = all(isinstance(p.weight, TensorInfo) and p.weight.dtype == "bf16" for p in self.parts)
             if self.form.name != "f16" or not stored_bf16 or isinstance(error, ModelFormatError):
                 raise ModelFormatError(f"{self.name}: {error}") from error
             self.form = WeightFormat("bf16")
@@ -322,9 +308,7 @@ class Linear(Module):
             bias = np.empty(self.n, np.float32)
             for part in self.parts:
                 assert part.bias is not None
-                bias[part.start : part.start + (part.rows - 1) * part.stride + 1 : part.stride] = (
-                    part.bias.read()
-                )
+                bias[part.start : part.start + (part.rows - 1) * part.stride + 1 : part.stride] = part.bias.read()
             self.weight.set_bias(upload(bias, device))
 
     def _load(self, device: _C.Device, form: WeightFormat) -> _C.Linear:
@@ -338,9 +322,7 @@ class Linear(Module):
             if stored is None:
                 fill(weight, part.rows, where)
             elif isinstance(stored, TensorInfo):
-                weight.load_rows(
-                    str(stored.path), stored.offset, stored.nbytes, stored.dtype, part.rows, **where
-                )
+                weight.load_rows(str(stored.path), stored.offset, stored.nbytes, stored.dtype, part.rows, **where)
             elif stored.format == form.name:
                 load_planes(weight, stored, where)
             else:
@@ -362,9 +344,7 @@ class Linear(Module):
         weight = norm.weight if norm is not None else None
         if weight is not None and self.exact:
             x, weight = _C.rms_norm(x, weight, eps, dtype="f32"), None
-        y = self.weight(
-            x, norm=weight, eps=eps, activation=activation, residual=residual, dtype=dtype
-        )
+        y = self.weight(x, norm=weight, eps=eps, activation=activation, residual=residual, dtype=dtype)
         return self.seen(y)
 
     def embed(self, ids: _C.Tensor) -> _C.Tensor:
@@ -489,9 +469,7 @@ def load_planes(weight: _C.Linear, stored: QuantizedTensor, where: dict[str, int
             scale *= np.float32(stored.global_scale)
         weight.set_plane("scale", np.ascontiguousarray(scale), "f32", rows, **where)
     else:
-        weight.set_plane(
-            "scale", np.ascontiguousarray(stored.read_scale()).view(np.uint8), "u8", rows, **where
-        )
+        weight.set_plane("scale", np.ascontiguousarray(stored.read_scale()).view(np.uint8), "u8", rows, **where)
     zero = stored.read_zero()
     if zero is not None:
         weight.set_plane("zero", np.ascontiguousarray(zero), "u8", rows, **where)
@@ -500,9 +478,7 @@ def load_planes(weight: _C.Linear, stored: QuantizedTensor, where: dict[str, int
 def fill(weight: _C.Linear, rows: int, where: dict[str, int]) -> None:
     """Random rows, for measuring without a checkpoint: one block of normal numbers, repeated."""
     block = max(1, min(rows, BLOCK_BYTES // (2 * weight.k)))
-    numbers = np.random.default_rng(0).standard_normal((block, weight.k), np.float32) * np.float32(
-        0.02
-    )
+    numbers = np.random.default_rng(0).standard_normal((block, weight.k), np.float32) * np.float32(0.02)
     half = numbers.astype(np.float16)
     for first in range(0, rows, block):
         count = min(block, rows - first)
@@ -517,28 +493,24 @@ def peak(stored: TensorInfo | QuantizedTensor | None) -> float:
     if isinstance(stored, QuantizedTensor):
         return float(np.abs(stored.dequantize()).max())
     # The magnitudes of floats order like the integers of their bits.
-    word, mask = (np.uint32, 0x7FFFFFFF) if stored.dtype == "f32" else (np.uint16, 0x7FFF)
-    most: Any = word(0)
+    wide = stored.dtype == "f32"
+    most = 0
     with open_file(stored.path) as file:
         file.seek(stored.offset)
         left = stored.nbytes
         while left:
             data = file.read(min(left, BLOCK_BYTES))
-            if not data:
-                raise ModelFormatError(
-                    f"{stored.path.name}: cut short while {show(stored.name)} was read"
-                )
+            if not data or (len(data) % 4 and len(data) < left):
+                raise ModelFormatError(f"{stored.path.name}: cut short while {show(stored.name)} was read")
             left -= len(data)
-            most = max(
-                most,
-                (
-                    np.frombuffer(data[: len(data) // word().itemsize * word().itemsize], word)
-                    & mask
-                ).max(),
-            )
-    if stored.dtype == "bf16":
-        return float((np.uint32(most) << np.uint32(16)).view(np.float32))
-    return float(most.view(np.float32 if stored.dtype == "f32" else np.float16))
+            if wide:
+                found = int((np.frombuffer(data, np.uint32) & np.uint32(0x7FFFFFFF)).max())
+            else:
+                found = int((np.frombuffer(data, np.uint16) & np.uint16(0x7FFF)).max())
+            most = max(most, found)
+    if stored.dtype == "f16":
+        return float(np.uint16(most).view(np.float16))
+    return float(np.uint32(most if wide else most << 16).view(np.float32))
 
 
 def _kind_of(stored: TensorInfo | QuantizedTensor | None) -> str:

@@ -79,9 +79,7 @@ class Layer(Module):
         qkv = self.qkv(h, norm=self.input_norm, eps=self.eps, dtype=run.dtype)
         a = self.attention(qkv, run)
         h = self.o(a, residual=h)
-        m = self.gate_up(
-            h, norm=self.mlp_norm, eps=self.eps, activation=self.activation, dtype=run.dtype
-        )
+        m = self.gate_up(h, norm=self.mlp_norm, eps=self.eps, activation=self.activation, dtype=run.dtype)
         h = self.down(m, residual=h)
         return self.seen(h)
 
@@ -106,9 +104,7 @@ class Model(CausalLM):
             as_stored=not tied,
             kind="embedding",
         )
-        self.layers = [
-            self.layer(config, source, index, self.rope) for index in range(config.layers)
-        ]
+        self.layers = [self.layer(config, source, index, self.rope) for index in range(config.layers)]
         self.norm = Vector(source, "model.norm.weight", hidden)
         if tied:
             source.ignore("lm_head.weight")

@@ -1,19 +1,20 @@
-// One query row a slot, in one dispatch: norm + rope of q and k, cache write, attention over positions
-// 0 .. position of the row's slot (split over workgroups), combination.
+// One query row a slot, in one dispatch: norm + rope of q and k, cache write, attention over
+// positions 0 .. position of the row's slot (split over workgroups), combination.
 //
 //   qkv row -> q heads (shared, f32) --+
-//   qkv row -> k, v -> cache ----------+-> scores, online softmax, O of a chunk -> partial -> last arriver -> y
+//   qkv row -> k, v -> cache ----------+-> scores, softmax, O of a chunk -> partial -> last -> y
 //
-// Grid (chunks, kv_heads * blocks, rows). A workgroup owns a chunk of positions and up to GROUP of the q heads that
-// share a kv head. Its subgroups are TILES wide over the heads; those with equal heads deal out the positions: a team
-// of TEAM lanes takes KEYS rows at a time, a lane 8 elements of a row (UNITS times, where TEAM is less than
-// DIM / 8), so that a row of K and V is loaded once for the TILE heads of the subgroup.
-// The chunk length follows from the row's position: the active chunks share the positions evenly, whatever the
-// bound was that the grid was captured for. The workgroups of the chunk that holds the position rope k; they use k and v
-// from shared memory and the first block writes them to the cache. No other workgroup reads that row.
-// Scores are in base 2: q is multiplied by scale * log2(e).
-// Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; the split over workgroups is Dao et
-// al. 2023, "Flash-Decoding".
+// Grid (chunks, kv_heads * blocks, rows). A workgroup owns a chunk of positions and up to GROUP of
+// the q heads that share a kv head. Its subgroups are TILES wide over the heads; those with equal
+// heads deal out the positions: a team of TEAM lanes takes KEYS rows at a time, a lane 8 elements
+// of a row (UNITS times, where TEAM is less than DIM / 8), so that a row of K and V is loaded once
+// for the TILE heads of the subgroup. The chunk length follows from the row's position: the active
+// chunks share the positions evenly, whatever the bound was that the grid was captured for. The
+// workgroups of the chunk that holds the position rope k; they use k and v from shared memory and
+// the first block writes them to the cache. No other workgroup reads that row. Scores are in base
+// 2: q is multiplied by scale * log2(e).
+// Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; the split over
+// workgroups is Dao et al. 2023, "Flash-Decoding".
 #include "include/rope.glsl"
 
 layout(constant_id = 7) const uint OUT = ACT_F16;
@@ -38,9 +39,15 @@ const uint MERGE = PIPELINED ? 8 : 1; // chunks whose results are loaded at once
 const float LOG2_E = 1.4426950408889634;
 
 // A chunk's result: GROUP * DIM / 2 pairs of O, then (maximum, sum) of each head.
-layout(buffer_reference, scalar, buffer_reference_align = 8) nonprivate buffer BufPartial { vec2 v[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 16) nonprivate buffer BufPartial4 { vec4 v[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 4) nonprivate buffer BufCount { uint v[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 8) nonprivate buffer BufPartial {
+    vec2 v[];
+};
+layout(buffer_reference, scalar, buffer_reference_align = 16) nonprivate buffer BufPartial4 {
+    vec4 v[];
+};
+layout(buffer_reference, scalar, buffer_reference_align = 4) nonprivate buffer BufCount {
+    uint v[];
+};
 
 shared float work[WORK];
 shared vec2 stats[SUBGROUPS * TILE]; // maximum and sum of each subgroup's heads
@@ -48,14 +55,25 @@ shared float raw[DIM];               // k of this position ...
 shared uvec4 fresh[4 * HEAD_UNITS];  // ... and, with v, as the cache holds it: a and b of each unit
 shared uint ticket;
 
+// Where element e of head h lies in shared memory: lanes that hold successive units meet different
+// banks.
+uint work_at(uint h, uint e) { return h * DIM + e % 8 * HEAD_UNITS + e / 8; }
+
+// Elements i and i + 1 of y, i even.
 void write_pair(uvec2 y, uint i, vec2 x)
 {
-    store_bits(y, i, OUT, floatBitsToUint(x.x));
-    store_bits(y, i + 1, OUT, floatBitsToUint(x.y));
+    uvec2 bits = floatBitsToUint(x);
+    if (OUT == ACT_F32)
+        BufU32x2(y).v[i / 2] = bits;
+    else if (OUT == ACT_F16)
+        BufU32(y).v[i / 2] = f16_round(bits.x) | f16_round(bits.y) << 16;
+    else
+        BufU32(y).v[i / 2] = bf16_round(bits.x) | bf16_round(bits.y) << 16;
 }
 
 // What the chunks first, first + step ... give for elements 4 i .. 4 i + 3: O, maximum, sum.
-void merge(uvec2 partials, uint busy, uint i, uint first, uint step, out vec4 o, out float highest, out float sum)
+void merge(uvec2 partials, uint busy, uint i, uint first, uint step, out vec4 o, out float highest,
+           out float sum)
 {
     o = vec4(0.0);
     highest = LOWEST;
@@ -85,8 +103,8 @@ void merge(uvec2 partials, uint busy, uint i, uint first, uint step, out vec4 o,
 
 void write_quad(uvec2 y, uint i, vec4 x)
 {
-    [[unroll]] for (uint j = 0; j < 4; j++)
-        store_bits(y, i + j, OUT, floatBitsToUint(x[j]));
+    write_pair(y, i, x.xy);
+    write_pair(y, i + 2, x.zw);
 }
 
 float team_max4(float x)
@@ -104,12 +122,14 @@ void main()
     uvec2 y = address_at(p.y, row, p.heads * DIM * (OUT == ACT_F32 ? 4 : 2));
 
     if (!kv_valid(in_slot, at)) {
-        for (uint i = gl_LocalInvocationIndex; chunk == 0 && i < heads * DIM / 2; i += gl_WorkGroupSize.x)
+        uint pairs = chunk == 0 ? heads * DIM / 2 : 0;
+        for (uint i = gl_LocalInvocationIndex; i < pairs; i += gl_WorkGroupSize.x)
             write_pair(y, first_head * DIM + 2 * i, vec2(0.0));
         return;
     }
     uint position = uint(at), slot = uint(in_slot), count = position + 1;
-    uint chunk_length = ((count + p.chunks - 1) / p.chunks + CHUNK_STEP - 1) / CHUNK_STEP * CHUNK_STEP;
+    uint share_of_it = (count + p.chunks - 1) / p.chunks;
+    uint chunk_length = (share_of_it + CHUNK_STEP - 1) / CHUNK_STEP * CHUNK_STEP;
     uint busy = (count + chunk_length - 1) / chunk_length;
     if (chunk >= busy)
         return;
@@ -118,27 +138,28 @@ void main()
 
     uint part = gl_SubgroupInvocationID % TEAM, team = gl_SubgroupInvocationID / TEAM;
     uint teams = gl_SubgroupSize / TEAM;
-    uint tile = gl_SubgroupID % TILES, stream = gl_SubgroupID / TILES, streams = gl_NumSubgroups / TILES;
-    uint stride = streams * teams * KEYS;                 // positions that the workgroup takes in a turn
-    uint key0 = first + (stream * teams + team) * KEYS;   // this team's, in the first turn
+    uint tile = gl_SubgroupID % TILES, stream = gl_SubgroupID / TILES;
+    uint streams = gl_NumSubgroups / TILES;
+    uint stride = streams * teams * KEYS;               // positions a turn of the workgroup
+    uint key0 = first + (stream * teams + team) * KEYS; // this team's, in the first turn
     KvUnit k[KEYS * UNITS], v[KEYS * UNITS];
 
-    // The next KEYS rows of the team. What must not be read becomes zeros, for it may be NaN, and 0 * NaN would
-    // spoil the sum.
-#define LOAD(units, cache)                                                                                \
-    [[unroll]] for (uint i = 0; i < KEYS; i++)                                                            \
-        [[unroll]] for (uint u = 0; u < UNITS; u++) {                                                     \
-            uint key = key0 + i, unit = part + u * TEAM;                                                  \
-            units[i * UNITS + u] = kv_zero();                                                             \
-            if (key < min(last, position) && unit < HEAD_UNITS)                                           \
-                units[i * UNITS + u] = kv_load(cache, kv_unit(slot, key, kv_head) + unit);                \
+    // The next KEYS rows of the team. What must not be read becomes zeros, for it may be NaN, and 0
+    // * NaN would spoil the sum.
+#define LOAD(units, cache)                                                                         \
+    [[unroll]] for (uint i = 0; i < KEYS; i++)                                                     \
+        [[unroll]] for (uint u = 0; u < UNITS; u++) {                                              \
+            uint key = key0 + i, unit = part + u * TEAM;                                           \
+            units[i * UNITS + u] = kv_zero();                                                      \
+            if (key < min(last, position) && unit < HEAD_UNITS)                                    \
+                units[i * UNITS + u] = kv_load(cache, kv_unit(slot, key, kv_head) + unit);         \
         }
-#define TAKE_FRESH(units, half_row)                                                                       \
-    [[unroll]] for (uint i = 0; i < KEYS; i++)                                                            \
-        [[unroll]] for (uint u = 0; u < UNITS; u++)                                                       \
-            if (holds_fresh && key0 + i == position && part + u * TEAM < HEAD_UNITS) {                    \
-                uint at_unit = 2 * (half_row * HEAD_UNITS + part + u * TEAM);                             \
-                units[i * UNITS + u] = KvUnit(fresh[at_unit], fresh[at_unit + 1]);                        \
+#define TAKE_FRESH(units, half_row)                                                                \
+    [[unroll]] for (uint i = 0; i < KEYS; i++)                                                     \
+        [[unroll]] for (uint u = 0; u < UNITS; u++)                                                \
+            if (holds_fresh && key0 + i == position && part + u * TEAM < HEAD_UNITS) {             \
+                uint at_unit = 2 * (half_row * HEAD_UNITS + part + u * TEAM);                      \
+                units[i * UNITS + u] = KvUnit(fresh[at_unit], fresh[at_unit + 1]);                 \
             }
     // The first loads go out before q is ready.
     if (PIPELINED) {
@@ -146,7 +167,8 @@ void main()
         LOAD(v, p.cache_v)
     }
 
-    // One head a subgroup: q to shared memory; k and v, by who holds this position, to the cache as well.
+    // One head a subgroup: q to shared memory; k and v, by who holds this position, to the cache as
+    // well.
     uvec2 qkv = rope_row(row);
     for (uint h = gl_SubgroupID; h < heads + (holds_fresh ? 2 : 0); h += gl_NumSubgroups) {
         bool is_q = h < heads, is_k = h == heads;
@@ -158,8 +180,8 @@ void main()
                 uvec2 pair = rope_pair(i);
                 vec2 x = rope_rotate(qkv, head, i, rope_turn(at, i), factor, weight) * multiply;
                 if (is_q) {
-                    work[h * DIM + pair.x] = x.x;
-                    work[h * DIM + pair.y] = x.y;
+                    work[work_at(h, pair.x)] = x.x;
+                    work[work_at(h, pair.y)] = x.y;
                 } else {
                     raw[pair.x] = x.x;
                     raw[pair.y] = x.y;
@@ -172,12 +194,14 @@ void main()
             for (uint unit = gl_SubgroupInvocationID; unit < HEAD_UNITS; unit += gl_SubgroupSize) {
                 uint bits[8], to = 2 * (unit + (is_k ? 0 : HEAD_UNITS));
                 [[unroll]] for (uint j = 0; j < 8; j++)
-                    bits[j] = kv_bits(is_k ? raw[8 * unit + j] : load_act(qkv, head + 8 * unit + j, QKV));
+                    bits[j] = kv_bits(is_k ? raw[8 * unit + j]
+                                           : load_act(qkv, head + 8 * unit + j, QKV));
                 KvUnit packed = kv_pack(bits);
                 fresh[to] = packed.a;
                 fresh[to + 1] = packed.b;
                 if (block == 0)
-                    kv_store(is_k ? p.cache_k : p.cache_v, kv_unit(slot, position, kv_head) + unit, packed);
+                    kv_store(is_k ? p.cache_k : p.cache_v,
+                             kv_unit(slot, position, kv_head) + unit, packed);
             }
         }
     }
@@ -189,11 +213,12 @@ void main()
         m[h] = LOWEST;
         l[h] = 0.0;
         [[unroll]] for (uint u = 0; u < 2 * UNITS; u++) {
-            uint element = (part + u / 2 * TEAM) * 8 + u % 2 * 4, from = (tile * TILE + h) * DIM + element;
+            uint head = tile * TILE + h, element = (part + u / 2 * TEAM) * 8 + u % 2 * 4;
             o[h * 2 * UNITS + u] = vec4(0.0);
             q[h * 2 * UNITS + u] = vec4(0.0);
-            if (tile * TILE + h < heads && element < DIM)
-                q[h * 2 * UNITS + u] = vec4(work[from], work[from + 1], work[from + 2], work[from + 3]);
+            if (head < heads && element < DIM)
+                [[unroll]] for (uint j = 0; j < 4; j++)
+                    q[h * 2 * UNITS + u][j] = work[work_at(head, element + j)];
         }
     }
 
@@ -212,7 +237,8 @@ void main()
                 [[unroll]] for (uint u = 0; u < UNITS; u++) {
                     vec4 low = kv_low(k[i * UNITS + u]), high = kv_high(k[i * UNITS + u]);
                     [[unroll]] for (uint h = 0; h < TILE; h++)
-                        s[h * KEYS + i] += dot(low, q[(h * UNITS + u) * 2]) + dot(high, q[(h * UNITS + u) * 2 + 1]);
+                        s[h * KEYS + i] += dot(low, q[(h * UNITS + u) * 2]) +
+                                           dot(high, q[(h * UNITS + u) * 2 + 1]);
                 }
             uint mine = key0 + (part & 3), from = gl_SubgroupInvocationID & ~3u;
             bool odd = (part & 1) != 0, upper = (part & 2) != 0;
@@ -278,15 +304,19 @@ void main()
                 uint element = (part + u / 2 * TEAM) * 8 + u % 2 * 4;
                 if (element < DIM)
                     [[unroll]] for (uint j = 0; j < 4; j++)
-                        work[(gl_SubgroupID * TILE + h) * DIM + element + j] = o[h * 2 * UNITS + u][j];
+                        work[work_at(gl_SubgroupID * TILE + h, element + j)] =
+                            o[h * 2 * UNITS + u][j];
             }
         }
     barrier();
     uint group = row * gl_NumWorkGroups.y + gl_WorkGroupID.y;
-    uvec2 partials = address_at(address_at(p.partial, COUNTERS, 4), group * p.chunks, PARTIAL_BYTES);
+    uvec2 partials = address_at(p.partial, COUNTERS, 4);
+    partials = address_at(partials, group * p.chunks, PARTIAL_BYTES);
     BufPartial partial = BufPartial(address_at(partials, chunk, PARTIAL_BYTES));
     for (uint i = gl_LocalInvocationIndex; i < heads * DIM / 2; i += gl_WorkGroupSize.x) {
-        uint h = 2 * i / DIM, element = 2 * i % DIM;
+        uint h = 2 * i / DIM, rest = i % (DIM / 2);
+        // Successive lanes take successive units.
+        uint element = rest % HEAD_UNITS * 8 + rest / HEAD_UNITS * 2;
         float highest = LOWEST, sum = 0.0;
         vec2 value = vec2(0.0);
         for (uint n = 0; n < streams; n++)
@@ -295,12 +325,13 @@ void main()
             uint at_head = n * TILES * TILE + h;
             float shrink = exp2(stats[at_head].x - highest);
             sum += stats[at_head].y * shrink;
-            value += vec2(work[at_head * DIM + element], work[at_head * DIM + element + 1]) * shrink;
+            value += shrink * vec2(work[work_at(at_head, element)],
+                                   work[work_at(at_head, element + 1)]);
         }
         if (busy == 1) {
-            write_pair(y, first_head * DIM + 2 * i, value / sum);
+            write_pair(y, (first_head + h) * DIM + element, value / sum);
         } else {
-            partial.v[i] = value;
+            partial.v[(h * DIM + element) / 2] = value;
             if (element == 0)
                 partial.v[GROUP * DIM / 2 + h] = vec2(highest, sum);
         }
@@ -309,15 +340,19 @@ void main()
         return;
 
     // The last to arrive combines, always in the same order.
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
+    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer,
+                  gl_SemanticsRelease | gl_SemanticsMakeAvailable);
     barrier();
     if (gl_LocalInvocationIndex == 0)
-        ticket = atomicAdd(BufCount(p.partial).v[group], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
-                           gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
+        ticket = atomicAdd(BufCount(p.partial).v[group], 1u, gl_ScopeDevice,
+                           gl_StorageSemanticsBuffer,
+                           gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable |
+                               gl_SemanticsMakeVisible);
     barrier();
     if (ticket != busy - 1)
         return;
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
+    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer,
+                  gl_SemanticsAcquire | gl_SemanticsMakeVisible);
     if (gl_LocalInvocationIndex == 0)
         BufCount(p.partial).v[group] = 0; // for the next dispatch
     uint quads = heads * DIM / 4, shares = gl_WorkGroupSize.x / quads;
@@ -342,7 +377,8 @@ void main()
         return;
     for (uint n = 1; n < shares; n++) {
         uint from = 6 * (n * quads + i);
-        float top = max(highest, work[from + 4]), a = exp2(highest - top), b = exp2(work[from + 4] - top);
+        float top = max(highest, work[from + 4]);
+        float a = exp2(highest - top), b = exp2(work[from + 4] - top);
         sum_o = a * sum_o + b * vec4(work[from], work[from + 1], work[from + 2], work[from + 3]);
         sum = a * sum + b * work[from + 5];
         highest = top;

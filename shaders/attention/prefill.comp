@@ -1,16 +1,19 @@
 // Causal attention of consecutive rows of one slot, after rope.comp: y = softmax(q K^T * scale) V.
-// p.qkv is the rotated q here, (rows, heads * DIM) f32; K and V are in the cache, this call's rows included.
+// p.qkv is the rotated q here, (rows, heads * DIM) f32; K and V are in the cache, this call's rows
+// included.
 //
-// Query lines are (row, head) pairs: line n of a kv head is row n / RATIO, head n % RATIO of those that share it. A
-// workgroup owns LINES = 4 * ROWS_Y lines and walks over the cache in tiles of KEYS = 4 * LANES_X rows:
+// Query lines are (row, head) pairs: line n of a kv head is row n / RATIO, head n % RATIO of those
+// that share it. A workgroup owns LINES = 4 * ROWS_Y lines and walks over the cache in tiles of
+// KEYS = 4 * LANES_X rows:
 //
-//                 KEYS (lane x: keys x, x + LANES_X, ..)          DIM (lane x: groups x, x + LANES_X, ..)
+//           KEYS (lane x: keys x, x + LANES_X ..)         DIM (lane x: groups x, x + LANES_X ..)
 //   lines   +-----------------------+                     lines  +-----------------------+
 //   (lane y:| 4 x 4 scores a lane   |  -- exp2, f16 -->   (same  | 4 lines x GROUPS x 4  |
 //   4y..4y+3)-----------------------+     in shared        lane) +-----------------------+
 //
-// Shared memory holds the q lines, one tile that is K and then V, and the weights; maxima and sums of a
-// line live in its LANES_X lanes. Grid (line tiles, kv_heads); the last tiles, which are the longest, start first.
+// Shared memory holds the q lines, one tile that is K and then V, and the weights; maxima and sums
+// of a line live in its LANES_X lanes. Grid (line tiles, kv_heads); the last tiles, which are the
+// longest, start first.
 // Source: Dao 2023, "FlashAttention-2", algorithm 1.
 #include "include/kv.glsl"
 
@@ -38,38 +41,38 @@ shared int line_position[LINES]; // -1: idle
 shared int tile_slot, tile_last; // slot of the rows; last position of any of them
 
 // Four values of shared memory, f16 or f32 as the cache is.
-#define GET4(array, i)                                                                                    \
-    (CACHE == ACT_F32 ? uintBitsToFloat(uvec4(array[i], array[(i) + PAIR - 1]))                           \
+#define GET4(array, i)                                                                             \
+    (CACHE == ACT_F32 ? uintBitsToFloat(uvec4(array[i], array[(i) + PAIR - 1]))                    \
                       : vec4(unpackHalf2x16(array[i].x), unpackHalf2x16(array[i].y)))
-#define PUT4(array, i, value)                                                                             \
-    if (CACHE == ACT_F32) {                                                                               \
-        array[i] = floatBitsToUint((value).xy);                                                           \
-        array[(i) + PAIR - 1] = floatBitsToUint((value).zw);                                              \
-    } else {                                                                                              \
-        array[i] = uvec2(packHalf2x16((value).xy), packHalf2x16((value).zw));                             \
+#define PUT4(array, i, value)                                                                      \
+    if (CACHE == ACT_F32) {                                                                        \
+        array[i] = floatBitsToUint((value).xy);                                                    \
+        array[(i) + PAIR - 1] = floatBitsToUint((value).zw);                                       \
+    } else {                                                                                       \
+        array[i] = uvec2(packHalf2x16((value).xy), packHalf2x16((value).zw));                      \
     }
 
 // Units of rows first .. first + KEYS - 1; zeros from `end` on, where the cache may hold anything.
-#define LOAD_TILE(cache, first, end)                                                                      \
-    [[unroll]] for (uint n = 0; n < TILE_UNITS; n++) {                                                    \
-        uint at = gl_LocalInvocationIndex + n * (LANES_X * ROWS_Y);                                       \
-        uint key = (first) + at / HEAD_UNITS;                                                             \
-        units[n] = kv_zero();                                                                             \
-        if (at < KEYS * HEAD_UNITS && key < (end))                                                        \
-            units[n] = kv_load(cache, kv_unit(slot, key, kv_head) + at % HEAD_UNITS);                     \
+#define LOAD_TILE(cache, first, end)                                                               \
+    [[unroll]] for (uint n = 0; n < TILE_UNITS; n++) {                                             \
+        uint at = gl_LocalInvocationIndex + n * (LANES_X * ROWS_Y);                                \
+        uint key = (first) + at / HEAD_UNITS;                                                      \
+        units[n] = kv_zero();                                                                      \
+        if (at < KEYS * HEAD_UNITS && key < (end))                                                 \
+            units[n] = kv_load(cache, kv_unit(slot, key, kv_head) + at % HEAD_UNITS);              \
     }
-#define STORE_TILE()                                                                                      \
-    [[unroll]] for (uint n = 0; n < TILE_UNITS; n++) {                                                    \
-        uint at = gl_LocalInvocationIndex + n * (LANES_X * ROWS_Y);                                       \
-        uint to = at / HEAD_UNITS * LINE_STRIDE + at % HEAD_UNITS * 2 * PAIR;                             \
-        if (at < KEYS * HEAD_UNITS) {                                                                     \
-            kv_tile[to] = units[n].a.xy;                                                                  \
-            kv_tile[to + 1] = units[n].a.zw;                                                              \
-            if (CACHE == ACT_F32) {                                                                       \
-                kv_tile[to + 2] = units[n].b.xy;                                                          \
-                kv_tile[to + 3] = units[n].b.zw;                                                          \
-            }                                                                                             \
-        }                                                                                                 \
+#define STORE_TILE()                                                                               \
+    [[unroll]] for (uint n = 0; n < TILE_UNITS; n++) {                                             \
+        uint at = gl_LocalInvocationIndex + n * (LANES_X * ROWS_Y);                                \
+        uint to = at / HEAD_UNITS * LINE_STRIDE + at % HEAD_UNITS * 2 * PAIR;                      \
+        if (at < KEYS * HEAD_UNITS) {                                                              \
+            kv_tile[to] = units[n].a.xy;                                                           \
+            kv_tile[to + 1] = units[n].a.zw;                                                       \
+            if (CACHE == ACT_F32) {                                                                \
+                kv_tile[to + 2] = units[n].b.xy;                                                   \
+                kv_tile[to + 3] = units[n].b.zw;                                                   \
+            }                                                                                      \
+        }                                                                                          \
     }
 
 void main()
@@ -97,7 +100,8 @@ void main()
     for (uint n = gl_LocalInvocationIndex; n < LINES * DIM_GROUPS; n += gl_WorkGroupSize.x) {
         uint line = n / DIM_GROUPS, group = n % DIM_GROUPS, at = min(line0 + line, lines - 1);
         uvec2 q_row = address_at(p.qkv, at / RATIO, p.heads * DIM * 4);
-        vec4 q = load_act4(q_row, (kv_head * RATIO + at % RATIO) * DIM + group * 4, ACT_F32) * (p.scale * LOG2_E);
+        uint element = (kv_head * RATIO + at % RATIO) * DIM + group * 4;
+        vec4 q = load_act4(q_row, element, ACT_F32) * (p.scale * LOG2_E);
         PUT4(q_lines, line * LINE_STRIDE + group * PAIR, q)
     }
     barrier();
@@ -138,12 +142,14 @@ void main()
             float highest = LOWEST;
             vec4 w;
             [[unroll]] for (uint j = 0; j < 4; j++)
-                highest = max(highest, int(first + x + j * LANES_X) <= position[i] ? s[4 * i + j] : LOWEST);
+                if (int(first + x + j * LANES_X) <= position[i])
+                    highest = max(highest, s[4 * i + j]);
             [[unroll]] for (uint mask = 1; mask < LANES_X; mask *= 2)
                 highest = max(highest, subgroupShuffleXor(highest, mask));
             highest = max(highest, m[i]);
             [[unroll]] for (uint j = 0; j < 4; j++)
-                w[j] = int(first + x + j * LANES_X) <= position[i] ? exp2(s[4 * i + j] - highest) : 0.0;
+                w[j] = int(first + x + j * LANES_X) <= position[i] ? exp2(s[4 * i + j] - highest)
+                                                                   : 0.0;
             float shrink = exp2(m[i] - highest);
             m[i] = highest;
             l[i] = l[i] * shrink + w.x + w.y + w.z + w.w; // of this lane's keys

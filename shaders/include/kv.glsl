@@ -1,6 +1,6 @@
-// The KV cache of one layer: K and V are (slots, context, kv_heads, DIM), f16 or f32. Every access goes
-// through kv_row, so that a page table has one place to enter. Rows are reached in units of 8 elements,
-// because DIM is a multiple of 8 and 16 bytes are the widest load.
+// The KV cache of one layer: K and V are (slots, context, kv_heads, DIM), f16 or f32. Every access
+// goes through kv_row, so that a page table has one place to enter. Rows are reached in units of 8
+// elements, because DIM is a multiple of 8 and 16 bytes are the widest load.
 #include "include/address.glsl"
 #include "include/convert.glsl"
 
@@ -53,16 +53,19 @@ void kv_store(uvec2 cache, uint unit, KvUnit u)
 // Elements 0..3 and 4..7 of a unit.
 vec4 kv_low(KvUnit u)
 {
-    return CACHE == ACT_F32 ? uintBitsToFloat(u.a) : vec4(unpackHalf2x16(u.a.x), unpackHalf2x16(u.a.y));
+    return CACHE == ACT_F32 ? uintBitsToFloat(u.a)
+                            : vec4(unpackHalf2x16(u.a.x), unpackHalf2x16(u.a.y));
 }
 
 vec4 kv_high(KvUnit u)
 {
-    return CACHE == ACT_F32 ? uintBitsToFloat(u.b) : vec4(unpackHalf2x16(u.a.z), unpackHalf2x16(u.a.w));
+    return CACHE == ACT_F32 ? uintBitsToFloat(u.b)
+                            : vec4(unpackHalf2x16(u.a.z), unpackHalf2x16(u.a.w));
 }
 
-// What the cache holds of x: finite values beyond f16 become its largest, for one such element in an
-// otherwise sound row must not turn all later scores into NaN. NaN and infinity stay: they are errors to show.
+// What the cache holds of x: finite values beyond f16 become its largest, for one such element in
+// an otherwise sound row must not turn all later scores into NaN. NaN and infinity stay: they are
+// errors to show.
 uint kv_bits(float x)
 {
     uint bits = floatBitsToUint(x), magnitude = bits & 0x7fffffffu;
@@ -76,7 +79,8 @@ uint kv_bits(float x)
 KvUnit kv_pack(uint bits[8])
 {
     if (CACHE == ACT_F32)
-        return KvUnit(uvec4(bits[0], bits[1], bits[2], bits[3]), uvec4(bits[4], bits[5], bits[6], bits[7]));
+        return KvUnit(uvec4(bits[0], bits[1], bits[2], bits[3]),
+                      uvec4(bits[4], bits[5], bits[6], bits[7]));
     return KvUnit(uvec4(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16, bits[4] | bits[5] << 16,
                         bits[6] | bits[7] << 16), uvec4(0));
 }

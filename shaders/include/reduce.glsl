@@ -1,7 +1,8 @@
 // Sums over a workgroup, in an order that depends on the subgroup size only.
 shared float reduce_scratch[256];
 
-// The sum of x over all invocations, for all of them. Every invocation must call; at most 256 subgroups.
+// The sum of x over all invocations, for all of them. Every invocation must call; at most 256
+// subgroups.
 float workgroup_add(float x)
 {
     x = subgroupAdd(x);

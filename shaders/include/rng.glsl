@@ -1,6 +1,6 @@
-// Philox4x32-10, a counter-based generator: the same key and counter give the same words on every device,
-// so a draw needs no state but its number. Source: Salmon et al., "Parallel random numbers: as easy as
-// 1, 2, 3", SC 2011, table 2 and section 4.3.
+// Philox4x32-10, a counter-based generator: the same key and counter give the same words on every
+// device, so a draw needs no state but its number. Source: Salmon et al., "Parallel random numbers:
+// as easy as 1, 2, 3", SC 2011, table 2 and section 4.3.
 uvec4 philox4x32(uvec4 counter, uvec2 key)
 {
     for (uint round = 0u; round < 10u; round++) {

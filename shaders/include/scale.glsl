@@ -20,16 +20,27 @@ float scale_e4m3(uint code)
     return (code & 0x80u) != 0u ? -a : a;
 }
 
-float load_scale(uvec2 address, uint i, uint type)
+// The stored bits, and what they mean: kernels load the bits long before they need the value.
+uint load_scale_bits(uvec2 address, uint i, uint type)
 {
     if (type == SCALE_NONE)
-        return 1.0;
+        return 0;
     if (type == SCALE_F32)
-        return BufF32(address).v[i];
-    if (type == SCALE_F16)
-        return half_to_float(uint(BufU16(address).v[i]));
-    uint code = uint(BufU8(address).v[i]);
-    return type == SCALE_E8M0 ? scale_e8m0(code) : scale_e4m3(code);
+        return BufU32(address).v[i];
+    return type == SCALE_F16 ? uint(BufU16(address).v[i]) : uint(BufU8(address).v[i]);
 }
+
+float scale_value(uint bits, uint type)
+{
+    switch (type) {
+    case SCALE_F32: return uintBitsToFloat(bits);
+    case SCALE_F16: return half_to_float(bits);
+    case SCALE_E8M0: return scale_e8m0(bits);
+    case SCALE_E4M3: return scale_e4m3(bits);
+    default: return 1.0;
+    }
+}
+
+float load_scale(uvec2 address, uint i, uint type) { return scale_value(load_scale_bits(address, i, type), type); }
 
 float load_zero(uvec2 address, uint i) { return float(BufU8(address).v[i]); }

@@ -1,9 +1,9 @@
 // y (m, n) = epilogue(x (m, k) . W (n, k)^T) on KHR cooperative matrices: f16 operands, f32 sums.
 //
-// A workgroup of 8 subgroups of 32 owns 128 rows x BN columns of y and walks k in steps of 32. While the matrix
+// A workgroup of 8 subgroups of 32 owns BM rows x BN columns of y and walks k in steps of 32. While the matrix
 // units work on the step in shared memory, every thread has the loads of the next one in flight in registers;
-// weights are decoded on their way to shared memory. Subgroup s owns 64 rows x BN / 4 columns: rows (s % 2) * 64..,
-// columns (s / 2) * BN / 4.., as 4 x BN / 64 matrices of 16 x 16. Workgroup (x, y) = (tile of n, tile of m).
+// weights are decoded on their way to shared memory, so high tiles decode least. Subgroups stand in BM / 64 rows and
+// 512 / BM columns; each owns 64 rows as 4 x COLUMNS matrices of 16 x 16. Workgroup (x, y) = (tile of n, tile of m).
 #extension GL_KHR_cooperative_matrix : require
 
 layout(local_size_x_id = 0) in;
@@ -15,18 +15,20 @@ layout(constant_id = 5) const uint GROUP = 0;
 layout(constant_id = 6) const uint ACTIVATION = 0;
 layout(constant_id = 7) const uint BN = 128;     // 128 or 256
 layout(constant_id = 8) const uint BUFFERS = 2;  // tiles in shared memory: 2 saves a barrier a step
+layout(constant_id = 9) const uint BM = 128;     // 128 or 256
 
 layout(push_constant, scalar) uniform Push { mrl_push_matmul p; };
 #include "include/epilogue.glsl"
 
-#define BM 128
 #define BK 32
 #define PITCH (BK + 8)              // halves; the pad spreads rows over the banks
 #define ROWS 4
-#define X_TILE (BM * PITCH / 8)     // uvec4s
+const uint X_TILE = BM * PITCH / 8; // uvec4s
 const uint W_TILE = BN * PITCH / 8;
-const uint COLUMNS = BN / 64;
-const uint FETCH = BN / 128;        // sixteens of weights a thread fetches
+const uint COLUMNS = BM * BN / 8192;
+const uint X_FETCH = BM / 128;      // sixteens of x that a thread fetches
+const uint W_FETCH = BN / 128;      // and of weights
+const uint HEIGHT = BM / 64;        // subgroups above each other
 
 shared uvec4 tiles[BUFFERS * (X_TILE + W_TILE)]; // x and W of a step; later the sums
 
@@ -92,35 +94,35 @@ void main()
 {
     const uint t = gl_LocalInvocationIndex, m0 = gl_WorkGroupID.y * BM, n0 = gl_WorkGroupID.x * BN;
     const uint row = t / 2, part = (t % 2) * 16; // what this thread fetches of a step
-    const uint xm = min(m0 + row, p.m - 1), slot = (row * PITCH + part) / 8;
-    const uint sm = (gl_SubgroupID % 2) * 64, sn = (gl_SubgroupID / 2) * (BN / 4);
+    const uint slot = (row * PITCH + part) / 8;
+    const uint sm = gl_SubgroupID % HEIGHT * 64, sn = gl_SubgroupID / HEIGHT * (COLUMNS * 16);
     const uint steps = p.k_padded / BK;
     MatC acc[ROWS * COLUMNS];
-    uvec4 x0, x1;
-    Weights w[FETCH];
+    uvec4 x[2 * X_FETCH];
+    Weights w[W_FETCH];
 
     [[unroll]] for (uint i = 0; i < ROWS * COLUMNS; i++)
         acc[i] = MatC(0.0);
-    x0 = load_x8(xm, part);
-    x1 = load_x8(xm, part + 8);
-    [[unroll]] for (uint i = 0; i < FETCH; i++)
+    [[unroll]] for (uint i = 0; i < 2 * X_FETCH; i++)
+        x[i] = load_x8(min(m0 + row + i / 2 * 128, p.m - 1), part + i % 2 * 8);
+    [[unroll]] for (uint i = 0; i < W_FETCH; i++)
         w[i] = load_w16(min(n0 + row + i * 128, p.n - 1), part);
     for (uint step = 0; step < steps; step++) {
         const uint k = step * BK + part;
         const uint xt = BUFFERS == 2 ? (step & 1) * (X_TILE + W_TILE) : 0, wt = xt + X_TILE;
         if (BUFFERS == 1)
             barrier(); // the step before has been read
-        tiles[xt + slot] = x0;
-        tiles[xt + slot + 1] = x1;
-        [[unroll]] for (uint i = 0; i < FETCH; i++) {
+        [[unroll]] for (uint i = 0; i < 2 * X_FETCH; i++)
+            tiles[xt + slot + i / 2 * 128 * PITCH / 8 + i % 2] = x[i];
+        [[unroll]] for (uint i = 0; i < W_FETCH; i++) {
             tiles[wt + slot + i * 128 * PITCH / 8] = decode_w8(w[i], k, 0);
             tiles[wt + slot + i * 128 * PITCH / 8 + 1] = decode_w8(w[i], k, 1);
         }
         barrier();
         if (step + 1 < steps) {
-            x0 = load_x8(xm, k + BK);
-            x1 = load_x8(xm, k + BK + 8);
-            [[unroll]] for (uint i = 0; i < FETCH; i++)
+            [[unroll]] for (uint i = 0; i < 2 * X_FETCH; i++)
+                x[i] = load_x8(min(m0 + row + i / 2 * 128, p.m - 1), k + BK + i % 2 * 8);
+            [[unroll]] for (uint i = 0; i < W_FETCH; i++)
                 w[i] = load_w16(min(n0 + row + i * 128, p.n - 1), k + BK);
         }
         [[unroll]] for (uint i = 0; i < BK; i += 16) {

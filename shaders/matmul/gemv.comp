@@ -4,11 +4,10 @@
 //
 //   row r   | lane 0 | lane 1 | ... | lane 32*SPLIT-1 | lane 0 | ...      w[0], w[1] .. w[PREFETCH-1]
 //
-// The loads of the first PREFETCH units of every row are issued before x is looked at, so that memory works
-// while the workgroup normalises x and lays it out in shared memory as the format's pairs want it: piece c of
-// unit u at xs[c * units + u], so that neighbouring lanes read neighbouring 16 bytes. Where all of x fits (one
-// chunk), it is staged once and the workgroup walks on to further rows of W, whose loads are issued before the
-// sums of the last ones are reduced.
+// The loads of the first PREFETCH units of every row, and of their scales, are issued before x is looked at, so that
+// memory works while the workgroup normalises x and lays it out in shared memory as the format's pairs want it:
+// piece c of unit u at xs[c * units + u], so that neighbouring lanes read neighbouring 16 bytes. Where all of x
+// fits, it is staged once and the workgroup walks on to further rows of W.
 // 4-bit formats multiply in f16 and add at most 8 products a half before going to f32; x is staged times 2^-7,
 // which keeps such a sum in range for every finite f16 x. Wider formats convert and add in f32.
 // Loops before a barrier run equally often in all threads: llvmpipe of Mesa 22.3 loses subgroups otherwise.
@@ -27,6 +26,9 @@ layout(constant_id = 11) const uint GROUP = 0;
 layout(constant_id = 12) const uint ACTIVATION = 0;
 layout(constant_id = 13) const uint NORM = 0;
 layout(constant_id = 14) const uint K_PADDED = 0;  // 0: the pushed one
+layout(constant_id = 15) const uint ONCE = 0;      // 1: all of x is one chunk
+layout(constant_id = 16) const uint SCALES = 1;    // groups in a unit
+layout(constant_id = 17) const uint KEPT = 0;      // 1, 2: pieces of a normalised row that a thread keeps in registers
 
 layout(push_constant, scalar) uniform Push { mrl_push_matmul p; };
 #include "include/epilogue.glsl"
@@ -57,31 +59,9 @@ uint group_of(uint k) { return GROUP == 0 ? 0 : min(k / max(GROUP, 1), p.groups 
 
 uint k_padded() { return K_PADDED != 0 ? K_PADDED : p.k_padded; }
 
-// Mean square of every row of x over the whole workgroup -> factor[m].
-void norm_factors(inout float factor[M])
+// 1 / rms of every row from the sum of squares that this thread found; the whole workgroup takes part.
+void reduce_factors(inout float sum[M], out float factor[M])
 {
-    float sum[M];
-    [[unroll]] for (uint m = 0; m < M; m++)
-        sum[m] = 0.0;
-    if ((p.k & 3) == 0) {
-        for (uint base = 0; base < p.k; base += gl_WorkGroupSize.x * 4) {
-            const uint i = base + gl_LocalInvocationIndex * 4;
-            if (i < p.k)
-                [[unroll]] for (uint m = 0; m < M; m++) {
-                    vec4 v = load_act4(p.x, m * p.k + i, X_TYPE);
-                    sum[m] += dot(v, v);
-                }
-        }
-    } else {
-        for (uint base = 0; base < p.k; base += gl_WorkGroupSize.x) {
-            const uint i = base + gl_LocalInvocationIndex;
-            if (i < p.k)
-                [[unroll]] for (uint m = 0; m < M; m++) {
-                    float v = load_act(p.x, m * p.k + i, X_TYPE);
-                    sum[m] += v * v;
-                }
-        }
-    }
     [[unroll]] for (uint m = 0; m < M; m++) {
         sum[m] = subgroupAdd(sum[m]);
         if (subgroupElect())
@@ -96,52 +76,118 @@ void norm_factors(inout float factor[M])
     }
 }
 
-void load_piece(uint m, uint k, float factor, out float v[FMT_CHUNK])
+// Elements k .. of row m (zeros from p.k on), by fours where rows are aligned to them.
+void load_x(uint m, uint k, out float v[FMT_CHUNK])
 {
-    if ((p.k & 3) == 0 && k + FMT_CHUNK <= p.k) {
-        [[unroll]] for (uint i = 0; i < FMT_CHUNK; i += 4) {
-            vec4 x = load_act4(p.x, m * p.k + k + i, X_TYPE) * factor;
-            if (NORM != 0)
-                x *= BufF32x4(p.norm).v[(k + i) >> 2];
-            v[i] = x.x;
-            v[i + 1] = x.y;
-            v[i + 2] = x.z;
-            v[i + 3] = x.w;
-        }
-        return;
-    }
-    [[unroll]] for (uint i = 0; i < FMT_CHUNK; i++) {
-        v[i] = 0.0;
-        if (k + i < p.k) {
-            v[i] = load_act(p.x, m * p.k + k + i, X_TYPE) * factor;
-            if (NORM != 0)
-                v[i] *= BufF32(p.norm).v[k + i];
+    const bool fours = (p.k & 3) == 0 && k + FMT_CHUNK <= p.k;
+    [[unroll]] for (uint i = 0; i < FMT_CHUNK; i += 4) {
+        if (fours) {
+            vec4 x = load_act4(p.x, m * p.k + k + i, X_TYPE);
+            [[unroll]] for (uint j = 0; j < 4; j++)
+                v[i + j] = x[j];
+        } else {
+            [[unroll]] for (uint j = 0; j < 4; j++)
+                v[i + j] = k + i + j < p.k ? load_act(p.x, m * p.k + k + i + j, X_TYPE) : 0.0;
         }
     }
 }
 
+void load_norm(uint k, out float v[FMT_CHUNK])
+{
+    [[unroll]] for (uint i = 0; i < FMT_CHUNK; i++)
+        v[i] = 1.0;
+    if (NORM == 0)
+        return;
+    if (k + FMT_CHUNK <= p.k) {
+        [[unroll]] for (uint i = 0; i < FMT_CHUNK; i += 4) {
+            vec4 x = BufF32x4(p.norm).v[(k + i) >> 2];
+            [[unroll]] for (uint j = 0; j < 4; j++)
+                v[i + j] = x[j];
+        }
+    } else {
+        [[unroll]] for (uint i = 0; i < FMT_CHUNK; i++)
+            if (k + i < p.k)
+                v[i] = BufF32(p.norm).v[k + i];
+    }
+}
+
+// Piece i of row m to shared memory, times factor and, by element, norm.
+void store_piece(uint m, uint i, uint units, float factor, const float x[FMT_CHUNK], const float norm[FMT_CHUNK])
+{
+    const uint at = (m * PIECES + i % PIECES) * PIECE_WORDS * units + i / PIECES;
+    float v[FMT_CHUNK];
+    [[unroll]] for (uint j = 0; j < FMT_CHUNK; j++)
+        v[j] = x[j] * (factor * X_SCALE) * norm[j];
+#if MATH_F16
+    uvec4 word;
+    [[unroll]] for (uint j = 0; j < 4; j++)
+        word[j] = packHalf2x16(vec2(v[fmt_pair(j).x], v[fmt_pair(j).y]));
+    xs[at] = word;
+#else
+    [[unroll]] for (uint h = 0; h < PIECE_WORDS; h++)
+        xs[at + h * units] = floatBitsToUint(vec4(v[fmt_pair(2 * h).x], v[fmt_pair(2 * h).y],
+                                                  v[fmt_pair(2 * h + 1).x], v[fmt_pair(2 * h + 1).y]));
+#endif
+}
+
+float squares(const float v[FMT_CHUNK])
+{
+    float sum = 0.0;
+    [[unroll]] for (uint i = 0; i < FMT_CHUNK; i++)
+        sum = fma(v[i], v[i], sum);
+    return sum;
+}
+
+// Mean square of every row of x over the whole workgroup -> factor[m].
+void norm_factors(out float factor[M])
+{
+    float sum[M], v[FMT_CHUNK];
+    [[unroll]] for (uint m = 0; m < M; m++)
+        sum[m] = 0.0;
+    for (uint base = 0; base < p.k; base += gl_WorkGroupSize.x * FMT_CHUNK) {
+        const uint k = base + gl_LocalInvocationIndex * FMT_CHUNK;
+        if (k < p.k)
+            [[unroll]] for (uint m = 0; m < M; m++) {
+                load_x(m, k, v);
+                sum[m] += squares(v);
+            }
+    }
+    reduce_factors(sum, factor);
+}
+
 void stage(uint chunk, uint units, const float factor[M])
 {
+    float x[FMT_CHUNK], norm[FMT_CHUNK];
     for (uint base = 0; base < units * PIECES; base += gl_WorkGroupSize.x) {
-        const uint i = base + gl_LocalInvocationIndex, unit = i / PIECES, piece = i % PIECES;
+        const uint i = base + gl_LocalInvocationIndex;
         if (i >= units * PIECES)
             continue;
+        load_norm(chunk + i * FMT_CHUNK, norm);
         [[unroll]] for (uint m = 0; m < M; m++) {
-            float v[FMT_CHUNK];
-            load_piece(m, chunk + i * FMT_CHUNK, factor[m] * X_SCALE, v);
-            uint at = (m * PIECES + piece) * PIECE_WORDS * units + unit;
-#if MATH_F16
-            uvec4 word;
-            [[unroll]] for (uint j = 0; j < 4; j++)
-                word[j] = packHalf2x16(vec2(v[fmt_pair(j).x], v[fmt_pair(j).y]));
-            xs[at] = word;
-#else
-            [[unroll]] for (uint h = 0; h < PIECE_WORDS; h++)
-                xs[at + h * units] = floatBitsToUint(vec4(v[fmt_pair(2 * h).x], v[fmt_pair(2 * h).y],
-                                                          v[fmt_pair(2 * h + 1).x], v[fmt_pair(2 * h + 1).y]));
-#endif
+            load_x(m, chunk + i * FMT_CHUNK, x);
+            store_piece(m, i, units, factor[m], x, norm);
         }
     }
+}
+
+// One row of x, normalised, of which a thread has at most two pieces: they stay in registers between the two passes.
+void stage_normalised(uint units)
+{
+    const uint i = gl_LocalInvocationIndex, j = i + gl_WorkGroupSize.x;
+    float x0[FMT_CHUNK], x1[FMT_CHUNK], norm0[FMT_CHUNK], norm1[FMT_CHUNK], sum[M], factor[M];
+    load_x(0, i * FMT_CHUNK, x0);
+    load_norm(i * FMT_CHUNK, norm0);
+    sum[0] = squares(x0);
+    if (KEPT == 2) {
+        load_x(0, j * FMT_CHUNK, x1);
+        load_norm(j * FMT_CHUNK, norm1);
+        sum[0] += squares(x1);
+    }
+    reduce_factors(sum, factor);
+    if (i < units * PIECES)
+        store_piece(0, i, units, factor[0], x0, norm0);
+    if (KEPT == 2 && j < units * PIECES)
+        store_piece(0, j, units, factor[0], x1, norm1);
 }
 
 // Pairs of x that belong to piece `piece` of unit `unit` of the staged chunk.
@@ -172,65 +218,86 @@ void decode(uvec4 w, uint piece, float zero, out A2 v[FMT_CHUNK / 2])
     fmt_decode8(w, piece, v);
 }
 
-// Units base, base + lanes, ... of ROWS rows; clamped loads are never used.
-void load_units(uint row0, uint base, uint last, uint lanes, out uvec4 w[LOADS])
-{
-    const uint stride = k_padded() / FMT_UNIT;
-    [[unroll]] for (uint r = 0; r < ROWS; r++)
-        [[unroll]] for (uint i = 0; i < PREFETCH; i++)
-            w[r * PREFETCH + i] = fmt_load(BufU32x4(p.quant), min(row0 + r, p.n - 1) * stride + min(base + i * lanes, last - 1));
-}
+// What a lane has in flight: PREFETCH units of every row with their scales and zero points, as stored.
+// Arrays of fixed size, because glslang cannot return structs sized by constants; the tail is never touched.
+#define MAX_LOADS 16
+struct Batch {
+    uvec4 w[MAX_LOADS];
+    uint scale[MAX_LOADS * 2];
+    uint zero[MAX_LOADS * 2];
+};
 
-// acc += the products of one unit of every row with all rows of x.
-void multiply_unit(uint row0, uint unit, uint i, uint first, uint units, const uvec4 w[LOADS], inout float acc[SUMS])
+// Units base, base + lanes, ... of ROWS rows from row0; those from `last` on are never used.
+Batch load_batch(uint row0, uint base, uint last, uint lanes)
 {
-    const bool small = SCALE != SCALE_NONE && GROUP != 0 && GROUP < FMT_UNIT; // several groups in the unit
-    float scale[ROWS], zero[ROWS], sum[SUMS];
-#if CHAIN
-    A2 chain[SUMS];
-#endif
+    Batch batch;
+    const uint stride = k_padded() / FMT_UNIT;
     [[unroll]] for (uint r = 0; r < ROWS; r++) {
-        const uint at = min(row0 + r, p.n - 1) * p.groups + group_of(unit * FMT_UNIT);
-        scale[r] = SCALE == SCALE_NONE || GROUP == 0 || small ? 1.0 : load_scale(p.scale, at, SCALE);
-        zero[r] = ZERO == 0 ? 0.0 : load_zero(p.zero, at);
-    }
-    [[unroll]] for (uint j = 0; j < ROWS * M; j++)
-        sum[j] = 0.0;
-    [[unroll]] for (uint piece = 0; piece < PIECES; piece++) {
-        A2 x[FMT_CHUNK / 2], v[ROWS * FMT_CHUNK / 2];
-        float part_scale[ROWS];
-        [[unroll]] for (uint r = 0; r < ROWS; r++) {
-            A2 d[FMT_CHUNK / 2];
-            const uint at = min(row0 + r, p.n - 1) * p.groups + group_of(unit * FMT_UNIT + piece * FMT_CHUNK);
-            decode(w[r * PREFETCH + i], piece, small && ZERO != 0 ? load_zero(p.zero, at) : zero[r], d);
-            [[unroll]] for (uint j = 0; j < FMT_CHUNK / 2; j++)
-                v[r * (FMT_CHUNK / 2) + j] = d[j];
-            part_scale[r] = small ? load_scale(p.scale, at, SCALE) : 1.0;
-        }
-        [[unroll]] for (uint m = 0; m < M; m++) {
-            read_piece(m, piece, unit - first, units, x);
-            [[unroll]] for (uint r = 0; r < ROWS; r++) {
-#if CHAIN
-                A2 c = (piece & 1) == 0 ? A2(0.0) : chain[r * M + m];
-                [[unroll]] for (uint j = 0; j < 4; j++)
-                    c = fma(v[r * 4 + j], x[j], c);
-                chain[r * M + m] = c;
-                if ((piece & 1) == 1)
-                    sum[r * M + m] += (float(c.x) + float(c.y)) * part_scale[r];
-#else
-                float c = 0.0;
-                [[unroll]] for (uint j = 0; j < FMT_CHUNK / 2; j++) {
-                    c = fma(float(v[r * (FMT_CHUNK / 2) + j].x), float(x[j].x), c);
-                    c = fma(float(v[r * (FMT_CHUNK / 2) + j].y), float(x[j].y), c);
-                }
-                sum[r * M + m] += c * part_scale[r];
-#endif
+        const uint row = min(row0 + r, p.n - 1);
+        [[unroll]] for (uint i = 0; i < PREFETCH; i++) {
+            const uint unit = min(base + i * lanes, last - 1), at = r * PREFETCH + i;
+            batch.w[at] = fmt_load(BufU32x4(p.quant), row * stride + unit);
+            [[unroll]] for (uint j = 0; j < SCALES; j++) {
+                const uint group = row * p.groups + group_of(unit * FMT_UNIT + j * GROUP);
+                batch.scale[at * SCALES + j] = SCALE != SCALE_NONE && GROUP != 0 ? load_scale_bits(p.scale, group, SCALE) : 0;
+                batch.zero[at * SCALES + j] = ZERO != 0 ? uint(BufU8(p.zero).v[group]) : 0;
             }
         }
     }
-    [[unroll]] for (uint r = 0; r < ROWS; r++)
-        [[unroll]] for (uint m = 0; m < M; m++)
-            acc[r * M + m] = fma(sum[r * M + m], scale[r], acc[r * M + m]);
+    return batch;
+}
+
+// acc += the products of unit i of every row of the batch with all rows of x; unit: its place in the staged x.
+void multiply_unit(const Batch batch, uint i, uint unit, uint units, inout float acc[SUMS])
+{
+    A2 chain[SUMS];
+    float sum[SUMS];
+    [[unroll]] for (uint j = 0; j < SUMS; j++)
+        sum[j] = 0.0;
+    [[unroll]] for (uint piece = 0; piece < PIECES; piece++) {
+        const uint group = piece * FMT_CHUNK * SCALES / FMT_UNIT; // of the unit's SCALES groups
+        const bool group_ends = (piece + 1) * FMT_CHUNK * SCALES % FMT_UNIT == 0;
+        A2 v[ROWS * FMT_CHUNK / 2];
+        [[unroll]] for (uint r = 0; r < ROWS; r++) {
+            A2 d[FMT_CHUNK / 2];
+            decode(batch.w[r * PREFETCH + i], piece, float(batch.zero[(r * PREFETCH + i) * SCALES + group]), d);
+            [[unroll]] for (uint j = 0; j < FMT_CHUNK / 2; j++)
+                v[r * (FMT_CHUNK / 2) + j] = d[j];
+        }
+        [[unroll]] for (uint m = 0; m < M; m++) {
+            A2 x[FMT_CHUNK / 2];
+            read_piece(m, piece, unit, units, x);
+            [[unroll]] for (uint r = 0; r < ROWS; r++) {
+                const uint at = r * M + m;
+#if CHAIN
+                A2 c = (piece & 1) == 0 ? A2(0.0) : chain[at];
+                [[unroll]] for (uint j = 0; j < 4; j++)
+                    c = fma(v[r * 4 + j], x[j], c);
+                chain[at] = c;
+                if ((piece & 1) == 1)
+                    sum[at] += float(c.x) + float(c.y);
+#else
+                [[unroll]] for (uint j = 0; j < FMT_CHUNK / 2; j++) {
+                    sum[at] = fma(float(v[r * (FMT_CHUNK / 2) + j].x), float(x[j].x), sum[at]);
+                    sum[at] = fma(float(v[r * (FMT_CHUNK / 2) + j].y), float(x[j].y), sum[at]);
+                }
+#endif
+                if (group_ends) {
+                    const float scale = SCALE == SCALE_NONE || GROUP == 0
+                                            ? 1.0 : scale_value(batch.scale[(r * PREFETCH + i) * SCALES + group], SCALE);
+                    acc[at] = fma(sum[at], scale, acc[at]);
+                    sum[at] = 0.0;
+                }
+            }
+        }
+    }
+}
+
+void multiply(const Batch batch, uint base, uint first, uint last, uint lanes, inout float acc[SUMS])
+{
+    [[unroll]] for (uint i = 0; i < PREFETCH; i++)
+        if (base + i * lanes < last)
+            multiply_unit(batch, i, base + i * lanes - first, last - first, acc);
 }
 
 // Sums over the lanes of the owner, then the epilogue; the owner's first subgroup stores.
@@ -263,49 +330,88 @@ void finish_rows(uint row0, inout float acc[SUMS])
                            ROWS > 1 && row0 + r + 1 < p.n);
 }
 
+// x does not fit: part after part of it is staged, for the one block of rows that the workgroup has.
+void walk_chunks(uint row0, uint lane, uint lanes)
+{
+    float acc[SUMS], factor[M];
+    [[unroll]] for (uint m = 0; m < M; m++)
+        factor[m] = 1.0;
+    if (NORM != 0)
+        norm_factors(factor);
+    [[unroll]] for (uint i = 0; i < SUMS; i++)
+        acc[i] = 0.0;
+    for (uint chunk = 0; chunk < k_padded(); chunk += CHUNK) {
+        const uint first = chunk / FMT_UNIT, last = min(chunk + CHUNK, k_padded()) / FMT_UNIT;
+        Batch batch = load_batch(row0, first + lane, last, lanes);
+        barrier();
+        stage(chunk, last - first, factor);
+        barrier();
+        for (uint base = first + lane; base - lane < last; base += PREFETCH * lanes) {
+            if (base - lane > first)
+                batch = load_batch(row0, base, last, lanes);
+            multiply(batch, base, first, last, lanes, acc);
+        }
+    }
+    finish_rows(row0, acc);
+}
+
+// x is staged once; block after block of rows streams past it, the next batch always in flight.
+void walk_rows(uint lane, uint lanes, Batch batch)
+{
+    const uint step = gl_NumSubgroups / SPLIT * ROWS, owner = gl_SubgroupID / SPLIT * ROWS, last = k_padded() / FMT_UNIT;
+    float acc[SUMS];
+    uint block = gl_WorkGroupID.x, base = lane;
+
+    [[unroll]] for (uint i = 0; i < SUMS; i++)
+        acc[i] = 0.0;
+    if (KEPT != 0) {
+        stage_normalised(last);
+    } else {
+        float factor[M];
+        [[unroll]] for (uint m = 0; m < M; m++)
+            factor[m] = 1.0;
+        if (NORM != 0)
+            norm_factors(factor);
+        stage(0, last, factor);
+    }
+    barrier();
+    for (;;) {
+        uint next_block = block, next_base = base + PREFETCH * lanes;
+        const bool row_ends = next_base - lane >= last;
+        if (row_ends) {
+            next_base = lane;
+            next_block += gl_NumWorkGroups.x;
+        }
+        const bool more = next_block * step < p.n;
+        Batch next;
+        if (more)
+            next = load_batch(next_block * step + owner, next_base, last, lanes);
+        multiply(batch, base, 0, last, lanes, acc);
+        if (row_ends) {
+            finish_rows(block * step + owner, acc);
+            [[unroll]] for (uint i = 0; i < SUMS; i++)
+                acc[i] = 0.0;
+        }
+        if (!more)
+            break;
+        [[unroll]] for (uint i = 0; i < LOADS; i++)
+            batch.w[i] = next.w[i];
+        [[unroll]] for (uint i = 0; i < LOADS * SCALES; i++) {
+            batch.scale[i] = next.scale[i];
+            batch.zero[i] = next.zero[i];
+        }
+        block = next_block;
+        base = next_base;
+    }
+}
+
 void main()
 {
     const uint lanes = SPLIT * gl_SubgroupSize;
     const uint lane = (gl_SubgroupID % SPLIT) * gl_SubgroupSize + gl_SubgroupInvocationID;
-    const uint owners = gl_NumSubgroups / SPLIT, step = owners * ROWS; // rows of W a workgroup
-    const bool once = k_padded() <= CHUNK;                            // x is staged once
-    float factor[M];
-    uvec4 w[LOADS];
-    uint first = 0, last = min(CHUNK, k_padded()) / FMT_UNIT;
-
-    [[unroll]] for (uint m = 0; m < M; m++)
-        factor[m] = 1.0;
-    uint row0 = gl_WorkGroupID.x * step + gl_SubgroupID / SPLIT * ROWS;
-    load_units(row0, lane, last, lanes, w);
-    if (NORM != 0)
-        norm_factors(factor);
-    stage(0, last, factor);
-    barrier();
-    for (uint block = gl_WorkGroupID.x; block * step < p.n; block += gl_NumWorkGroups.x) {
-        float acc[SUMS];
-        row0 = block * step + gl_SubgroupID / SPLIT * ROWS;
-        [[unroll]] for (uint i = 0; i < ROWS * M; i++)
-            acc[i] = 0.0;
-        for (uint chunk = 0; chunk < k_padded(); chunk += CHUNK) {
-            if (chunk > 0) {
-                first = chunk / FMT_UNIT;
-                last = min(chunk + CHUNK, k_padded()) / FMT_UNIT;
-                load_units(row0, first + lane, last, lanes, w);
-                barrier();
-                stage(chunk, last - first, factor);
-                barrier();
-            }
-            for (uint base = first + lane; base - lane < last; base += PREFETCH * lanes) {
-                if (base - lane > first)
-                    load_units(row0, base, last, lanes, w);
-                [[unroll]] for (uint i = 0; i < PREFETCH; i++)
-                    if (base + i * lanes < last)
-                        multiply_unit(row0, base + i * lanes, i, first, last - first, w, acc);
-            }
-        }
-        // Where x has several chunks, the host gives every block of rows a workgroup of its own.
-        if (once && (block + gl_NumWorkGroups.x) * step < p.n)
-            load_units(row0 + gl_NumWorkGroups.x * step, lane, last, lanes, w);
-        finish_rows(row0, acc);
-    }
+    const uint row0 = (gl_WorkGroupID.x * (gl_NumSubgroups / SPLIT) + gl_SubgroupID / SPLIT) * ROWS;
+    if (ONCE == 0)
+        walk_chunks(row0, lane, lanes);
+    else
+        walk_rows(lane, lanes, load_batch(row0, lane, k_padded() / FMT_UNIT, lanes));
 }

@@ -1,5 +1,6 @@
 // y = s * rsqrt(mean(s^2) + eps) * weight, s = x or x + residual, which is also written as the sum.
-// x, residual, sum, y (rows, columns); weight (columns) f32. One workgroup a row, STEP elements a lane and turn.
+// x, residual, sum, y (rows, columns); weight (columns) f32. One workgroup a row, STEP elements a
+// lane and turn.
 // Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
 #include "include/address.glsl"
 #include "include/convert.glsl"

@@ -1,5 +1,5 @@
-// Rotates q and k of qkv rows, writes q to y and k and v to the cache. One workgroup a row, one subgroup a head
-// at a time: heads of q, then of k, then of v.
+// Rotates q and k of qkv rows, writes q to y and k and v to the cache. One workgroup a row, one
+// subgroup a head at a time: heads of q, then of k, then of v.
 #include "include/rope.glsl"
 
 layout(constant_id = 7) const uint OUT = ACT_F32;

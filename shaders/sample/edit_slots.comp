@@ -1,7 +1,7 @@
 // Applies (slot, field, value) edits to the step state between two steps (push.h: mrl_push_edit).
 //
-// One workgroup in two phases: clearing a slot's seen set comes before every other edit, whatever their
-// order in the list. No (slot, field) stands twice in a list but MRL_EDIT_SEEN, which ORs.
+// One workgroup in two phases: clearing a slot's seen set comes before every other edit, whatever
+// their order in the list. No (slot, field) stands twice but MRL_EDIT_SEEN, which ORs.
 layout(local_size_x_id = 0) in;
 layout(push_constant, scalar) uniform Push { mrl_push_edit p; };
 
@@ -30,7 +30,8 @@ void main()
             for (uint i = 0u; i < words; i++)
                 BufU32(p.seen).v[edits.v[3u * e] * words + i] = 0u;
     controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, gl_StorageSemanticsBuffer,
-                   gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
+                   gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable |
+                       gl_SemanticsMakeVisible);
     for (uint e = tid; e < p.count; e += threads)
         apply(edits.v[3u * e], edits.v[3u * e + 1u], edits.v[3u * e + 2u], words);
 }

@@ -5,25 +5,28 @@
 //   2. temperature 0: the largest l, the lowest id among equals. Otherwise, tokens in the order of
 //      (l descending, id ascending) and w = exp((l - max l) / temperature):
 //   3. top-k keeps the first k
-//   4. top-p keeps the shortest run of the first that weighs >= top_p of what top-k left, at least one
+//   4. top-p keeps the shortest run of the first that weighs >= top_p of what top-k left,
+//      at least one
 //   5. min-p keeps w >= min_p (the largest w is 1)
 //   6. u = Philox(seed, draws) in [0, 1); the first kept token whose running sum of w exceeds
 //      u * (sum of w), tokens taken in the order of (id mod 1024, id)
-// Log-probabilities are those of the logits as they came. NaN, +inf, or no finite logit end the slot.
-// Order of steps and the penalty: transformers' logits processors.
+// Log-probabilities are those of the logits as they came. NaN, +inf, or no finite logit end the
+// slot. Order of steps and the penalty: transformers' logits processors.
 //
-// Steps 3, 4, 6 and the top log-probabilities are one question: where does a running sum (of ones, or of
-// weights) along an order reach what is needed? It is answered digit by digit: a histogram of the sums
-// over the next digit, a walk along its bins, and on among the tokens that share the digits found. What
-// 3 and 4 leave is a cut, the last (~key of l, id) kept. Weights are added as integers of 2^-42, so the
-// result depends neither on the order of atomics nor on the sizes of workgroups and subgroups.
+// Steps 3, 4, 6 and the top log-probabilities are one question: where does a running sum (of ones,
+// or of weights) along an order reach what is needed? It is answered digit by digit: a histogram of
+// the sums over the next digit, a walk along its bins, and on among the tokens that share the
+// digits found. What 3 and 4 leave is a cut, the last (~key of l, id) kept. Weights are added as
+// integers of 2^-42, so the result depends neither on the order of atomics nor on the sizes of
+// workgroups and subgroups.
 //
 // Loops before a barrier run equally often in all threads: llvmpipe of Mesa 22.3 otherwise loses
-// subgroups there. It also compiles for seconds when the routines stand in the code more than once.
+// subgroups there. It also compiles for seconds when routines stand in the code more than once.
 #include "include/rng.glsl"
 
 layout(local_size_x_id = 0) in;
-layout(constant_id = 1) const uint BATCH = 4u; // logits that a thread loads before it looks at one: 1 or 4
+// Logits that a thread loads before it looks at one.
+layout(constant_id = 1) const uint BATCH = 4u;
 layout(push_constant, scalar) uniform Push { mrl_push_sample p; };
 
 #define tid gl_LocalInvocationIndex
@@ -165,8 +168,8 @@ uvec2 arg_max(uint key, uint id)
     return uvec2(best_key, best_id);
 }
 
-// Key and id of the largest raw logit, and log(sum(exp(raw))), in one pass: 1024 columns of ids, each of
-// which rescales when its maximum grows, then 32 sums of 32 columns.
+// Key and id of the largest raw logit, and log(sum(exp(raw))), in one pass: 1024 columns of ids,
+// each of which rescales when its maximum grows, then 32 sums of 32 columns.
 uvec2 raw_stats(out float log_sum)
 {
     uint key = 0u, id = ~0u;
@@ -244,7 +247,7 @@ uvec2 amount_of(uint stage, float x, float min_p)
     return fixed_weight(stage == STAGE_DRAW && w < min_p ? 0.0 : w);
 }
 
-// Sums over a digit of what the stage counts: tokens that are kept and share the digits of `prefix`.
+// Sums over a digit of what the stage counts: tokens kept that share the digits of `prefix`.
 void histogram(uint stage, uint digit, uvec2 prefix, uvec2 mask, uvec2 cut, float min_p)
 {
     for (uint b = tid; b < BINS; b += threads)
@@ -285,8 +288,8 @@ uvec2 total_sum()
     return sum;
 }
 
-// The bin in which the running sum reaches need, 1 <= need <= total_sum(); need becomes what is needed of
-// that bin.
+// The bin in which the running sum reaches need, 1 <= need <= total_sum(); need becomes what is
+// needed of that bin.
 uint find_bin(inout uvec2 need)
 {
     uvec2 sum = uvec2(0u), before = uvec2(0u);
@@ -347,19 +350,21 @@ uvec2 search(uint stage, uint tokens, uvec2 cut, float min_p)
             mask.y |= digit_mask(digit) << shift;
         }
         // Done when all tokens of the bin are needed; by weight only those of one key are alike.
-        uvec2 unit = stage == STAGE_TOP_P ? fixed_weight(weight(of_key(~prefix.x))) : uvec2(1u, 0u);
-        if (stage != STAGE_DRAW && (digit >= 2u || stage != STAGE_TOP_P) && less(subtract(sum, unit), need))
+        bool by_weight = stage == STAGE_TOP_P, alike = digit >= 2u || !by_weight;
+        uvec2 unit = by_weight ? fixed_weight(weight(of_key(~prefix.x))) : uvec2(1u, 0u);
+        if (stage != STAGE_DRAW && alike && less(subtract(sum, unit), need))
             break;
     }
     return uvec2(prefix.x | ~mask.x, (prefix.y | ~mask.y) & ID_MASK);
 }
 
-// Runs the stages that are on. token holds the largest adjusted logit's id, and then what was drawn; the
-// cut returned is that of the top log-probabilities.
+// Runs the stages that are on. token holds the largest adjusted logit's id, and then what was
+// drawn; the cut returned is that of the top log-probabilities.
 uvec2 run_stages(uint tops, inout uint token)
 {
     uint top_k = param(MRL_SLOT_TOP_K);
     bool random = temperature > 0.0;
+    float min_p = param_float(MRL_SLOT_MIN_P);
     uvec2 cut = uvec2(~0u), tops_cut = cut;
     for (uint stage = STAGE_TOP_K; stage <= STAGE_TOPS; stage++) {
         bool on = stage == STAGE_TOP_K   ? random && top_k > 0u && top_k < p.vocab
@@ -369,7 +374,7 @@ uvec2 run_stages(uint tops, inout uint token)
         if (!on)
             continue;
         bool last = stage == STAGE_TOPS;
-        uvec2 place = search(stage, last ? tops : top_k, last ? tops_cut : cut, param_float(MRL_SLOT_MIN_P));
+        uvec2 place = search(stage, last ? tops : top_k, last ? tops_cut : cut, min_p);
         if (last)
             tops_cut = place;
         else if (stage == STAGE_DRAW)
@@ -380,7 +385,7 @@ uvec2 run_stages(uint tops, inout uint token)
     return tops_cut;
 }
 
-// The tokens up to the cut, in order, with their log-probabilities. Ends with a barrier.
+// The tokens up to the cut, in order, with their log-probabilities.
 void write_tops(uvec2 cut, uint tops, uint entry, float log_sum)
 {
     if (tid == 0u)
@@ -404,8 +409,9 @@ void write_tops(uvec2 cut, uint tops, uint entry, float log_sum)
         if (j < tops && (top_key[j] > key || (top_key[j] == key && top_id[j] < id)))
             rank++;
     if (tid < tops) {
+        float logprob = of_key(key) - log_sum;
         BufU32(p.ring).v[entry + MRL_RING_TOP_IDS + rank] = id;
-        BufU32(p.ring).v[entry + MRL_RING_TOP_LOGPROBS + rank] = floatBitsToUint(of_key(key) - log_sum);
+        BufU32(p.ring).v[entry + MRL_RING_TOP_LOGPROBS + rank] = floatBitsToUint(logprob);
     }
 }
 

@@ -33,15 +33,11 @@ def read_network(
 ) -> tuple[ModelConfig, CausalLM]:
     """The config of a checkpoint and its network, every tensor found and checked; nothing is loaded."""
     if not checkpoint.config:
-        raise UnsupportedModelError(
-            f"{checkpoint.folder.name}: has no config.json, which says what network it is"
-        )
+        raise UnsupportedModelError(f"{checkpoint.folder.name}: has no config.json, which says what network it is")
     limit = context if context is not None else DEFAULT_CONTEXT
     config = read_config(checkpoint.config, checkpoint.generation_config, context=limit)
     if context is not None and not 1 <= context <= config.context:
-        raise ValueError(
-            f"context must be 1 to {config.context} tokens for this model, got {context}"
-        )
+        raise ValueError(f"context must be 1 to {config.context} tokens for this model, got {context}")
     wanted = WeightFormat.parse(format) if format is not None else None
     return config, build(config, Source(checkpoint, wanted, exact=dtype == "f32"))
 

@@ -30,9 +30,7 @@ class Tensor:
 
     def __init__(self, raw: _C.Tensor) -> None:
         if not isinstance(raw, _C.Tensor):
-            raise TypeError(
-                f"Tensor wraps a marlin._C.Tensor, got {type(raw).__name__}; use marlin.tensor(array)"
-            )
+            raise TypeError(f"Tensor wraps a marlin._C.Tensor, got {type(raw).__name__}; use marlin.tensor(array)")
         self.raw = raw
 
     @property
@@ -111,15 +109,10 @@ class Tensor:
         head = f"Tensor {shape} {self.dtype}, {html.size(self.nbytes)} on {self.device.name}"
         flat = self.raw.reshape(-1)[: min(self.size, 64)]
         with np.printoptions(threshold=64, precision=4, suppress=True):
-            return (
-                html.table([], title=head)
-                + f"<pre>{html.escape(str(to_numpy(flat)))}{' …' * (self.size > 64)}</pre>"
-            )
+            return html.table([], title=head) + html.mono(f"{to_numpy(flat)}{' …' * (self.size > 64)}")
 
 
-def tensor(
-    data: ArrayLike | Tensor, *, device: Device | int | str | None = None, dtype: str | None = None
-) -> Tensor:
+def tensor(data: ArrayLike | Tensor, *, device: Device | int | str | None = None, dtype: str | None = None) -> Tensor:
     """Copy an array, a list, or anything with DLPack on the host to a device.
 
     dtype: f32, f16, bf16 or None for the array's own; float64 becomes f32 and int64 i32 (ValueError if a number
@@ -139,17 +132,15 @@ def host_array(data: Any) -> NDArray[Any]:
         array = np.asarray(data)
     target = NARROWED.get(array.dtype.name)
     if target is not None:
-        if np.issubdtype(target, np.integer) and array.size:
+        narrow = array.astype(target)
+        if array.dtype.kind in "iu" and not np.array_equal(narrow, array):
             low, high = array.min(), array.max()
-            if low < np.iinfo(target).min or high > np.iinfo(target).max:
-                raise ValueError(
-                    f"tensor: {array.dtype} values from {low} to {high} do not fit {np.dtype(target)}"
-                )
-        array = array.astype(target)
+            raise ValueError(f"tensor: {array.dtype} values from {low} to {high} do not fit {narrow.dtype}")
+        array = narrow
+    if not array.size:
+        raise ValueError("tensor: data is empty; a tensor has at least one element")
     if array.dtype.name not in DTYPES:
-        raise TypeError(
-            f"tensor: elements of type {array.dtype} have no place on a device; known: {', '.join(DTYPES)}"
-        )
+        raise TypeError(f"tensor: elements of type {array.dtype} have no place on a device; known: {', '.join(DTYPES)}")
     return np.ascontiguousarray(array)
 
 

@@ -1,0 +1,96 @@
+"""Decode and prefill speed of whole models with random weights of real shapes; JSON out.
+
+    python benchmarks/models.py                      # Llama-3.1-8B and Qwen3-4B shapes, int4 and fp4
+    python benchmarks/models.py --model 8b --format int4 --profile
+
+Beside each decode rate stands its floor: the bytes that a token must read (weights, scales and cache) over the
+bandwidth of a streaming read in the same run; and the dispatches and barriers of the captured step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from kernels import stream_bandwidth
+
+import marlin as ml
+from marlin import bench
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "8b": {  # Llama-3.1-8B
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 14336,
+        "vocab_size": 128256, "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 131072,
+        "tie_word_embeddings": False, "rope_theta": 500000.0,
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 8192},
+    },
+    "4b": {  # Qwen3-4B
+        "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 2560, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 9728,
+        "vocab_size": 151936, "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 40960,
+        "tie_word_embeddings": True, "rope_theta": 1000000.0, "rope_scaling": None,
+    },
+}  # fmt: skip
+
+
+def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
+    config = CONFIGS[name]
+    model = ml.Model.random(config, format=format, context=args.context, slots=1)
+    engine = model._open_engine()
+    bandwidth = stream_bandwidth(engine.device, 10)
+    bench.decode_time(engine, args.tokens, args.depth)  # captures, pipelines, clocks
+    times = [bench.decode_time(engine, args.tokens, args.depth) for _ in range(args.repeat)]
+    seconds = statistics.median(times) / args.tokens
+    stats = engine._programs[1][-1][1].stats
+    cache = 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * (
+        args.depth + args.tokens // 2
+    )
+    embedding = config["vocab_size"] * config["hidden_size"] * 2
+    weights = sum(model.memory.weights.values()) - (0 if config["tie_word_embeddings"] else embedding)
+    row = {
+        "model": name, "format": format, "depth": args.depth, "tok_s": 1 / seconds, "us": seconds * 1e6,
+        "floor_us": (weights + cache) / bandwidth * 1e6, "weight_gb": weights / 1e9, "bandwidth_gb_s": bandwidth / 1e9,
+        "dispatches": stats["dispatches"], "barriers": stats["barriers"],
+    }  # fmt: skip
+    print(
+        f"{name} {format} tg{args.tokens} @ d{args.depth}: {row['tok_s']:.1f} tok/s  {row['us']:.0f} us a token, floor "
+        f"{row['floor_us']:.0f} us ({row['floor_us'] / row['us']:.1%}; {row['weight_gb']:.2f} GB at "
+        f"{row['bandwidth_gb_s']:.0f} GB/s), {row['dispatches']} dispatches, {row['barriers']} barriers",
+        flush=True,
+    )
+    for count in args.prompt:
+        bench.prefill_time(engine, count)
+        rate = count / statistics.median(bench.prefill_time(engine, count) for _ in range(args.repeat))
+        row[f"pp{count}"] = rate
+        print(f"{name} {format} pp{count}: {rate:.0f} tok/s", flush=True)
+    if args.profile:
+        for entry in bench.profile(engine, depth=args.depth):
+            print(f"  {entry['calls']:4d} x {entry['us'] / entry['calls']:8.2f} us  {entry['gb_per_s']:7.0f} GB/s  {entry['name']}")
+    model.close()
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=sorted(CONFIGS), default=sorted(CONFIGS, reverse=True))
+    parser.add_argument("--format", nargs="+", default=["int4", "fp4_e2m1"])
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--depth", type=int, default=0)
+    parser.add_argument("--prompt", type=int, nargs="*", default=[512])
+    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows = [measure(args, name, format) for name in args.model for format in args.format]
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
