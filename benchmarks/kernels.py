@@ -13,6 +13,7 @@ streaming read reaches here, in the same run.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -65,11 +66,10 @@ def capture(device: _C.Device, record: Callable[[], Any]) -> _C.Program:
     return program
 
 
-def per_call(
-    device: _C.Device, calls: int, record: Callable[[], Any], repeat: int, warm: float = 0.3
-) -> float:
+def per_call(device: _C.Device, calls: int, record: Callable[[], Any], repeat: int, warm: float = 0.3) -> float:
     """Seconds a call. The captured program is long (5 ms or more), so that one submission of 35 us is lost in it."""
-    once = seconds(lambda p=capture(device, record): p.replay(wait=True), 3, warm)  # type: ignore[misc]
+    short = capture(device, record)
+    once = seconds(lambda: short.replay(wait=True), 3, warm)
     rounds = max(1, min(2000 // calls, round(6e-3 / once)))
 
     def long() -> None:
@@ -78,6 +78,12 @@ def per_call(
 
     program = capture(device, long)
     return seconds(lambda: program.replay(wait=True), repeat, warm) / (calls * rounds)
+
+
+def repeat_call(call: Callable[[], Any], times: int) -> None:
+    """Record one call several times."""
+    for _ in range(times):
+        call()
 
 
 def stream_bandwidth(device: _C.Device, repeat: int) -> float:
@@ -123,37 +129,49 @@ def gemv_rows(
 ) -> list[dict[str, Any]]:
     name, n, k, activation = shape
     norm = _C.tensor(device, np.ones(k, np.float32)) if args.norm else None
-    x = _C.tensor(device, np.random.default_rng(1).standard_normal((m, k)).astype(np.float32 if args.norm else np.float16))
+    x = _C.tensor(
+        device, np.random.default_rng(1).standard_normal((m, k)).astype(np.float32 if args.norm else np.float16)
+    )
     out = _C.empty(device, (m, n // 2 if activation else n), "f16")
     kernels: list[str | None] = [None]
     if args.sweep:
         kernels = [
-            f"gemv@{r},{s},{p},{l},{w}"
+            f"gemv@{r},{s},{p},{local},{w}"
             for r in args.rows
             for s in args.split
             for p in args.prefetch
-            for l in args.local
+            for local in args.local
             for w in args.workgroups
-            if s * 32 <= l and not (activation and r == 1)
+            if s * 32 <= local and not (activation and r == 1)
         ]
     rows = []
     for kernel in kernels:
+
         def record(kernel: str | None = kernel) -> None:
             for lin in layers:  # out is shared: a barrier stands between any two calls, as in a model
                 lin(x, norm=norm, activation=activation, out=out, kernel=kernel)
 
         t = per_call(device, len(layers), record, args.repeat, 0.02 if args.sweep else 0.3)
         row = {
-            "name": name, "format": layers[0].format, "m": m, "n": n, "k": k, "kernel": kernel,
-            "us": t * 1e6, "gb_s": layers[0].nbytes / t / 1e9,
+            "name": name,
+            "format": layers[0].format,
+            "m": m,
+            "n": n,
+            "k": k,
+            "kernel": kernel,
+            "us": t * 1e6,
+            "gb_s": layers[0].nbytes / t / 1e9,
             "floor_us": layers[0].nbytes / bandwidth * 1e6,
             "share": layers[0].nbytes / bandwidth / t,
         }
         rows.append(row)
     rows.sort(key=lambda row: row["us"])
     for row in rows[:6] if args.sweep else rows:
-        print(f"{row['name']:11s} {row['format']:9s} m={m:<3d} {row['kernel'] or '':18s} {row['us']:8.2f} us  "
-              f"floor {row['floor_us']:7.2f} us  {row['gb_s']:7.0f} GB/s  {row['share']:5.1%}", flush=True)
+        print(
+            f"{row['name']:11s} {row['format']:9s} m={m:<3d} {row['kernel'] or '':18s} {row['us']:8.2f} us  "
+            f"floor {row['floor_us']:7.2f} us  {row['gb_s']:7.0f} GB/s  {row['share']:5.1%}",
+            flush=True,
+        )
     return rows
 
 
@@ -169,16 +187,24 @@ def bench_gemm(args: argparse.Namespace, device: _C.Device) -> list[dict[str, An
         for format in args.formats:
             lin = random_linear(device, n, k, format, args.group)
             for kernel in args.kernels or [None]:
-                def record(lin: _C.Linear = lin, kernel: str | None = kernel) -> None:
-                    for _ in range(8):
-                        lin(x, out=out, kernel=kernel)
-
-                t = per_call(device, 8, record, args.repeat)
-                row = {"m": m, "n": n, "k": k, "format": format, "kernel": kernel, "us": t * 1e6,
-                       "tflops": 2e-12 * m * n * k / t, "torch_us": reference.get((m, n, k))}
+                call = functools.partial(lin, x, out=out, kernel=kernel)
+                t = per_call(device, 8, functools.partial(repeat_call, call, 8), args.repeat)
+                row = {
+                    "m": m,
+                    "n": n,
+                    "k": k,
+                    "format": format,
+                    "kernel": kernel,
+                    "us": t * 1e6,
+                    "tflops": 2e-12 * m * n * k / t,
+                    "torch_us": reference.get((m, n, k)),
+                }
                 rows.append(row)
-                ratio = f"  {row['torch_us'] / row['us']:.3f} of torch f16 ({row['torch_us']:.1f} us)" if row["torch_us"] else ""
-                print(f"gemm {m}x{n}x{k} {format:9s} {kernel or 'auto':14s} {row['us']:8.1f} us {row['tflops']:7.1f} TFLOP/s{ratio}", flush=True)
+                ratio = ""
+                if row["torch_us"]:
+                    ratio = f"  {row['torch_us'] / row['us']:.3f} of torch f16 ({row['torch_us']:.1f} us)"
+                name = f"gemm {m}x{n}x{k} {format:9s} {kernel or 'auto':14s}"
+                print(f"{name} {row['us']:8.1f} us {row['tflops']:7.1f} TFLOP/s{ratio}", flush=True)
     return rows
 
 

@@ -47,8 +47,13 @@ def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
     times = [bench.decode_time(engine, args.tokens, args.depth) for _ in range(args.repeat)]
     seconds = statistics.median(times) / args.tokens
     stats = engine._programs[1][-1][1].stats
-    cache = 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * (
-        args.depth + args.tokens // 2
+    cache = (
+        2
+        * 2
+        * config["num_hidden_layers"]
+        * config["num_key_value_heads"]
+        * config["head_dim"]
+        * (args.depth + args.tokens // 2)
     )
     embedding = config["vocab_size"] * config["hidden_size"] * 2
     weights = sum(model.memory.weights.values()) - (0 if config["tie_word_embeddings"] else embedding)
@@ -70,7 +75,8 @@ def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
         print(f"{name} {format} pp{count}: {rate:.0f} tok/s", flush=True)
     if args.profile:
         for entry in bench.profile(engine, depth=args.depth):
-            print(f"  {entry['calls']:4d} x {entry['us'] / entry['calls']:8.2f} us  {entry['gb_per_s']:7.0f} GB/s  {entry['name']}")
+            mean = entry["us"] / entry["calls"]
+            print(f"  {entry['calls']:4d} x {mean:8.2f} us  {entry['gb_per_s']:7.0f} GB/s  {entry['name']}")
     model.close()
     return row
 

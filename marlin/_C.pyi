@@ -44,9 +44,7 @@ def vulkan_messages() -> tuple[int, str]: ...  # how many so far, and the text o
 # Copies a C-contiguous buffer. dtype says what its elements are (bfloat16 comes as uint16); bytes
 # may be called anything. Without it the buffer's format says so; float64, int64 and the like:
 # TypeError.
-def tensor(
-    device: Device, data: _Data, dtype: str | None = None, shape: Sequence[int] | None = None
-) -> Tensor: ...
+def tensor(device: Device, data: _Data, dtype: str | None = None, shape: Sequence[int] | None = None) -> Tensor: ...
 def empty(device: Device, shape: Sequence[int], dtype: str = "f32") -> Tensor: ...
 
 # Memory that repeats a 32-bit word.
@@ -87,9 +85,7 @@ class Device:
     def profile_stop(self) -> list[dict[str, Any]]: ...  # a dispatch: name ns bytes flops barrier
     # For tests: random order between barriers; a barrier after each dispatch; no write but where
     # declared.
-    def set_debug(
-        self, *, shuffle: bool = False, serial: bool = False, check: bool = False, seed: int = 0
-    ) -> None: ...
+    def set_debug(self, *, shuffle: bool = False, serial: bool = False, check: bool = False, seed: int = 0) -> None: ...
     # For tests: the nth submission ("lost"), device allocation ("memory") or host allocation
     # ("host") from now fails; 0 clears.
     def inject(self, kind: str, nth: int) -> None: ...
@@ -193,9 +189,7 @@ class Linear:
         row_start: int = 0,
         row_stride: int = 1,
     ) -> None: ...
-    def set_rows(
-        self, data: _Data, dtype: str, rows: int, *, row_start: int = 0, row_stride: int = 1
-    ) -> None: ...
+    def set_rows(self, data: _Data, dtype: str, rows: int, *, row_start: int = 0, row_stride: int = 1) -> None: ...
     # Rows of a plane that is quantized already. quant: k * bits / 8 file bytes a row (padding is
     # added; int8 as "i8" is offset by 128); scale: f32 f16 bf16 e4m3 e8m0; zero: u8 (n, groups).
     def load_plane(
@@ -271,9 +265,7 @@ class KVCache:
 
 # y, or with residual (y, x + residual); x (rows, columns), weight (columns) f32.
 @overload
-def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, *, residual: None = None, dtype: str | None = None
-) -> Tensor: ...
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: None = None, dtype: str | None = None) -> Tensor: ...
 @overload
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float, *, residual: Tensor, dtype: str | None = None
@@ -348,9 +340,7 @@ def sample(logits: Tensor, state: StepState) -> None: ...
 # decode step of all slots.
 @final
 class Generator:
-    def __init__(
-        self, state: StepState, programs: Sequence[tuple[int, Program]], *, depth: int = 4
-    ) -> None: ...
+    def __init__(self, state: StepState, programs: Sequence[tuple[int, Program]], *, depth: int = 4) -> None: ...
     @property
     def device(self) -> Device: ...
     def admit(

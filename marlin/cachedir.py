@@ -37,9 +37,7 @@ def cache_folder(part: str = "", *, create: bool = True) -> Path | None:
         return None
 
 
-def evict(
-    *, max_bytes: int = MAX_BYTES, max_age: float = MAX_AGE, now: float | None = None
-) -> list[Path]:
+def evict(*, max_bytes: int = MAX_BYTES, max_age: float = MAX_AGE, now: float | None = None) -> list[Path]:
     """Remove files unused for max_age seconds and other versions' files, then the least recently
     used ones until max_bytes are left. Returns what was removed; files that cannot be removed are
     left.

@@ -123,9 +123,7 @@ class ModelConfig:
 def model_types() -> list[str]:
     """The model types that Marlin has: the file names of marlin/models."""
     folder = Path(__file__).parent / "models"
-    return sorted(
-        file.stem for file in folder.glob("*.py") if file.stem != "base" and file.stem[0] != "_"
-    )
+    return sorted(file.stem for file in folder.glob("*.py") if file.stem != "base" and file.stem[0] != "_")
 
 
 def load_config(folder: str | Path, *, context: int | None = None) -> ModelConfig:
@@ -155,8 +153,7 @@ def read_config(
     known = model_types()
     if model_type not in known:
         raise UnsupportedModelError(
-            f"config.json: model_type {show(model_type)} is not supported; known are "
-            f"{', '.join(known)}"
+            f"config.json: model_type {show(model_type)} is not supported; known are {', '.join(known)}"
         )
     section = _Section("config.json", config, _COMMON | _DEFAULTS.get(model_type, {}))
 
@@ -176,8 +173,7 @@ def read_config(
     kv_heads = section.optional_integer("num_key_value_heads", 1, 1 << 14) or heads
     if heads % kv_heads:
         raise ModelFormatError(
-            f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads "
-            f"{kv_heads}"
+            f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
         )
     vocab = section.integer("vocab_size", 1, 1 << 24)
     limit = section.integer("max_position_embeddings", 1, 1 << 28)
@@ -227,9 +223,7 @@ def rope_frequencies(config: ModelConfig) -> tuple[NDArray[np.float64], float]:
     if rope.kind == "linear":
         return plain / rope.factor, 1.0
     if rope.kind == "llama3":
-        turns = (
-            rope.original_context * plain / (2 * np.pi)
-        )  # full turns within the original context
+        turns = rope.original_context * plain / (2 * np.pi)  # full turns within the original context
         ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
         keep = np.clip(ramp, 0.0, 1.0)
         return plain * (keep + (1 - keep) / rope.factor), 1.0
@@ -242,11 +236,7 @@ def rope_frequencies(config: ModelConfig) -> tuple[NDArray[np.float64], float]:
 def _yarn_ramp(rope: Rope) -> NDArray[np.float64]:
     def dimension(turns: float) -> float:
         """The dimension whose wave makes that many turns within the original context."""
-        return (
-            rope.dim
-            * math.log(rope.original_context / (turns * 2 * math.pi))
-            / (2 * math.log(rope.theta))
-        )
+        return rope.dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
@@ -279,9 +269,7 @@ class _Section:
     def bad(self, key: str, expected: str) -> ModelFormatError:
         if key not in self.values:
             return ModelFormatError(f"{self.where}: {key} is missing, expected {expected}")
-        return ModelFormatError(
-            f"{self.where}: {key} must be {expected}, got {show(self.values[key])}"
-        )
+        return ModelFormatError(f"{self.where}: {key} must be {expected}, got {show(self.values[key])}")
 
     def integer(self, key: str, low: int, high: int) -> int:
         value = self.raw(key)
@@ -327,14 +315,10 @@ def _architecture(config: Mapping[str, Any]) -> str:
     if names is None:
         return ""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelFormatError(
-            f"config.json: architectures must be a list of strings, got {show(names)}"
-        )
+        raise ModelFormatError(f"config.json: architectures must be a list of strings, got {show(names)}")
     name = names[0] if names else ""
     if name and not name.endswith(("ForCausalLM", "LMHeadModel")):
-        raise UnsupportedModelError(
-            f"config.json: architectures {show(name)} is not a causal language model"
-        )
+        raise UnsupportedModelError(f"config.json: architectures {show(name)} is not a causal language model")
     return name
 
 
@@ -342,8 +326,7 @@ def _activation(section: _Section) -> str:
     name = section.text("hidden_act", "silu")
     if name not in ACTIVATIONS:
         raise UnsupportedModelError(
-            f"config.json: hidden_act {show(name)} is not supported; known are "
-            f"{', '.join(ACTIVATIONS)}"
+            f"config.json: hidden_act {show(name)} is not supported; known are {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
 
@@ -356,21 +339,14 @@ def _check_window(section: _Section, layers: int, context: int) -> None:
             raise section.bad("layer_types", f"a list of num_hidden_layers = {layers} strings")
         for kind in kinds:
             if kind not in ("full_attention", "sliding_attention"):
-                raise UnsupportedModelError(
-                    f"config.json: layer_types {show(kind)} is not supported"
-                )
+                raise UnsupportedModelError(f"config.json: layer_types {show(kind)} is not supported")
     window = section.optional_integer("sliding_window", 1, 1 << 40)
     if window is None or window >= context or not section.boolean("use_sliding_window"):
         return
     if kinds is not None and "sliding_attention" not in kinds:
         return
     first = section.optional_integer("max_window_layers", 0, 1 << 20)
-    if (
-        kinds is None
-        and "use_sliding_window" in section.values
-        and first is not None
-        and first >= layers
-    ):
+    if kinds is None and "use_sliding_window" in section.values and first is not None and first >= layers:
         return  # Qwen: only layers from max_window_layers on have the window
     raise UnsupportedModelError(
         f"config.json: sliding_window {window} is shorter than the context {context}; "
@@ -389,22 +365,14 @@ def _rope(section: _Section, head_dim: int, context: int) -> Rope:
         if not isinstance(nested, dict):
             raise section.bad(key, "an object or null")
         if any(isinstance(value, dict) for value in nested.values()):
-            raise UnsupportedModelError(
-                f"config.json: {key} differs from layer to layer, which is not supported"
-            )
+            raise UnsupportedModelError(f"config.json: {key} differs from layer to layer, which is not supported")
         values.update(nested)
-    where = (
-        "config.json: rope_parameters"
-        if "rope_parameters" in section.values
-        else "config.json: rope_scaling"
-    )
+    where = "config.json: rope_parameters" if "rope_parameters" in section.values else "config.json: rope_scaling"
     for key in ("rope_theta", "partial_rotary_factor"):
         if section.values.get(key) is not None:
             if values.get(key, section.values[key]) != section.values[key]:
                 raise ModelFormatError(
-                    f"config.json: {key} is {show(section.values[key])}, but {show(values[key])} "
-                    "in "
-                    "rope_parameters"
+                    f"config.json: {key} is {show(section.values[key])}, but {show(values[key])} in rope_parameters"
                 )
             values[key] = section.values[key]
     if values.get("type") is not None:
@@ -435,16 +403,12 @@ def _rope(section: _Section, head_dim: int, context: int) -> Rope:
         low = part.number("low_freq_factor", 1e-6, 1e6)
         high = part.number("high_freq_factor", 1e-6, 1e6)
         if low >= high:
-            raise ModelFormatError(
-                f"{where}: low_freq_factor {low:g} must be less than high_freq_factor {high:g}"
-            )
+            raise ModelFormatError(f"{where}: low_freq_factor {low:g} must be less than high_freq_factor {high:g}")
         return Rope(kind, theta, dim, factor, original, low, high)
     fast = part.optional_number("beta_fast", 1e-6, 1e6) or 32.0
     slow = part.optional_number("beta_slow", 1e-6, 1e6) or 1.0
     if slow > fast:
-        raise ModelFormatError(
-            f"{where}: beta_slow {slow:g} must not be more than beta_fast {fast:g}"
-        )
+        raise ModelFormatError(f"{where}: beta_slow {slow:g} must not be more than beta_fast {fast:g}")
     return Rope(
         kind, theta, dim, factor, original, beta_fast=fast, beta_slow=slow,
         attention_factor=part.optional_number("attention_factor", 1e-6, 1e6),

@@ -15,13 +15,9 @@ if TYPE_CHECKING:
     from marlin.tokenizer import Tokenizer
 
 BROKEN: Final = "\ufffd"
-PATIENCE: Final = (
-    8  # tokens that may wait for a character to finish: more than a character has bytes
-)
+PATIENCE: Final = 8  # tokens that may wait for a character to finish: more than a character has bytes
 CONTEXT: Final = 8  # prompt tokens decoded along, since decoders strip the space of the first word
-WINDOW: Final = (
-    64  # tokens decoded again and again while no character boundary comes, then the window is cut
-)
+WINDOW: Final = 64  # tokens decoded again and again while no character boundary comes, then the window is cut
 
 
 class Detokenizer:
@@ -32,9 +28,7 @@ class Detokenizer:
     prompt: the ids before the first one, so that the first word keeps its space.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, *, stop: Sequence[str] = (), prompt: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, stop: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
         if isinstance(stop, str):
             stop = (stop,)
         if not all(isinstance(text, str) and text for text in stop):
@@ -102,12 +96,7 @@ class Detokenizer:
         if self._find(text) >= 0:
             return self._cut(text)
         hold = max(
-            (
-                n
-                for s in self._stop
-                for n in range(1, min(len(s), len(text) + 1))
-                if text.endswith(s[:n])
-            ),
+            (n for s in self._stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])),
             default=0,
         )
         self._held = text[len(text) - hold :]

@@ -115,9 +115,7 @@ class Packed:
     @property
     def nbytes(self) -> int:
         """Bytes of all planes."""
-        return sum(
-            plane.nbytes for plane in (self.quant, self.scale, self.zero) if plane is not None
-        )
+        return sum(plane.nbytes for plane in (self.quant, self.scale, self.zero) if plane is not None)
 
 
 def row_bytes(format: str, k: int) -> int:
@@ -287,9 +285,7 @@ def _refuse_overflow(rounded: NDArray[Any], w: F32, format: str) -> None:
     bad = np.argwhere(~np.isfinite(rounded))
     if len(bad):
         row, column = bad[0]
-        raise ValueError(
-            f"pack: weights[{row}, {column}] = {w[row, column]} is too large for {format}"
-        )
+        raise ValueError(f"pack: weights[{row}, {column}] = {w[row, column]} is too large for {format}")
 
 
 def _grouped(w: F32, group: int) -> F32:
@@ -325,10 +321,7 @@ def _check_options(
         known = ", ".join(map(str, GROUPS))
         raise ValueError(f"pack: group must be one of 0, {known}, got {group}")
     if global_scale is not None and (scale != "e4m3" or not 2.0**-100 < global_scale < 2.0**100):
-        raise ValueError(
-            "pack: global_scale belongs to e4m3 scales and is positive, "
-            f"got {global_scale} with {scale}"
-        )
+        raise ValueError(f"pack: global_scale belongs to e4m3 scales and is positive, got {global_scale} with {scale}")
     return group
 
 
@@ -356,15 +349,11 @@ def _scales(
     bad = np.argwhere(~np.isfinite(kept))
     if len(bad):
         row, column = bad[0]
-        raise ValueError(
-            f"pack: the scale {s[row, column]} of row {row}, group {column} is too large for {kind}"
-        )
+        raise ValueError(f"pack: the scale {s[row, column]} of row {row}, group {column} is too large for {kind}")
     return kept, kept.astype(np.float32)
 
 
-def _integers(
-    g: F32, inv: F32, low: F32 | None, largest: int
-) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+def _integers(g: F32, inv: F32, low: F32 | None, largest: int) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
     """Codes and, where the groups' lower ends are given, zero points."""
     steps = np.rint(g * inv[:, :, None])
     if low is None:
@@ -374,9 +363,7 @@ def _integers(
     return np.clip(steps + points[:, :, None], 0, top), points
 
 
-def _lay_out(
-    code: NDArray[Any], shape: tuple[int, ...], bits: int, blank: int
-) -> NDArray[np.uint8]:
+def _lay_out(code: NDArray[Any], shape: tuple[int, ...], bits: int, blank: int) -> NDArray[np.uint8]:
     """Codes (n, groups, group) -> quant plane of a matrix (n, k), padded with `blank`."""
     n, k = shape
     rows = np.full((n, -(-k // ROW_ALIGN) * ROW_ALIGN), blank, np.uint8)

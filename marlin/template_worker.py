@@ -52,9 +52,7 @@ def _tojson(
 ) -> str:
     """json.dumps without HTML escapes, as templates for chat expect (Jinja2's own filter
     escapes)."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def make_environment() -> jinja2.Environment:
@@ -85,9 +83,7 @@ def render(request: bytes) -> dict[str, str]:
         return {"error": "syntax", "message": f"line {error.lineno}: {error.message}"[:2000]}
     except MemoryError:
         return {"error": "memory", "message": f"needed more than {MEMORY >> 20} MiB"}
-    except (
-        Exception
-    ) as error:  # anything a template can cause, SecurityError and RecursionError included
+    except Exception as error:  # anything a template can cause, SecurityError and RecursionError included
         return {"error": "failed", "message": f"{type(error).__name__}: {error}"[:2000]}
 
 
@@ -116,9 +112,7 @@ def main() -> None:
         try:
             line = json.dumps(answer).encode()
         except MemoryError:
-            line = json.dumps(
-                {"error": "memory", "message": "the rendered text is too long"}
-            ).encode()
+            line = json.dumps({"error": "memory", "message": "the rendered text is too long"}).encode()
         del answer
         signal.setitimer(signal.ITIMER_REAL, 0)
         out.write(line + b"\n")

@@ -49,9 +49,7 @@ class TemplateWorker:
         with self._lock:
             self._stop_locked()
 
-    def render(
-        self, template: str, variables: Mapping[str, Any], deadline: float = DEADLINE
-    ) -> str:
+    def render(self, template: str, variables: Mapping[str, Any], deadline: float = DEADLINE) -> str:
         """The text of a template. `variables` must be JSON values.
 
         Raises ValueError when the template refuses the messages (its own words), ModelFormatError
@@ -60,9 +58,7 @@ class TemplateWorker:
         if len(template) > TEMPLATE_BYTES:
             raise ModelFormatError(f"chat template: longer than {TEMPLATE_BYTES} characters")
         try:
-            request = (
-                json.dumps({"template": template, "variables": dict(variables)}).encode() + b"\n"
-            )
+            request = json.dumps({"template": template, "variables": dict(variables)}).encode() + b"\n"
         except TypeError as error:
             raise TypeError(f"chat template: messages must be JSON values: {error}") from None
         except RecursionError:
@@ -148,17 +144,13 @@ class TemplateWorker:
                         try:
                             unsent = unsent[os.write(stdin.fileno(), unsent[: 1 << 16]) :]
                         except BrokenPipeError:
-                            raise ModelFormatError(
-                                "chat template: the rendering process died"
-                            ) from None
+                            raise ModelFormatError("chat template: the rendering process died") from None
                         if not unsent:
                             selector.unregister(stdin)
                     else:
                         data = os.read(stdout.fileno(), 1 << 20)
                         if not data:
-                            raise ModelFormatError(
-                                "chat template: the rendering process died (memory or time used up)"
-                            )
+                            raise ModelFormatError("chat template: the rendering process died (memory or time used up)")
                         received += data
                         if len(received) > ANSWER_BYTES:
                             raise ModelFormatError("chat template: the rendered text is too long")

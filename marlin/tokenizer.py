@@ -60,9 +60,7 @@ class Tokenizer:
         tokenizer.json."""
         folder = Path(folder)
         if not (folder / "tokenizer.json").exists():
-            raise UnsupportedModelError(
-                f"{folder.name}: has no tokenizer.json (other kinds are not supported)"
-            )
+            raise UnsupportedModelError(f"{folder.name}: has no tokenizer.json (other kinds are not supported)")
         self._lock = threading.Lock()
         self._backend = _load_backend(read_bytes(inside(folder, "tokenizer.json"), TOKENIZER_BYTES))
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
@@ -154,9 +152,7 @@ class Tokenizer:
         for name in template_kwargs:
             if name not in TEMPLATE_KWARGS:
                 near = difflib.get_close_matches(name, TEMPLATE_KWARGS, n=1, cutoff=0.0)
-                raise TypeError(
-                    f"apply_chat_template: unknown keyword {name!r}, the nearest is {near[0]!r}"
-                )
+                raise TypeError(f"apply_chat_template: unknown keyword {name!r}, the nearest is {near[0]!r}")
         _check_messages(messages)
         template = self._template("tool_use" if tools else "default")
         originals: list[str] = []
@@ -188,9 +184,7 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(
-                f"encode: text has a lone surrogate at character {error.start}"
-            ) from None
+            raise ValueError(f"encode: text has a lone surrogate at character {error.start}") from None
         with self._lock:  # the switch belongs to the shared backend
             self._backend.encode_special_tokens = not special
             return self._backend.encode(text, add_special_tokens=False)
@@ -203,9 +197,7 @@ class Tokenizer:
         while waiting:
             piece = waiting.pop()
             encoding = self._encoding(piece, special=False)
-            spans = [
-                encoding.offsets[at] for at, id in enumerate(encoding.ids) if id in self.control_ids
-            ]
+            spans = [encoding.offsets[at] for at, id in enumerate(encoding.ids) if id in self.control_ids]
             cuts = [(begin + end) // 2 for begin, end in spans if end - begin > 1]
             if cuts:
                 edges = [0, *cuts, len(piece)]
@@ -233,9 +225,7 @@ class Tokenizer:
             return "".join([*pieces, value[last:]])
         if isinstance(value, Mapping):
             return {
-                self._guard(key, originals, only_special): self._guard(
-                    item, originals, only_special
-                )
+                self._guard(key, originals, only_special): self._guard(item, originals, only_special)
                 for key, item in value.items()
             }
         if isinstance(value, list | tuple):
@@ -259,14 +249,8 @@ class Tokenizer:
 
     def _template(self, name: str) -> str:
         if not self.templates:
-            raise UnsupportedModelError(
-                "the model has no chat template (it may not be a chat model)"
-            )
-        return (
-            self.templates.get(name)
-            or self.templates.get("default")
-            or next(iter(self.templates.values()))
-        )
+            raise UnsupportedModelError("the model has no chat template (it may not be a chat model)")
+        return self.templates.get(name) or self.templates.get("default") or next(iter(self.templates.values()))
 
     def _id_of(self, key: str) -> int | None:
         text = self._named.get(key)
@@ -274,18 +258,14 @@ class Tokenizer:
             return None
         id: int | None = self._backend.token_to_id(text)
         if id is None:
-            raise ModelFormatError(
-                f"tokenizer_config.json: {key} {show(text)} is not in tokenizer.json"
-            )
+            raise ModelFormatError(f"tokenizer_config.json: {key} {show(text)} is not in tokenizer.json")
         return id
 
     def _find_begin(self, add_bos: Any) -> tuple[int, ...]:
         """Begin ids: what tokenizer.json's post-processor puts in front, corrected by
         add_bos_token."""
         if add_bos is not None and not isinstance(add_bos, bool):
-            raise ModelFormatError(
-                f"tokenizer_config.json: add_bos_token must be true or false, got {show(add_bos)}"
-            )
+            raise ModelFormatError(f"tokenizer_config.json: add_bos_token must be true or false, got {show(add_bos)}")
         bare = self._backend.encode("a", add_special_tokens=False).ids
         full = self._backend.encode("a", add_special_tokens=True).ids
         at = next((i for i in range(len(full) + 1) if full[i : i + len(bare)] == bare), 0)
@@ -338,29 +318,20 @@ def _read_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         try:
             return {"default": data.decode()}
         except UnicodeDecodeError as error:
-            raise ModelFormatError(
-                f"chat_template.jinja: not UTF-8 at byte {error.start}"
-            ) from None
+            raise ModelFormatError(f"chat_template.jinja: not UTF-8 at byte {error.start}") from None
     value = config.get("chat_template")
     if value is None:
         return {}
     if isinstance(value, str):
         return {"default": value}
     if not isinstance(value, list) or not all(
-        isinstance(item, dict)
-        and isinstance(item.get("name"), str)
-        and isinstance(item.get("template"), str)
+        isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("template"), str)
         for item in value
     ):
         raise ModelFormatError(
-            "tokenizer_config.json: chat_template must be a string or a list of name and "
-            "template, got "
-            f"{show(value)}"
+            f"tokenizer_config.json: chat_template must be a string or a list of name and template, got {show(value)}"
         )
-    return {
-        item["name"]: item["template"]
-        for item in sorted(value, key=lambda item: item["name"] != "default")
-    }
+    return {item["name"]: item["template"] for item in sorted(value, key=lambda item: item["name"] != "default")}
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -374,6 +345,4 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
         role = message.get("role")
         # Templates build control tokens from roles ("<|" + role + "|>"), so only known words pass.
         if role not in ROLES:
-            raise ValueError(
-                f"messages[{at}]: role must be one of {', '.join(ROLES)}, got {show(role)}"
-            )
+            raise ValueError(f"messages[{at}]: role must be one of {', '.join(ROLES)}, got {show(role)}")

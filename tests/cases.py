@@ -68,11 +68,7 @@ class FormatCase:
 
     def weights(self) -> NDArray[np.float32]:
         """(n, k) normal, with an all-zero group, a large value and exact zeros among them."""
-        w = (
-            np.random.default_rng(seed_of(self))
-            .standard_normal((self.n, self.k))
-            .astype(np.float32)
-        )
+        w = np.random.default_rng(seed_of(self)).standard_normal((self.n, self.k)).astype(np.float32)
         if self.n:
             w[0, : min(self.k, self.group or 16)] = 0
             w[-1, -1] = 12.0
@@ -151,9 +147,7 @@ class RowsCase:
     residual: bool = False
 
     def __str__(self) -> str:
-        return f"{self.op}-r{self.rows}-c{self.columns}-{self.dtype}" + (
-            "-residual" if self.residual else ""
-        )
+        return f"{self.op}-r{self.rows}-c{self.columns}-{self.dtype}" + ("-residual" if self.residual else "")
 
 
 @dataclass(frozen=True)
@@ -231,9 +225,7 @@ def default_variants() -> Iterator[tuple[str, int | None, str | None, bool]]:
 def _format_cases() -> list[FormatCase]:
     shapes = [(3, 256), (5, 100), (1, 1), (0, 64), (2, 129)]
     every = [FormatCase(f, 3, 256, g, s, z) for f, g, s, z in weight_variants()]
-    edges = [
-        FormatCase(f, n, k, g, s, z) for n, k in shapes[1:] for f, g, s, z in default_variants()
-    ]
+    edges = [FormatCase(f, n, k, g, s, z) for n, k in shapes[1:] for f, g, s, z in default_variants()]
     return every + edges
 
 
@@ -264,25 +256,15 @@ def _matmul_cases() -> list[MatmulCase]:
         for activation in ("silu", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"):
             cases.append(MatmulCase(kernel, "f16", m, 48, 128, activation=activation))
         cases.append(MatmulCase(kernel, "f16", m, 48, 128, residual=True))
-        cases.append(
-            MatmulCase(kernel, "int8", m, 50, 130, group=0, scale="f16", bias=True, residual=True)
-        )
-        cases.append(
-            MatmulCase(
-                kernel, "int4", m, 48, 192, group=32, scale="f16", norm=True, activation="swiglu"
-            )
-        )
+        cases.append(MatmulCase(kernel, "int8", m, 50, 130, group=0, scale="f16", bias=True, residual=True))
+        cases.append(MatmulCase(kernel, "int4", m, 48, 192, group=32, scale="f16", norm=True, activation="swiglu"))
     return cases
 
 
 FORMAT_CASES: Final = _format_cases()
 MATMUL_CASES: Final = _matmul_cases()
 ATTENTION_CASES: Final = [
-    *(
-        AttentionCase(4, kv, 64, positions=(p,))
-        for kv in (1, 2, 4)
-        for p in (0, 1, 15, 16, 17, 300)
-    ),
+    *(AttentionCase(4, kv, 64, positions=(p,)) for kv in (1, 2, 4) for p in (0, 1, 15, 16, 17, 300)),
     AttentionCase(8, 2, 128, positions=(5, 0, 63, 64, 65)),
     AttentionCase(3, 1, 32, positions=(40,), dtype="f32"),
     AttentionCase(4, 2, 64, positions=(7, -1, 90), qk_norm=True),  # -1: an idle row
@@ -309,10 +291,7 @@ SAMPLE_CASES: Final = [
     SampleCase(4097),
     SampleCase(50257, seed=2**40 + 5),
     *(SampleCase(1000, kind) for kind in ("equal", "peak", "ties", "masked", "nan", "inf")),
-    *(
-        SampleCase(1000, kind, temperature=0.0)
-        for kind in ("normal", "equal", "ties", "nan", "inf")
-    ),
+    *(SampleCase(1000, kind, temperature=0.0) for kind in ("normal", "equal", "ties", "nan", "inf")),
     *(SampleCase(1000, top_k=k) for k in (1, 2, 40, 999, 1000, 5000)),
     *(SampleCase(1000, top_p=p) for p in (0.0, 1e-6, 0.5, 0.95)),
     *(SampleCase(1000, min_p=p) for p in (0.05, 0.5, 1.0)),

@@ -66,18 +66,14 @@ def spoil_bytes(rng: random.Random, data: bytes) -> bytes:
         elif kind == 1:
             del buffer[at:]
         elif kind == 2:
-            buffer[at:at] = rng.choice(
-                (b"\0", b"\xff", b"{", b"}", b"[", b'"', b",", b"9", bytes(64))
-            )
+            buffer[at:at] = rng.choice((b"\0", b"\xff", b"{", b"}", b"[", b'"', b",", b"9", bytes(64)))
         elif kind == 3:
             end = min(len(buffer), at + rng.randrange(1, 64))
             buffer[at:at] = buffer[at:end]
         elif kind == 4:
             del buffer[at : at + rng.randrange(1, 16)]
         else:
-            buffer[at : at + 8] = struct.pack(
-                "<Q", rng.choice((0, 1, 2**31, 2**63, 2**64 - 1, len(buffer)))
-            )
+            buffer[at : at + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**63, 2**64 - 1, len(buffer))))
     return bytes(buffer)
 
 
@@ -95,9 +91,7 @@ def spoil_json(rng: random.Random, value: Any) -> Any:
                 waiting.append(part[key])
     for _ in range(rng.choice((1, 1, 2, 4))):
         part, key = rng.choice(nodes)
-        if (isinstance(part, dict) and key not in part) or (
-            isinstance(part, list) and key >= len(part)
-        ):
+        if (isinstance(part, dict) and key not in part) or (isinstance(part, list) and key >= len(part)):
             continue
         kind = rng.randrange(5)
         if kind == 0:
@@ -172,15 +166,11 @@ class Folders:
                  ("fp4_e2m1", 16, False, "e4m3"), ("fp4_e2m1", 32, False, "e8m0"))  # fmt: skip
         for at, (format, group, zero, scale) in enumerate(forms):
             folder = root / f"quantized{at}"
-            compressed_tensors.save_quantized(
-                plain, folder, format, group=group, zero=zero, scale=scale
-            )
+            compressed_tensors.save_quantized(plain, folder, format, group=group, zero=zero, scale=scale)
             self.quantized.append(folder)
         self.plain = plain
         self.file = (plain / "model.safetensors").read_bytes()
-        self.tokenizers = [
-            json.loads(backend.to_str()) for backend in (byte_level(), byte_fallback())
-        ]
+        self.tokenizers = [json.loads(backend.to_str()) for backend in (byte_level(), byte_fallback())]
 
     def work(self, name: str, files: dict[str, bytes]) -> Path:
         """A folder of these files. The same one for each name: making and removing folders is
@@ -216,13 +206,9 @@ def byte_fallback() -> Tokenizer:
     vocab = {word: id for id, word in enumerate(words)}
     backend = Tokenizer(models.BPE(vocab, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return backend
 
 
@@ -230,9 +216,7 @@ def check_checkpoint(folder: Path) -> None:
     """Open, and hold the reader to its word: every tensor inside its file, none over another."""
     checkpoint = open_checkpoint(folder)
     ends: dict[Path, int] = {}
-    for info in sorted(
-        checkpoint.tensors.values(), key=lambda info: (info.path, info.offset, info.nbytes)
-    ):
+    for info in sorted(checkpoint.tensors.values(), key=lambda info: (info.path, info.offset, info.nbytes)):
         assert info.nbytes == tensor_bytes(info.dtype, info.shape)
         assert info.offset >= ends.get(info.path, 8)
         ends[info.path] = info.offset + info.nbytes
@@ -259,11 +243,7 @@ def fuzz_index(rng: random.Random, folders: Folders) -> None:
         "weight_map": {"x.weight": "a.safetensors", "norm.weight": "a.safetensors"},
     }
     spoilt = dump(rng, spoil_json(rng, index))
-    check_checkpoint(
-        folders.work(
-            "sharded", {"a.safetensors": folders.file, "model.safetensors.index.json": spoilt}
-        )
-    )
+    check_checkpoint(folders.work("sharded", {"a.safetensors": folders.file, "model.safetensors.index.json": spoilt}))
 
 
 def fuzz_config(rng: random.Random, folders: Folders) -> None:
@@ -276,9 +256,7 @@ def fuzz_config(rng: random.Random, folders: Folders) -> None:
             "factor": 4.0,
             "rope_theta": 1e6,
         }
-        config = {
-            key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")
-        }
+        config = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
         config = config | {"rope_parameters": scaling}
     if rng.random() < 0.8:
         config = spoil_json(rng, config)
@@ -287,9 +265,7 @@ def fuzz_config(rng: random.Random, folders: Folders) -> None:
     parsed = read_config(config, generation)
     assert parsed.heads % parsed.kv_heads == 0 and parsed.rope.dim % 2 == 0
     inverse, scale = rope_frequencies(parsed)
-    assert (
-        len(inverse) == parsed.rope.dim // 2 and np.isfinite(inverse).all() and np.isfinite(scale)
-    )
+    assert len(inverse) == parsed.rope.dim // 2 and np.isfinite(inverse).all() and np.isfinite(scale)
 
 
 def fuzz_quantized(rng: random.Random, folders: Folders) -> None:
@@ -302,9 +278,7 @@ def fuzz_quantized(rng: random.Random, folders: Folders) -> None:
         (length,) = struct.unpack("<Q", data[:8])
         header = dump(rng, spoil_json(rng, json.loads(data[8 : 8 + length])))
         data = struct.pack("<Q", len(header)) + header + data[8 + length :]
-    check_checkpoint(
-        folders.work("spoilt", {"config.json": dump(rng, config), "model.safetensors": data})
-    )
+    check_checkpoint(folders.work("spoilt", {"config.json": dump(rng, config), "model.safetensors": data}))
 
 
 def fuzz_tokenizer(rng: random.Random, folders: Folders) -> None:
@@ -319,9 +293,7 @@ def fuzz_tokenizer(rng: random.Random, folders: Folders) -> None:
         files = spoil_json(rng, {**files, "model": {**files["model"]}})
     else:
         config = spoil_json(rng, config)
-    folder = folders.work(
-        "words", {"tokenizer.json": dump(rng, files), "tokenizer_config.json": dump(rng, config)}
-    )
+    folder = folders.work("words", {"tokenizer.json": dump(rng, files), "tokenizer_config.json": dump(rng, config)})
     tokenizer = marlin_tokenizer.Tokenizer(folder)
     ids = tokenizer.encode("ab a <s> <think> é🦊", bos=True)
     assert not tokenizer.control_ids & set(ids[len(tokenizer.begin_ids) :])
@@ -341,9 +313,7 @@ def run(cases: int, seed: int = 0, target: str | None = None) -> list[str]:
     """Run that many cases; what went wrong, one line each, with the seed of the case."""
     failures = []
     names = [target] if target else list(TARGETS)
-    memory = (
-        "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    )  # three times as many cases a second
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # three times as many cases a second
     with tempfile.TemporaryDirectory(dir=memory) as root:
         folders = Folders(Path(root))
         for case in range(seed, seed + cases):
@@ -372,9 +342,7 @@ def run(cases: int, seed: int = 0, target: str | None = None) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cases", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", choices=TARGETS)

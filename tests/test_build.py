@@ -31,9 +31,7 @@ def package() -> Path:
 
 
 def rows(table: str, macro: str) -> list[list[str]]:
-    return shader_tables.parse_table(
-        ROOT / "csrc" / f"{table}.def", macro, {"KERNEL": 4, "FORMAT": 7}[macro]
-    )
+    return shader_tables.parse_table(ROOT / "csrc" / f"{table}.def", macro, {"KERNEL": 4, "FORMAT": 7}[macro])
 
 
 def capabilities(spirv: bytes) -> Iterator[int]:
@@ -58,9 +56,7 @@ def test_index_is_well_formed() -> None:
     assert build == int.from_bytes(hashlib.sha256(data[16:]).digest()[:4], "little")
     names, end = [], (16 + 96 * count + 15) & ~15
     for row in range(count):
-        name, offset, size, source, _, version = struct.unpack_from(
-            "<64sQQQII", data, 16 + 96 * row
-        )
+        name, offset, size, source, _, version = struct.unpack_from("<64sQQQII", data, 16 + 96 * row)
         text = name.rstrip(b"\0")
         assert text and b"\0" not in text and len(text) < 64
         assert offset == end and size % 4 == 0 and size > 20 and source
@@ -89,10 +85,7 @@ def test_every_row_has_its_modules() -> None:
             if math == "F16" and variants.endswith(("MATH", "F16")):
                 expected.add(f"{stem}.f16")
     present = set(shader_tables.read_binary(package() / "shaders.bin"))
-    dropped = {
-        row["name"]: row["reason"]
-        for row in shader_tables.dropped_modules(package() / "shaders.json")
-    }
+    dropped = {row["name"]: row["reason"] for row in shader_tables.dropped_modules(package() / "shaders.json")}
     assert all(dropped.values())
     assert not present & dropped.keys()
     assert present | dropped.keys() == expected
@@ -307,9 +300,7 @@ def test_unknown_extension_drops_the_module(tree: Path, monkeypatch: pytest.Monk
 
 
 @compiles
-def test_a_crash_of_the_compiler_is_an_error_of_its_module(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_of_the_compiler_is_an_error_of_its_module(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_module = shaderc.compile_module
 
     def crash(module: shader_tables.Module, *rest: object) -> tuple[bytes, str]:

@@ -37,9 +37,7 @@ def store(folder: Path, weights: np.ndarray, *case: Any, **config: Any) -> Path:
     (folder / "in").mkdir()
     safetensors.save(folder / "in" / "model.safetensors", dense)
     (folder / "in" / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
-    compressed_tensors.save_quantized(
-        folder / "in", folder, format, group=group, zero=zero, scale=scale
-    )
+    compressed_tensors.save_quantized(folder / "in", folder, format, group=group, zero=zero, scale=scale)
     return folder
 
 
@@ -50,18 +48,12 @@ def test_stored_weights_are_the_packed_ones(case: tuple[Any, ...], tmp_path: Pat
     q = checkpoint.quantized["x"]
     format, group, zero, scale = case
     packed = formats.pack(weights, format, group=group, zero=zero, scale=scale)
-    assert (q.format, q.group, q.shape) == (format, group, (13, 256)) and (
-        q.zero is not None
-    ) == zero
+    assert (q.format, q.group, q.shape) == (format, group, (13, 256)) and (q.zero is not None) == zero
     np.testing.assert_allclose(q.dequantize(), formats.unpack(packed), rtol=1e-6)
     if zero:
         assert np.array_equal(q.read_zero(), packed.zero)
     if format.startswith("int"):
-        codes = (
-            packed.quant
-            if q.bits == 8
-            else np.stack([packed.quant & 15, packed.quant >> 4], 2).reshape(13, -1)
-        )
+        codes = packed.quant if q.bits == 8 else np.stack([packed.quant & 15, packed.quant >> 4], 2).reshape(13, -1)
         assert np.array_equal(q.read_codes(), codes[:, :256])
 
 
@@ -132,9 +124,7 @@ def test_patterns_match_as_python_does() -> None:
 
 
 @pytest.mark.timeout(5)
-@pytest.mark.parametrize(
-    "pattern", ["(a+)+$", "(.*)*x", "(", "a{99999999}", "[", "x*x*x*x*y", "(a|a)*b", "a" * 999]
-)
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(.*)*x", "(", "a{99999999}", "[", "x*x*x*x*y", "(a|a)*b", "a" * 999])
 def test_hostile_patterns(pattern: str) -> None:
     with pytest.raises(UnsupportedModelError, match="is not supported"):
         compressed_tensors.matches(pattern, "a" * 60)

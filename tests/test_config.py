@@ -48,11 +48,7 @@ def test_shipped_models() -> None:
     )
     assert (tale.head_dim, tale.q_size, tale.kv_size) == (64, 384, 128)
     assert tale.eos_ids == (0,) and tale.bos_id is None and not tale.tie_embeddings
-    assert (
-        tale.generation.do_sample
-        and tale.generation.temperature == 0.8
-        and tale.generation.top_k == 40
-    )
+    assert tale.generation.do_sample and tale.generation.temperature == 0.8 and tale.generation.top_k == 40
     assert tale.rope.kind == "default" and tale.rope.theta == 1e6
     assert load_config(MODELS / "fix-llama").activation == "silu"
 
@@ -74,16 +70,12 @@ def test_model_types_are_the_files_of_models() -> None:
     ],
 )
 def test_biases(model_type: str, bias: Any, qkv: bool, o: bool) -> None:
-    config = read_config(
-        base(model_type=model_type, attention_bias=bias, head_dim=64, sliding_window=None)
-    )
+    config = read_config(base(model_type=model_type, attention_bias=bias, head_dim=64, sliding_window=None))
     assert (config.qkv_bias, config.o_bias) == (qkv, o)
 
 
 def test_defaults_of_missing_keys() -> None:
-    config = read_config(
-        base(num_key_value_heads="<drop>", rope_theta="<drop>", rms_norm_eps="<drop>")
-    )
+    config = read_config(base(num_key_value_heads="<drop>", rope_theta="<drop>", rms_norm_eps="<drop>"))
     assert (config.kv_heads, config.head_dim, config.rope.theta, config.norm_eps) == (
         4,
         64,
@@ -95,9 +87,7 @@ def test_defaults_of_missing_keys() -> None:
 
 
 def test_generation_config_overrides_ids() -> None:
-    config = read_config(
-        base(), {"eos_token_id": [5, 6, 5], "bos_token_id": 9, "temperature": 0.6, "top_p": 0.9}
-    )
+    config = read_config(base(), {"eos_token_id": [5, 6, 5], "bos_token_id": 9, "temperature": 0.6, "top_p": 0.9})
     assert config.eos_ids == (5, 6) and config.bos_id == 9
     assert config.generation.temperature == 0.6 and config.generation.do_sample is None
     assert read_config(base(), {"eos_token_id": None}).eos_ids == (2,)
@@ -147,9 +137,7 @@ def test_rope_llama3_by_the_loop_of_its_source() -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    got, scale, _ = frequencies(
-        rope_theta=500000.0, rope_scaling=scaling, max_position_embeddings=131072
-    )
+    got, scale, _ = frequencies(rope_theta=500000.0, rope_scaling=scaling, max_position_embeddings=131072)
     want = []
     for i in range(64):
         f = 500000.0 ** (-2 * i / 128)
@@ -169,9 +157,7 @@ def test_rope_yarn() -> None:
     # Qwen's recommended scaling: theta 1e6, 32768 -> 131072; the ramp runs over dimensions 23 .. 40
     # (ends found by hand: 128 ln(32768 / (2 pi b)) / (2 ln 1e6), b = 32 and 1, floor and ceil).
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-    got, scale, _ = frequencies(
-        rope_theta=1e6, rope_scaling=scaling, max_position_embeddings=131072
-    )
+    got, scale, _ = frequencies(rope_theta=1e6, rope_scaling=scaling, max_position_embeddings=131072)
     plain = 1e6 ** (-np.arange(64) / 64)
     assert math.isclose(scale, 0.1 * math.log(4) + 1)
     assert np.allclose(got[:24], plain[:24]) and np.allclose(got[40:], plain[40:] / 4)
@@ -192,9 +178,7 @@ def test_rope_yarn_temperature() -> None:
 
 def test_sliding_window() -> None:
     v1 = base(model_type="mistral", sliding_window=1024)
-    with pytest.raises(
-        UnsupportedModelError, match="sliding_window 1024 is shorter than the context 2048"
-    ):
+    with pytest.raises(UnsupportedModelError, match="sliding_window 1024 is shorter than the context 2048"):
         read_config(v1)
     assert read_config(v1, context=1024).context == 2048
     assert read_config(base(model_type="mistral", sliding_window=2048)).context == 2048
@@ -205,10 +189,7 @@ def test_sliding_window() -> None:
     with pytest.raises(UnsupportedModelError, match="sliding_window"):
         read_config(qwen | {"use_sliding_window": True, "max_window_layers": 1})
     with pytest.raises(UnsupportedModelError, match="sliding_window"):
-        read_config(
-            qwen
-            | {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}
-        )
+        read_config(qwen | {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]})
 
 
 # (changes, words of the message): the message names the key, what came, and what was expected.
@@ -319,9 +300,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"), BAD_VALUES, ids=lambda item: item if isinstance(item, str) else ""
-)
+@pytest.mark.parametrize(("changes", "words"), BAD_VALUES, ids=lambda item: item if isinstance(item, str) else "")
 def test_bad_values(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelFormatError) as caught:
         read_config(base(**changes))

@@ -42,9 +42,7 @@ def row_bytes(packed: formats.Packed) -> int:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_unpack(device: _C.Device, case: FormatCase) -> None:
-    packed = formats.pack(
-        case.weights(), case.format, group=case.group, scale=case.scale or "f16", zero=case.zero
-    )
+    packed = formats.pack(case.weights(), case.format, group=case.group, scale=case.scale or "f16", zero=case.zero)
     lin = load(device, packed)
     check(array(lin.dequantize()), formats.unpack(packed), "exact")
     extra: dict[str, Any] = {}
@@ -62,9 +60,7 @@ def test_unpack(device: _C.Device, case: FormatCase) -> None:
 def test_narrow_results(device: _C.Device, case: FormatCase, dtype: str) -> None:
     """Rounded to nearest even; f16 overflows to infinity."""
     w = case.weights()
-    packed = formats.pack(
-        w, case.format, group=case.group, scale=case.scale or "f16", zero=case.zero
-    )
+    packed = formats.pack(w, case.format, group=case.group, scale=case.scale or "f16", zero=case.zero)
     expected = formats.unpack(packed).astype(DTYPES[dtype])
     got = array(load(device, packed).dequantize(dtype))
     check(got.view(np.uint16), expected.view(np.uint16), "exact")

@@ -32,9 +32,7 @@ def test_devices_are_listed_best_first() -> None:
     rows = _C.list_devices()
     assert rows and _C.vulkan_error() is None
     assert [row["index"] for row in rows] == list(range(len(rows)))
-    assert [KINDS.index(row["kind"]) for row in rows] == sorted(
-        KINDS.index(row["kind"]) for row in rows
-    )
+    assert [KINDS.index(row["kind"]) for row in rows] == sorted(KINDS.index(row["kind"]) for row in rows)
     for row in rows:
         assert set(row["features"]) <= {feature["name"] for feature in _C.features()}
         assert len(bytes.fromhex(row["uuid"])) == len(bytes.fromhex(row["driver_uuid"])) == 16
@@ -49,11 +47,7 @@ def test_tables() -> None:
         ("features", "FEATURE", _C.features()),
     ]:
         text = (root / "csrc" / f"{table}.def").read_text()
-        names = [
-            line.split("(")[1].split(",")[0]
-            for line in text.splitlines()
-            if line.startswith(macro + "(")
-        ]
+        names = [line.split("(")[1].split(",")[0] for line in text.splitlines() if line.startswith(macro + "(")]
         assert [row["name"] for row in rows] == names
 
 
@@ -106,9 +100,7 @@ def test_an_unknown_keyword_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"MRLSHDR1", b"x" * 200, b"MRLSHDR1" + b"\xff" * 200])
-def test_a_damaged_shader_file_is_refused(
-    device: _C.Device, tmp_path: Path, content: bytes
-) -> None:
+def test_a_damaged_shader_file_is_refused(device: _C.Device, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "shaders.bin"
     path.write_bytes(content)
     with pytest.raises((_C.MarlinError, OSError), match=r"shaders\.bin"):
@@ -173,10 +165,7 @@ def test_no_subclass_and_no_instance_by_hand() -> None:
 
 
 def test_weak_references_and_garbage(own_device: _C.Device) -> None:
-    references = [
-        weakref.ref(thing)
-        for thing in (own_device, _C.empty(own_device, (1,)), own_device.capture())
-    ]
+    references = [weakref.ref(thing) for thing in (own_device, _C.empty(own_device, (1,)), own_device.capture())]
     assert references[0]() is own_device and references[1]() is references[2]() is None
     box: dict[str, Any] = {"tensor": _C.empty(own_device, (1,))}
     box["self"] = box

@@ -27,9 +27,7 @@ def array(tensor: _C.Tensor) -> np.ndarray[Any, Any]:
 
 def table(device: _C.Device, case: FormatCase) -> tuple[_C.Linear, np.ndarray[Any, Any]]:
     """The layer and the weights that its planes stand for."""
-    packed = formats.pack(
-        case.weights(), case.format, group=case.group, scale=case.scale or "f16", zero=case.zero
-    )
+    packed = formats.pack(case.weights(), case.format, group=case.group, scale=case.scale or "f16", zero=case.zero)
     lin = _C.Linear(
         device, case.n, case.k, case.format, group=case.group, scale=case.scale, zero=case.zero,
         global_scale=packed.global_scale,

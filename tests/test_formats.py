@@ -64,9 +64,7 @@ def test_small_floats_match_ml_dtypes(name: str) -> None:
     valid = (codes & (number.sign - 1)) <= number.largest
     np.testing.assert_array_equal(number.values()[valid], golden[valid])
     finite = np.sort(golden[valid])
-    x = np.concatenate(
-        [finite, (finite[1:] + finite[:-1]) / 2, np.random.default_rng(1).standard_normal(20000)]
-    )
+    x = np.concatenate([finite, (finite[1:] + finite[:-1]) / 2, np.random.default_rng(1).standard_normal(20000)])
     x = x.astype(np.float32)
     x = np.concatenate([x, np.nextafter(x, np.float32(9)), x * np.float32(2.0**-12)])
     x = x[np.abs(x) <= finite[-1]]
@@ -81,18 +79,14 @@ def test_e8m0_matches_ml_dtypes() -> None:
     codes = np.arange(256, dtype=np.uint8)
     golden = codes.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
     np.testing.assert_array_equal(ref.scales(codes[None], "e8m0")[0], golden)
-    packed = formats.Packed(
-        "fp4_e2m1", 256 * 32, np.full((1, 4096), 0x22, np.uint8), codes[None], None, 32, "e8m0"
-    )
+    packed = formats.Packed("fp4_e2m1", 256 * 32, np.full((1, 4096), 0x22, np.uint8), codes[None], None, 32, "e8m0")
     np.testing.assert_array_equal(formats.unpack(packed)[0, ::32], golden)
 
 
 @pytest.mark.parametrize("case", FORMAT_CASES, ids=str)
 def test_pack_and_unpack(case: FormatCase) -> None:
     w = case.weights()
-    packed = formats.pack(
-        w, case.format, group=case.group, zero=case.zero, scale=case.scale or "f16"
-    )
+    packed = formats.pack(w, case.format, group=case.group, zero=case.zero, scale=case.scale or "f16")
     assert packed.quant.shape == (
         case.n,
         formats.row_bytes(case.format, case.k),
@@ -125,12 +119,8 @@ def test_requantizing_changes_nothing() -> None:
     """What a format can hold comes back bit for bit: checkpoints may be repacked."""
     rng = np.random.default_rng(2)
     for name in ("int8", "int4", "fp8_e4m3", "fp8_e5m2"):
-        once = formats.unpack(
-            formats.pack(rng.standard_normal((7, 96)), name, group=32, scale="f32")
-        )
-        np.testing.assert_allclose(
-            formats.unpack(formats.pack(once, name, group=32, scale="f32")), once, rtol=3e-7
-        )
+        once = formats.unpack(formats.pack(rng.standard_normal((7, 96)), name, group=32, scale="f32"))
+        np.testing.assert_allclose(formats.unpack(formats.pack(once, name, group=32, scale="f32")), once, rtol=3e-7)
 
 
 @pytest.mark.parametrize("case", [c for c in FORMAT_CASES if c.scale and c.n], ids=str)
@@ -158,42 +148,27 @@ def test_exact_bytes() -> None:
     w = np.float32([[-7, -6, -1, 0, 1, 2, 6, 7]]) / 8
     packed = formats.pack(w, "int4", group=16)
     assert packed.scale is not None and packed.scale.tolist() == [[0.125]]
-    assert (
-        packed.quant[0, :4].tolist() == [0x21, 0x87, 0xA9, 0xFE]
-        and (packed.quant[0, 4:] == 0x88).all()
-    )
+    assert packed.quant[0, :4].tolist() == [0x21, 0x87, 0xA9, 0xFE] and (packed.quant[0, 4:] == 0x88).all()
     assert packed.quant.shape == (1, 64) and packed.nbytes == 66
     packed = formats.pack(np.float32([[-6, 5, -1, 0, 1, 1.7, 4.9, 3]]), "fp4_e2m1", group=0)
     assert packed.quant[0, :4].tolist() == [0x6F, 0x0A, 0x32, 0x56]
     packed = formats.pack(np.float32([[-1, 1, 0.5, 0]]), "int8")
     assert packed.quant[0, :5].tolist() == [1, 255, 192, 128, 128]
     packed = formats.pack(np.float32([[0, 15, 3, 7]]), "int4", group=16, zero=True)
-    assert (
-        packed.zero is not None
-        and packed.zero.tolist() == [[0]]
-        and packed.quant[0, :2].tolist() == [0xF0, 0x73]
-    )
+    assert packed.zero is not None and packed.zero.tolist() == [[0]] and packed.quant[0, :2].tolist() == [0xF0, 0x73]
     packed = formats.pack(np.float32([[6, -3, 0.5, 0]]), "fp4_e2m1", scale="e8m0")
     assert (
-        packed.scale is not None
-        and packed.scale.tolist() == [[127]]
-        and packed.quant[0, :2].tolist() == [0xD7, 0x01]
+        packed.scale is not None and packed.scale.tolist() == [[127]] and packed.quant[0, :2].tolist() == [0xD7, 0x01]
     )
     packed = formats.pack(np.float32([[448 * 6, 6] + [0] * 14 + [6, 3]]), "fp4_e2m1", scale="e4m3")
-    assert (
-        packed.scale is not None
-        and packed.scale.tolist() == [[0x7E, 0x38]]
-        and packed.global_scale == 1
-    )
+    assert packed.scale is not None and packed.scale.tolist() == [[0x7E, 0x38]] and packed.global_scale == 1
     assert packed.quant[0, :10].tolist() == [0x07] + [0] * 7 + [0x57, 0]
 
 
 def test_all_zero_groups() -> None:
     for case in FORMAT_CASES:
         w = np.zeros((case.n, case.k), np.float32)
-        packed = formats.pack(
-            w, case.format, group=case.group, zero=case.zero, scale=case.scale or "f16"
-        )
+        packed = formats.pack(w, case.format, group=case.group, zero=case.zero, scale=case.scale or "f16")
         assert (formats.unpack(packed) == 0).all(), case
         if packed.scale is not None and packed.scale_type != "e8m0":
             assert (packed.scale == 0).all(), case
@@ -247,12 +222,8 @@ def test_any_weights(data: st.DataObject) -> None:
     case = data.draw(st.sampled_from(FORMAT_CASES))
     exponent = data.draw(st.integers(-140, 15))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    w = (rng.standard_normal((3, case.k)) * 2.0**exponent * (rng.random((3, case.k)) < 0.7)).astype(
-        np.float32
-    )
-    out = formats.unpack(
-        formats.pack(w, case.format, group=case.group, zero=case.zero, scale=case.scale or "f16")
-    )
+    w = (rng.standard_normal((3, case.k)) * 2.0**exponent * (rng.random((3, case.k)) < 0.7)).astype(np.float32)
+    out = formats.unpack(formats.pack(w, case.format, group=case.group, zero=case.zero, scale=case.scale or "f16"))
     assert np.isfinite(out).all() and (out * w >= 0).all()
 
 
@@ -271,11 +242,7 @@ def halves(bits: np.ndarray) -> np.ndarray:
 
 def words(codes: np.ndarray, bits: int) -> np.ndarray:
     shifts = np.arange(0, 32, bits)
-    return (
-        (codes.reshape(-1, 32 // bits).astype(np.uint64) << shifts.astype(np.uint64))
-        .sum(1)
-        .astype(np.uint32)
-    )
+    return (codes.reshape(-1, 32 // bits).astype(np.uint64) << shifts.astype(np.uint64)).sum(1).astype(np.uint32)
 
 
 def test_int4_f16() -> None:
@@ -305,9 +272,7 @@ def test_int8_f16() -> None:
             np.testing.assert_array_equal(pair, q.reshape(-1, 4)[:, [i, i + 2]] - z)
 
 
-def mini(
-    x: np.ndarray, dtype: type, shift: int, mask: int, bias: int, edge: float, sign: int
-) -> np.ndarray:
+def mini(x: np.ndarray, dtype: type, shift: int, mask: int, bias: int, edge: float, sign: int) -> np.ndarray:
     """fmt_e4m3x2 and fmt_e2m1x2: min(a, 2a - edge), signed. x holds the code at the top."""
     unsigned = np.uint16 if dtype is np.float16 else np.uint32
     a = flush((((x >> shift) & mask) + bias).astype(unsigned).view(dtype))

@@ -21,23 +21,17 @@ CASES = 1000  # of each target
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
-    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
 ENTRIES = st.fixed_dictionaries(
     {
         "dtype": st.sampled_from([*safetensors.NAMES, "F4", ""]),
         "shape": st.lists(st.integers(-1, 2**40) | st.integers(0, 4), max_size=4),
-        "data_offsets": st.lists(
-            st.integers(0, 64) | st.integers(0, 2**64), min_size=1, max_size=3
-        ),
+        "data_offsets": st.lists(st.integers(0, 64) | st.integers(0, 2**64), min_size=1, max_size=3),
     }
 )
-QUICK = settings(
-    max_examples=150, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=150, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.timeout(120)

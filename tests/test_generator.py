@@ -240,7 +240,6 @@ def test_lost_device(own_device: _C.Device) -> None:
     generator = make(own_device)
     admit(generator, 0, 40)
     generator.pump()
-    own_device.sync()
     own_device.inject("lost", 1)
     for _ in range(2):
         with pytest.raises(_C.DeviceLostError):

@@ -52,11 +52,7 @@ def test_round_trip_of_every_dtype(tmp_path: Path) -> None:
     arrays = {}
     for numpy_name in (info[1] for info in safetensors.DTYPES.values()):
         dtype = np.dtype(numpy_name if numpy_name[0] in "<|" else getattr(ml_dtypes, numpy_name))
-        raw = (
-            rng.integers(0, 2, (3, 5), dtype=np.uint8)
-            if dtype.name == "bool"
-            else rng.integers(0, 120, (3, 5))
-        )
+        raw = rng.integers(0, 2, (3, 5), dtype=np.uint8) if dtype.name == "bool" else rng.integers(0, 120, (3, 5))
         arrays[f"t.{dtype.name}"] = raw.astype(np.float32).astype(dtype)
     arrays |= {
         "scalar": np.array(3.5, np.float32),
@@ -68,11 +64,7 @@ def test_round_trip_of_every_dtype(tmp_path: Path) -> None:
     assert checkpoint.metadata == {"format": "pt"} and set(checkpoint.tensors) == set(arrays)
     for name, array in arrays.items():
         got = checkpoint.read(name)
-        assert (
-            got.dtype == array.dtype
-            and got.shape == array.shape
-            and got.tobytes() == array.tobytes()
-        )
+        assert got.dtype == array.dtype and got.shape == array.shape and got.tobytes() == array.tobytes()
     assert open_checkpoint(tmp_path / "model.safetensors").tensors.keys() == arrays.keys()
 
 
@@ -112,9 +104,7 @@ def test_shipped_models_load() -> None:
     assert {q.group for q in fix.quantized.values()} == {0}
     assert fix.linear("lm_head") is fix.quantized["lm_head"]
     assert fix.linear("model.norm") is fix.tensors["model.norm.weight"]
-    with pytest.raises(
-        ModelFormatError, match=r"no tensor 'model.nrm.weight' \(it has 'model.norm.weight'"
-    ):
+    with pytest.raises(ModelFormatError, match=r"no tensor 'model.nrm.weight' \(it has 'model.norm.weight'"):
         fix.tensor("model.nrm.weight")
 
 
@@ -218,9 +208,7 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ),
     (
         "inside",
-        file_bytes(
-            {"a": entry(shape=(4,), offsets=(0, 16)), "b": entry(offsets=(4, 12))}, bytes(16)
-        ),
+        file_bytes({"a": entry(shape=(4,), offsets=(0, 16)), "b": entry(offsets=(4, 12))}, bytes(16)),
         "tensor 'b' overlaps tensor 'a'",
     ),
     (
@@ -262,9 +250,7 @@ BAD_FILES += [
         file_bytes({"a": entry(dtype=value)}, FULL),
         f"dtype {shorten(value)} is unknown; known are F64",
     )
-    for i, value in enumerate(
-        (None, 1, [], {}, "", "f32", "F31", "FLOAT", "F4", "C64", "F6_E2M3", "F" * 1000, "F32\0")
-    )
+    for i, value in enumerate((None, 1, [], {}, "", "f32", "F31", "FLOAT", "F4", "C64", "F6_E2M3", "F" * 1000, "F32\0"))
 ]
 BAD_FILES += [
     (
@@ -344,9 +330,7 @@ BAD_FILES += [
 
 
 @pytest.mark.timeout(5)
-@pytest.mark.parametrize(
-    ("content", "words"), [case[1:] for case in BAD_FILES], ids=[case[0] for case in BAD_FILES]
-)
+@pytest.mark.parametrize(("content", "words"), [case[1:] for case in BAD_FILES], ids=[case[0] for case in BAD_FILES])
 def test_bad_file(content: bytes, words: str, tmp_path: Path) -> None:
     write(tmp_path / "model.safetensors", content)
     with pytest.raises(ModelFormatError) as caught:
@@ -423,9 +407,7 @@ def test_bad_index(weight_map: Any, words: str, tmp_path: Path) -> None:
 def test_tensor_in_two_shards(tmp_path: Path) -> None:
     make_shards(tmp_path)
     safetensors.save(tmp_path / "two.safetensors", {"c": np.ones(1), "a": np.ones(1)})
-    with pytest.raises(
-        ModelFormatError, match=r"two\.safetensors: tensor 'a' is in one\.safetensors too"
-    ):
+    with pytest.raises(ModelFormatError, match=r"two\.safetensors: tensor 'a' is in one\.safetensors too"):
         open_checkpoint(tmp_path)
 
 
@@ -502,9 +484,7 @@ def test_bad_folder(make: Callable[[Path], Any], words: str, tmp_path: Path) -> 
     ],
 )
 def test_bad_source(source: str) -> None:
-    with pytest.raises(
-        ModelFormatError, match=r"no such file or folder|no weights that a loader knows"
-    ):
+    with pytest.raises(ModelFormatError, match=r"no such file or folder|no weights that a loader knows"):
         open_checkpoint(source)
 
 
@@ -522,9 +502,7 @@ def test_hub_not_in_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         raise hub.errors.LocalEntryNotFoundError("not here")
 
     monkeypatch.setattr(hub, "snapshot_download", missing)
-    with pytest.raises(
-        MarlinError, match="'some-org/some-model': cannot be fetched from the hub: not here"
-    ):
+    with pytest.raises(MarlinError, match="'some-org/some-model': cannot be fetched from the hub: not here"):
         open_checkpoint("some-org/some-model", revision="main", local_files_only=True)
 
 

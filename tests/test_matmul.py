@@ -31,9 +31,7 @@ def make_linear(
     device: _C.Device, case: MatmulCase, weights: np.ndarray[Any, Any]
 ) -> tuple[_C.Linear, np.ndarray[Any, Any]]:
     """The layer, and the weights that its planes stand for."""
-    packed = formats.pack(
-        weights, case.format, group=case.group, zero=case.zero, scale=case.scale or "f16"
-    )
+    packed = formats.pack(weights, case.format, group=case.group, zero=case.zero, scale=case.scale or "f16")
     lin = _C.Linear(
         device,
         case.n,
@@ -62,9 +60,7 @@ def test_matmul(device: _C.Device, case: MatmulCase) -> None:
     bias = rng.standard_normal(case.n).astype(np.float32) if case.bias else None
     gated = case.activation in ("swiglu", "geglu", "geglu_tanh")
     columns = case.n // 2 if gated else case.n
-    residual = (
-        rng.standard_normal((case.m, columns)).astype(np.float32) if case.residual else None
-    )
+    residual = rng.standard_normal((case.m, columns)).astype(np.float32) if case.residual else None
     if bias is not None:
         lin.set_bias(_C.tensor(device, bias))
     y_dtype = "f32" if case.residual or case.dtype == "f32" else case.dtype
@@ -77,9 +73,7 @@ def test_matmul(device: _C.Device, case: MatmulCase) -> None:
         out=out,
         kernel=case.kernel,
     )
-    expected = linear(
-        x, w, norm=norm, bias=bias, activation=case.activation, residual=residual
-    )
+    expected = linear(x, w, norm=norm, bias=bias, activation=case.activation, residual=residual)
     f16_inside = "fp16" in device.features and (case.dtype == "f16" or case.norm)
     narrowest = "bf16" if case.dtype == "bf16" else "f16" if f16_inside or y_dtype == "f16" else "f32"
     check(array(out), expected, narrowest)
@@ -116,14 +110,9 @@ def test_results_do_not_change_between_runs(device: _C.Device) -> None:
         ({"activation": "tanh"}, ValueError, "tanh"),
     ],
 )
-def test_bad_arguments(
-    device: _C.Device, arguments: dict[str, Any], error: type[Exception], text: str
-) -> None:
+def test_bad_arguments(device: _C.Device, arguments: dict[str, Any], error: type[Exception], text: str) -> None:
     lin = _C.Linear(device, 10, 64, "f16")
-    given = {
-        name: _C.full(device, value) if isinstance(value, tuple) else value
-        for name, value in arguments.items()
-    }
+    given = {name: _C.full(device, value) if isinstance(value, tuple) else value for name, value in arguments.items()}
     x = given.pop("x", _C.full(device, (2, 64)))
     with pytest.raises(error, match=text):
         lin(x, **given)

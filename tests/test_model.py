@@ -298,7 +298,7 @@ def test_mixed_formats_in_one_matrix(tmp_path: Path) -> None:
         ml.Model.load(tmp_path / "m")
 
 
-# ---- arguments and memory ---------------------------------------------------------------------------------------------
+# ---- arguments and memory
 
 
 def test_unknown_keyword_names_the_nearest() -> None:

@@ -59,9 +59,7 @@ def check_bytes(device: _C.Device, case: FormatCase, w: np.ndarray[Any, Any], dt
     for name, plane in expected.items():
         got = np.frombuffer(lin.read_plane(name), plane.dtype).reshape(plane.shape)
         wrong = np.argwhere(got != plane)
-        assert not len(wrong), f"{name}{tuple(wrong[0])}: {got[tuple(wrong[0])]}, " + str(
-            plane[tuple(wrong[0])]
-        )
+        assert not len(wrong), f"{name}{tuple(wrong[0])}: {got[tuple(wrong[0])]}, " + str(plane[tuple(wrong[0])])
     assert lin.nbytes == packed.nbytes
 
 
@@ -137,9 +135,7 @@ def test_f16_subnormals_and_halfway(device: _C.Device) -> None:
 def test_interleaved(device: _C.Device) -> None:
     """Two sources into the even and the odd rows, as gate and up are."""
     case = FormatCase("int4", 6, 130, 32, "f16", True)
-    gate, up = (
-        np.random.default_rng(i).standard_normal((3, 130)).astype(np.float32) for i in range(2)
-    )
+    gate, up = (np.random.default_rng(i).standard_normal((3, 130)).astype(np.float32) for i in range(2))
     lin = linear(device, case)
     lin.set_rows(gate, "f32", 3, row_stride=2)
     lin.set_rows(up, "f32", 3, row_start=1, row_stride=2)

@@ -42,10 +42,7 @@ def test_rope_is_a_complex_product(interleaved: bool) -> None:
     freq = (10000.0 ** -np.linspace(0, 1, 4)).astype(np.float32)
     y = rope.rope(x, positions, freq, scale=1.5, interleaved=interleaved)
     first, second = (slice(0, 8, 2), slice(1, 8, 2)) if interleaved else (slice(0, 4), slice(4, 8))
-    turn = (
-        1.5
-        * np.exp(1j * (positions[:, None].astype(np.float32) * freq).astype(np.float64))[:, None]
-    )
+    turn = 1.5 * np.exp(1j * (positions[:, None].astype(np.float32) * freq).astype(np.float64))[:, None]
     z = (x[..., first] + 1j * x[..., second]) * turn
     np.testing.assert_allclose(y[..., first] + 1j * y[..., second], z, atol=1e-12)
     np.testing.assert_array_equal(y[..., 8:], x[..., 8:])
@@ -55,9 +52,7 @@ def test_rope_block_writes_the_cache() -> None:
     qkv, freq = RNG.standard_normal((3, (4 + 2 * 2) * 8)), np.ones(4, np.float32)
     k, v = np.zeros((2, 10, 2, 8)), np.zeros((2, 10, 2, 8))
     ones = np.ones(8)
-    q = rope.rope_block(
-        qkv, k, v, np.array([3, -1, 9]), np.array([1, 0, 0]), freq, heads=4, k_norm=ones
-    )
+    q = rope.rope_block(qkv, k, v, np.array([3, -1, 9]), np.array([1, 0, 0]), freq, heads=4, k_norm=ones)
     np.testing.assert_array_equal(v[1, 3].ravel(), qkv[0, 48:])
     np.testing.assert_allclose((k[0, 9] ** 2).mean(-1), 1, rtol=1e-5)  # rotation keeps the norm
     assert not q[1].any() and np.count_nonzero(v.any((2, 3))) == 2

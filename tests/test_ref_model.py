@@ -28,9 +28,7 @@ def test_goldens(name: str) -> None:
     assert np.abs(logits[golden["positions"]] - golden["logits"]).max() < 2e-4
     assert np.abs(np.stack([layer[-1] for layer in hidden]) - golden["hidden"]).max() < 2e-4
     shifted = logits[:-1] - logits[:-1].max(axis=1, keepdims=True)
-    losses = (
-        np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(shifted)), golden["ids"][1:]]
-    )
+    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(shifted)), golden["ids"][1:]]
     assert np.abs(losses - golden["nll"]).max() < 2e-4
 
     tokenizer = Tokenizer(MODELS / name)

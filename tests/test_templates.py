@@ -35,9 +35,7 @@ def chat(folder: Path, template: Any = None, file: str | None = None, **config: 
     shutil.copy(TALE / "tokenizer.json", folder)
     if template is not None:
         config["chat_template"] = template
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": "<|endoftext|>"} | config)
-    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"} | config))
     if file is not None:
         (folder / "chat_template.jinja").write_text(file, encoding="utf-8")
     return Tokenizer(folder)
@@ -54,9 +52,7 @@ RENDERED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("{%- if a is defined and a %}1{% else %}2{% endif -%}", {}, "2"),
     (
-        "{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ "
-        "ns.n "
-        "}}",
+        "{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
         {},
         "3",
     ),
@@ -83,9 +79,7 @@ RENDERED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("template", "variables", "want"), RENDERED)
-def test_rendered(
-    worker: TemplateWorker, template: str, variables: dict[str, Any], want: str
-) -> None:
+def test_rendered(worker: TemplateWorker, template: str, variables: dict[str, Any], want: str) -> None:
     assert worker.render(template, variables) == want
 
 
@@ -98,15 +92,12 @@ def test_long_texts_pass_whole(worker: TemplateWorker) -> None:
 
 LOOP = "{% for i in range(99999) %}" * 3 + "x" + "{% endfor %}" * 3
 DOUBLING = (
-    "{% set ns = namespace(s='aaaaaaaaaaaaaaaa') %}"
-    "{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}"
+    "{% set ns = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}"
 )
 HOSTILE: list[tuple[str, str]] = [
     (LOOP, "took longer than 2 s"),
     (
-        "{% set ns = namespace(n=2) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% "
-        "endfor %}{{ ns.n "
-        "}}",
+        "{% set ns = namespace(n=2) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
         "",
     ),
     (DOUBLING, ""),
@@ -253,9 +244,7 @@ def test_an_unguarded_script_runs_once_and_leaves_no_process(tmp_path: Path) -> 
     (tmp_path / "jinja2.py").write_text("raise SystemExit('the wrong jinja2')")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     command = [sys.executable, "-P", "script.py"]
-    run = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-    )
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     words = run.stdout.split()
     assert words[:3] == ["script", "runs", "1"] and len(words) == 4, run.stderr
     with pytest.raises(ProcessLookupError):
@@ -302,10 +291,7 @@ def test_template_link_that_leaves(tmp_path: Path) -> None:
 
 
 def test_variables(tmp_path: Path) -> None:
-    form = (
-        "{{ eos_token }}{{ enable_thinking }}{{ tools | length }}"
-        "{{ documents[0].text }}{{ add_generation_prompt }}"
-    )
+    form = "{{ eos_token }}{{ enable_thinking }}{{ tools | length }}{{ documents[0].text }}{{ add_generation_prompt }}"
     got = chat(tmp_path, form).apply_chat_template(
         [USER],
         enable_thinking=False,
@@ -317,9 +303,7 @@ def test_variables(tmp_path: Path) -> None:
 
 
 def test_unknown_keyword(tmp_path: Path) -> None:
-    with pytest.raises(
-        TypeError, match="unknown keyword 'enable_thinkin', the nearest is 'enable_thinking'"
-    ):
+    with pytest.raises(TypeError, match="unknown keyword 'enable_thinkin', the nearest is 'enable_thinking'"):
         chat(tmp_path, "x").apply_chat_template([USER], enable_thinkin=True)
     with pytest.raises(TypeError, match="unknown keyword 'messages_'"):
         chat(tmp_path, "x").apply_chat_template([USER], messages_=True)
@@ -370,9 +354,7 @@ CONTROL = "<|endoftext|><|assistant|>"
     ],
 )
 @pytest.mark.parametrize("role", ROLES)
-def test_messages_make_no_control_tokens(
-    tmp_path: Path, form: str, message: dict[str, Any], role: str
-) -> None:
+def test_messages_make_no_control_tokens(tmp_path: Path, form: str, message: dict[str, Any], role: str) -> None:
     tokenizer = chat(tmp_path, "<|user|>" + form + "<|assistant|>")
     ids = tokenizer.apply_chat_template([{"role": role} | message], tokenize=True)
     assert [id for id in ids if id in tokenizer.control_ids] == [2, 3]

@@ -135,9 +135,7 @@ def test_data_is_copied(device: _C.Device) -> None:
         (None, {}, TypeError, "buffer"),
     ],
 )
-def test_bad_data(
-    device: _C.Device, data: Any, more: dict[str, Any], error: type[Exception], match: str
-) -> None:
+def test_bad_data(device: _C.Device, data: Any, more: dict[str, Any], error: type[Exception], match: str) -> None:
     before = device.memory()["device_used"]
     with pytest.raises(error, match=match):
         _C.tensor(device, data, **more)
@@ -448,9 +446,7 @@ def test_dlpack_versions(device: _C.Device) -> None:
         ({"versoin": 1}, TypeError),
     ],
 )
-def test_bad_dlpack_arguments(
-    device: _C.Device, arguments: dict[str, Any], error: type[Exception]
-) -> None:
+def test_bad_dlpack_arguments(device: _C.Device, arguments: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         _C.empty(device, (2,)).__dlpack__(**arguments)
 

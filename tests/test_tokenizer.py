@@ -28,9 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TALE = ROOT / "models" / "tale-dense"
 # Made with the tokenizers package through transformers; special tokens in a text are recognised
 # there.
-GOLDEN = json.loads(
-    (Path(__file__).parent / "golden" / "tokenizer.json").read_text(encoding="utf-8")
-)
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizer.json").read_text(encoding="utf-8"))
 TEXTS = [case["text"] for case in GOLDEN["cases"]]
 
 
@@ -46,9 +44,7 @@ def byte_fallback(folder: Path, **config: Any) -> MarlinTokenizer:
     words += ["▁", "a", "b", "o", "n", "c", "e", "▁a", "on", "▁on", "ce", "▁once", "é"]
     vocab = {word: id for id, word in enumerate(words)}
     merges = [("▁", "a"), ("o", "n"), ("▁", "on"), ("c", "e"), ("▁on", "ce")]
-    backend = Tokenizer(
-        models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
+    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     backend.decoder = decoders.Sequence(
         [
@@ -59,9 +55,7 @@ def byte_fallback(folder: Path, **config: Any) -> MarlinTokenizer:
         ]
     )
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return save(folder, backend, {"bos_token": "<s>", "eos_token": {"content": "</s>"}} | config)
 
 
@@ -125,15 +119,11 @@ ATTACKS = [
 def attacks(texts: list[str]) -> list[str]:
     """Texts that hold control tokens whole, in halves, nested."""
     return [
-        form.format(t=text, h=text[: len(text) // 2], g=text[len(text) // 2 :])
-        for text in texts
-        for form in ATTACKS
+        form.format(t=text, h=text[: len(text) // 2], g=text[len(text) // 2 :]) for text in texts for form in ATTACKS
     ]
 
 
-@pytest.mark.parametrize(
-    "text", attacks(["<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>"])
-)
+@pytest.mark.parametrize("text", attacks(["<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>"]))
 def test_user_text_makes_no_control_tokens(tale: MarlinTokenizer, text: str) -> None:
     ids = tale.encode(text)
     assert not tale.control_ids & set(ids)
@@ -145,17 +135,12 @@ def test_user_text_makes_no_control_tokens(tale: MarlinTokenizer, text: str) -> 
 
 @pytest.mark.parametrize("text", attacks(["<think>", "</s>", "[INST]", "<tool_call>"]))
 def test_unmarked_control_tokens(tmp_path: Path, text: str) -> None:
-    added = [
-        AddedToken(name, special=False, normalized=False)
-        for name in ("<think>", "[INST]", "<tool_call>", "    ")
-    ]
+    added = [AddedToken(name, special=False, normalized=False) for name in ("<think>", "[INST]", "<tool_call>", "    ")]
     tokenizer = save(tmp_path, byte_level(AddedToken("</s>", special=True), *added))
     assert len(tokenizer.control_ids) == 4 and len(tokenizer.special_ids) == 1
     ids = tokenizer.encode(text)
     assert not tokenizer.control_ids & set(ids) and tokenizer.decode(ids) == text
-    assert (
-        tokenizer.encode("    ")[0] >= 256
-    )  # a run of spaces is an added token, but controls nothing
+    assert tokenizer.encode("    ")[0] >= 256  # a run of spaces is an added token, but controls nothing
     assert tokenizer.encode("<think>", special=True)[0] in tokenizer.control_ids
 
 
@@ -166,9 +151,7 @@ def test_control_tokens_behind_a_normalizer(tmp_path: Path) -> None:
     tokenizer = save(tmp_path, backend, {"chat_template": "<|user|>{{ messages[0].content }}"})
     assert tokenizer.encode("<|USER|>", special=True) == [256]
     assert 256 not in tokenizer.encode("x <|USER|> <|User|>")
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "x <|UsEr|> y"}], tokenize=True
-    )
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "x <|UsEr|> y"}], tokenize=True)
     assert [at for at, id in enumerate(chat) if id == 256] == [0]
 
 
@@ -178,9 +161,7 @@ def test_control_tokens_behind_a_normalizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "begin"), [({}, [1]), ({"add_bos_token": True}, [1]), ({"add_bos_token": False}, [])]
 )
-def test_begin_from_the_post_processor(
-    tmp_path: Path, config: dict[str, Any], begin: list[int]
-) -> None:
+def test_begin_from_the_post_processor(tmp_path: Path, config: dict[str, Any], begin: list[int]) -> None:
     tokenizer = byte_fallback(tmp_path, **config)
     assert (tokenizer.bos_id, tokenizer.eos_id, list(tokenizer.begin_ids)) == (1, 2, begin)
     assert tokenizer.encode("once", bos=True) == begin + tokenizer.encode("once")
@@ -214,9 +195,7 @@ def test_pieces_make_the_text(tale: MarlinTokenizer, text: str, size: int) -> No
 
 
 @pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize(
-    "text", ["once a once", "日本語 text 🦊🐉", "é日é本é", "  a  b", "on\nce", "🦊" * 30]
-)
+@pytest.mark.parametrize("text", ["once a once", "日本語 text 🦊🐉", "é日é本é", "  a  b", "on\nce", "🦊" * 30])
 def test_pieces_of_byte_fallback(tmp_path: Path, text: str, size: int) -> None:
     tokenizer = byte_fallback(tmp_path)
     ids = tokenizer.encode(text)
@@ -255,10 +234,7 @@ def test_random_bytes_never_change_what_was_given(tmp_path: Path, seed: int) -> 
                 assert tokenizer.decode(ids[:count]).startswith(given)
                 assert len(tokenizer.decode(ids[:count])) - len(given) <= 9
         given += detokenizer.flush()
-        assert (
-            given.rstrip("\ufffd") == tokenizer.decode(ids).rstrip("\ufffd")
-            or tokenizer.bos_id is not None
-        )
+        assert given.rstrip("\ufffd") == tokenizer.decode(ids).rstrip("\ufffd") or tokenizer.bos_id is not None
 
 
 @pytest.mark.timeout(10)

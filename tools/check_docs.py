@@ -34,9 +34,7 @@ def complaints(page: Path) -> Iterator[str]:
                 ast.parse(textwrap.dedent(block.group(3)))
             except SyntaxError as error:
                 yield f"{at(block.start(3))}: the Python example does not parse: {error}"
-    prose = re.sub(
-        r"(?ms)^ *```.*?^ *```|`[^`\n]*`", lambda m: re.sub(r"[^\n]", " ", m.group()), text
-    )
+    prose = re.sub(r"(?ms)^ *```.*?^ *```|`[^`\n]*`", lambda m: re.sub(r"[^\n]", " ", m.group()), text)
     for link in re.finditer(r"\[[^\]]*\]\(([^)\s]+)\)", prose):
         target, _, anchor = link.group(1).partition("#")
         if re.match(r"[a-z]+:", target):

@@ -79,17 +79,13 @@ def write_golden(folder: Path) -> None:
         golden[f"prompt{i}"] = np.array(start, np.int32)
         golden[f"greedy{i}"] = np.array(tokens, np.int32)
         golden[f"margin{i}"] = np.array(margins, np.float32)
-        print(
-            f"{folder.name} {i}: {tokenizer.decode(tokens)!r} (smallest margin {min(margins):.4f})"
-        )
+        print(f"{folder.name} {i}: {tokenizer.decode(tokens)!r} (smallest margin {min(margins):.4f})")
     np.savez_compressed(folder / "golden.npz", **golden)
 
 
 def main() -> None:
     """Write golden.npz for each folder named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     for folder in parser.parse_args().folders:
         write_golden(folder)

@@ -28,9 +28,7 @@ MODELS = {
 def main() -> None:
     """Quantize each folder into models/<name> beside this script's folder, and compute its
     golden.npz."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "models")
     options = parser.parse_args()

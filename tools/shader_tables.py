@@ -220,9 +220,7 @@ def write_binary(path: Path, entries: dict[str, Binary]) -> int:
     start = (HEADER.size + len(entries) * ENTRY.size + 15) & ~15
     for name in sorted(entries, key=str.encode):
         e = entries[name]
-        index += ENTRY.pack(
-            name.encode(), start + len(body), len(e.spirv), e.source_hash, e.needs, e.version
-        )
+        index += ENTRY.pack(name.encode(), start + len(body), len(e.spirv), e.source_hash, e.needs, e.version)
         body += e.spirv + bytes(-len(e.spirv) % 16)
     gap = bytes(start - HEADER.size - len(index))
     payload = bytes(index) + gap + bytes(body)

@@ -325,9 +325,7 @@ def build(
     for result in compile_all(todo) if todo else ():
         module, hashed = result.module, result.module.source_hash
         if isinstance(result.error, UnsupportedExtension):
-            dropped.append(
-                {"name": module.name, "reason": str(result.error), "hash": f"{hashed:016x}"}
-            )
+            dropped.append({"name": module.name, "reason": str(result.error), "hash": f"{hashed:016x}"})
         elif result.error is not None:
             errors.append(str(result.error))
         else:

@@ -147,7 +147,7 @@ static mrl_status decode(const mrl_kv *kv, const mrl_attention_args *args, const
         rope->heads / kv->kv_heads,
     };
     MRL_TRY(
-        mrl_pipeline_get(dev, MRL_KERNEL_attention_decode, MRL_FORMAT_NONE, MRL_MATH_F32, spec, 16, &pipeline, err));
+        mrl_pipeline_get(dev, MRL_KERNEL_attention_decode, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 16, &pipeline, err));
     mrl_push_attention push = push_of(kv, args, y);
     push.partial = mrl_buffer_address(kv->scratch);
     push.chunks = plan.chunks;
@@ -225,7 +225,7 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
         lanes, kv->dim, kv->dtype, kv->slots, 0, 0, 0, y->dtype, (uint32_t)ratio, lanes_x, lanes / lanes_x,
     };
     MRL_TRY(
-        mrl_pipeline_get(dev, MRL_KERNEL_attention_prefill, MRL_FORMAT_NONE, MRL_MATH_F32, spec, 11, &pipeline, err));
+        mrl_pipeline_get(dev, MRL_KERNEL_attention_prefill, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 11, &pipeline, err));
     /* q stays f32 between the two dispatches, as it does inside of decode.comp. */
     MRL_TRY(mrl_buffer_create(dev, q_bytes, MRL_MEMORY_DEVICE, &q, err));
     mrl_view rotated = {

@@ -262,12 +262,15 @@ def _facts(
 
 
 def _summary(facts: dict[str, Any]) -> str:
-    """The facts in a line or two for a person."""
-    since = ""
-    if "start_to_first_token_s" in facts:
-        since = f" ({facts['start_to_first_token_s']:.2f} s after the start of the process)"
+    """The facts in a line for a person."""
+    first = ""
+    if facts["tokens"]:
+        first = f"first token after {facts['first_token_s']:.2f} s"
+        if "start_to_first_token_s" in facts:
+            first += f" ({facts['start_to_first_token_s']:.2f} s after the start of the process)"
+        first += ", "
     return (
         f"[{show.clean(facts['model'])} on {facts['device']}: {len(facts['tokens'])} tokens, "
-        f"{facts['tokens_per_s']:.1f} tokens/s, first token after {facts['first_token_s']:.2f} s{since}, "
+        f"{facts['tokens_per_s']:.1f} tokens/s, {first}"
         f"ended by {facts['finish_reason']}, seed {facts['seed']}]"
     )

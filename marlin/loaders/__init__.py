@@ -32,15 +32,11 @@ HUB_FILES: Final = ["*.json", "*.safetensors", "*.jinja"]
 
 def loaders() -> dict[str, ModuleType]:
     """The loaders of this folder, by name."""
-    names = sorted(
-        module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"
-    )
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
     return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
 
 
-def open_checkpoint(
-    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
-) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Checkpoint:
     """Open a folder, a single weight file or a hub name ("org/model"), by the first loader that
     knows it.
 
@@ -67,9 +63,7 @@ def open_checkpoint(
     )
 
 
-def find_folder(
-    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
-) -> Path:
+def find_folder(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
     """The local path of a model: the path itself if it exists, else the hub's snapshot, fetched if
     need be."""
     path = Path(source).expanduser()
@@ -80,15 +74,12 @@ def find_folder(
         pass  # too long, or with a NUL: no path, and no hub name either
     name = str(source)
     if isinstance(source, Path) or not HUB_NAME.fullmatch(name) or ".." in name:
-        raise ModelFormatError(
-            f"{show(name)}: no such file or folder, and not a hub name (org/model)"
-        )
+        raise ModelFormatError(f"{show(name)}: no such file or folder, and not a hub name (org/model)")
     try:
         import huggingface_hub
     except ImportError:
         raise MarlinError(
-            f"{show(name)} is no local folder, and fetching it needs huggingface_hub: "
-            "pip install marlin-vulkan[hub]"
+            f"{show(name)} is no local folder, and fetching it needs huggingface_hub: pip install marlin-vulkan[hub]"
         ) from None
     try:
         folder = huggingface_hub.snapshot_download(

@@ -19,14 +19,10 @@ from numpy.typing import NDArray
 
 from marlin.errors import ModelFormatError
 
-READ_LIMIT: Final = (
-    1 << 28
-)  # bytes that Checkpoint.read accepts: weights go through C, not through here
+READ_LIMIT: Final = 1 << 28  # bytes that Checkpoint.read accepts: weights go through C, not through here
 JSON_DEPTH: Final = 64
 JSON_BYTES: Final = 32 << 20
-JSON_VALUES: Final = (
-    4 << 20
-)  # separators in a JSON text: bounds the memory that parsing it can take
+JSON_VALUES: Final = 4 << 20  # separators in a JSON text: bounds the memory that parsing it can take
 
 # dtype name -> (bits of an element, NumPy dtype of what read() returns, or the ml_dtypes name)
 DTYPES: Final[dict[str, tuple[int, str]]] = {
@@ -85,9 +81,7 @@ class TensorInfo:
             file.seek(self.offset)
             data = file.read(self.nbytes)
         if len(data) != self.nbytes:
-            raise ModelFormatError(
-                f"{self.path.name}: cut short while tensor {show(self.name)} was read"
-            )
+            raise ModelFormatError(f"{self.path.name}: cut short while tensor {show(self.name)} was read")
         return np.frombuffer(bytearray(data), numpy_dtype(self.dtype)).reshape(self.shape)
 
 
@@ -141,9 +135,7 @@ class QuantizedTensor:
             return None
         stored = self.zero.read()
         if stored.dtype == np.int8:
-            return (
-                (stored.astype(np.int16) + 128).astype(np.uint8).reshape(self.shape[0], self.groups)
-            )
+            return (stored.astype(np.int16) + 128).astype(np.uint8).reshape(self.shape[0], self.groups)
         # (ceil(n * bits / 32), groups) words: the rows of a group lie in consecutive bits of a
         # column.
         columns = np.ascontiguousarray(stored.view(np.uint32).T)
@@ -242,9 +234,7 @@ class Checkpoint:
 
         close = difflib.get_close_matches(name, list(self.tensors)[:20000], n=2, cutoff=0.8)
         hint = f" (it has {' and '.join(map(show, close))})" if close else ""
-        raise ModelFormatError(
-            f"{self.folder.name}: the checkpoint has no tensor {show(name)}{hint}"
-        )
+        raise ModelFormatError(f"{self.folder.name}: the checkpoint has no tensor {show(name)}{hint}")
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
@@ -270,9 +260,7 @@ def inside(folder: Path, name: str) -> Path:
     stores files: allowed.
     """
     if not name or name in (".", "..") or len(name) > 255 or any(c in name for c in "/\\:\0"):
-        raise ModelFormatError(
-            f"{folder.name}: {show(name)} is not the plain name of a file in the model's folder"
-        )
+        raise ModelFormatError(f"{folder.name}: {show(name)} is not the plain name of a file in the model's folder")
     path = folder / name
     try:
         root = folder.resolve()
@@ -281,16 +269,12 @@ def inside(folder: Path, name: str) -> Path:
     except FileNotFoundError:
         raise ModelFormatError(f"{folder.name}: file {show(name)} is missing") from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelFormatError(
-            f"{folder.name}: file {show(name)} cannot be opened: {error}"
-        ) from None
+        raise ModelFormatError(f"{folder.name}: file {show(name)} cannot be opened: {error}") from None
     roots = [root]
     if root.parent.name == "snapshots":
         roots.append(root.parent.parent / "blobs")
     if real.parent not in roots:
-        raise ModelFormatError(
-            f"{folder.name}: file {show(name)} is a link that leaves the model's folder"
-        )
+        raise ModelFormatError(f"{folder.name}: file {show(name)} is a link that leaves the model's folder")
     if not stat.S_ISREG(mode):
         raise ModelFormatError(f"{folder.name}: {show(name)} is not a regular file")
     return real
@@ -315,9 +299,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return data
 
 
-def read_json(
-    folder: Path, name: str, *, optional: bool = False, limit: int = JSON_BYTES
-) -> dict[str, Any]:
+def read_json(folder: Path, name: str, *, optional: bool = False, limit: int = JSON_BYTES) -> dict[str, Any]:
     """A JSON object from a file of the model's folder; {} if `optional` and the file does not
     exist."""
     if optional and not (folder / name).exists():

@@ -60,12 +60,8 @@ LAYOUTS: Final[dict[str, Layout]] = {
     "pack-quantized": Layout("int", (4, 8), ("group", "channel", "tensor"), "weight_packed", "i32"),
     "int-quantized": Layout("int", (8,), ("channel", "tensor", "group"), "weight", "i8"),
     "float-quantized": Layout("float", (8,), ("tensor", "channel", "group"), "weight", "e4m3"),
-    "nvfp4-pack-quantized": Layout(
-        "float", (4,), ("tensor_group",), "weight_packed", "u8", ("e4m3",), 16
-    ),
-    "mxfp4-pack-quantized": Layout(
-        "float", (4,), ("group",), "weight_packed", "u8", ("u8", "e8m0"), 32
-    ),
+    "nvfp4-pack-quantized": Layout("float", (4,), ("tensor_group",), "weight_packed", "u8", ("e4m3",), 16),
+    "mxfp4-pack-quantized": Layout("float", (4,), ("group",), "weight_packed", "u8", ("u8", "e8m0"), 32),
 }
 
 
@@ -109,24 +105,16 @@ def read_schemes(section: Mapping[str, Any]) -> list[Scheme]:
     UnsupportedModelError."""
     for key in ("sparsity_config", "transform_config"):
         value = section.get(key)
-        dense = (
-            isinstance(value, dict)
-            and value.get("format", "dense") == "dense"
-            and key == "sparsity_config"
-        )
+        dense = isinstance(value, dict) and value.get("format", "dense") == "dense" and key == "sparsity_config"
         if value and not dense:
             raise UnsupportedModelError(f"{WHERE}: {key} is not supported, got {show(value)}")
     groups = section.get("config_groups")
     if not isinstance(groups, dict) or not groups:
-        raise ModelFormatError(
-            f"{WHERE}: config_groups must be a non-empty object, got {show(groups)}"
-        )
+        raise ModelFormatError(f"{WHERE}: config_groups must be a non-empty object, got {show(groups)}")
     schemes = []
     for name, group in groups.items():
         if not isinstance(group, dict):
-            raise ModelFormatError(
-                f"{WHERE}: config_groups {show(name)} must be an object, got {show(group)}"
-            )
+            raise ModelFormatError(f"{WHERE}: config_groups {show(name)} must be an object, got {show(group)}")
         if group.get("weights") is not None:
             schemes.append(_read_scheme(name, group, section))
     return schemes
@@ -138,20 +126,14 @@ def _read_scheme(name: str, group: Mapping[str, Any], section: Mapping[str, Any]
     if not isinstance(weights, dict):
         raise ModelFormatError(f"{where}: weights must be an object, got {show(weights)}")
     targets = group.get("targets")
-    if (
-        not isinstance(targets, list)
-        or not targets
-        or not all(isinstance(item, str) for item in targets)
-    ):
+    if not isinstance(targets, list) or not targets or not all(isinstance(item, str) for item in targets):
         raise ModelFormatError(f"{where}: targets must be a list of strings, got {show(targets)}")
     kind = weights.get("type", "int")
     stored = group.get("format") or section.get("format")
     if stored == "naive-quantized":
         stored = "float-quantized" if kind == "float" else "int-quantized"
     if not isinstance(stored, str) or stored not in LAYOUTS:
-        raise UnsupportedModelError(
-            f"{where}: format {show(stored)} is not supported; known are {', '.join(LAYOUTS)}"
-        )
+        raise UnsupportedModelError(f"{where}: format {show(stored)} is not supported; known are {', '.join(LAYOUTS)}")
     layout = LAYOUTS[stored]
     bits = weights.get("num_bits", 8)
     if kind != layout.type or type(bits) is not int or bits not in layout.bits:
@@ -184,16 +166,14 @@ def _group_size(weights: Mapping[str, Any], layout: Layout, where: str) -> int:
         strategy = "tensor" if size is None else "channel" if size == -1 else "group"
     if strategy not in layout.strategies:
         raise UnsupportedModelError(
-            f"{where}: strategy {show(strategy)} is not supported; known are "
-            f"{', '.join(layout.strategies)}"
+            f"{where}: strategy {show(strategy)} is not supported; known are {', '.join(layout.strategies)}"
         )
     if strategy in ("channel", "tensor"):
         return 0
     allowed = GROUPS if layout.group is None else (layout.group,)
     if size is None or size not in allowed:
         raise UnsupportedModelError(
-            f"{where}: group_size {show(size)} is not supported; known are "
-            f"{', '.join(map(str, allowed))}"
+            f"{where}: group_size {show(size)} is not supported; known are {', '.join(map(str, allowed))}"
         )
     return size
 
@@ -204,9 +184,7 @@ def _quantized_modules(tensors: Mapping[str, TensorInfo]) -> list[str]:
     modules = set()
     for name, info in tensors.items():
         module, _, leaf = name.rpartition(".")
-        if leaf in ("weight_packed", "weight_scale") or (
-            leaf == "weight" and info.dtype in ("i8", "e4m3", "e5m2")
-        ):
+        if leaf in ("weight_packed", "weight_scale") or (leaf == "weight" and info.dtype in ("i8", "e4m3", "e5m2")):
             modules.add(module)
     return sorted(modules)
 
@@ -246,27 +224,21 @@ def matches(pattern: str, name: str) -> bool:
                 return False
             at = found.end()
     except (re.error, RecursionError, OverflowError) as error:
-        raise UnsupportedModelError(
-            f"{WHERE}: target {show('re:' + pattern)} is not supported: {error}"
-        ) from None
+        raise UnsupportedModelError(f"{WHERE}: target {show('re:' + pattern)} is not supported: {error}") from None
     return True
 
 
 def _module(module: str, scheme: Scheme, tensors: Mapping[str, TensorInfo]) -> QuantizedTensor:
     layout = scheme.layout
     if module + ".weight_g_idx" in tensors:
-        raise UnsupportedModelError(
-            f"{show(module)}: permuted columns (weight_g_idx) are not supported"
-        )
+        raise UnsupportedModelError(f"{show(module)}: permuted columns (weight_g_idx) are not supported")
     weight = _part(module, layout.weight, (layout.dtype,), tensors)
     n, k = shape = _matrix_shape(module, scheme, weight, tensors)
     groups = -(-k // scheme.group) if scheme.group else 1
     scale = _part(module, "weight_scale", layout.scales, tensors)
     whole = [(), (1,), (1, 1)] if not scheme.group else []
     if scale.shape not in [(n, groups), *whole] and not (groups == 1 and scale.shape == (n,)):
-        raise ModelFormatError(
-            f"tensor {show(scale.name)}: shape must be {[n, groups]}, got {list(scale.shape)}"
-        )
+        raise ModelFormatError(f"tensor {show(scale.name)}: shape must be {[n, groups]}, got {list(scale.shape)}")
     if layout.scales == ("u8", "e8m0"):
         scale = dataclasses.replace(scale, dtype="e8m0")
     return QuantizedTensor(
@@ -276,17 +248,13 @@ def _module(module: str, scheme: Scheme, tensors: Mapping[str, TensorInfo]) -> Q
     )  # fmt: skip
 
 
-def _part(
-    module: str, leaf: str, dtypes: Sequence[str], tensors: Mapping[str, TensorInfo]
-) -> TensorInfo:
+def _part(module: str, leaf: str, dtypes: Sequence[str], tensors: Mapping[str, TensorInfo]) -> TensorInfo:
     name = f"{module}.{leaf}"
     if name not in tensors:
         raise ModelFormatError(f"tensor {show(name)} is missing")
     info = tensors[name]
     if info.dtype not in dtypes:
-        raise ModelFormatError(
-            f"tensor {show(name)}: dtype must be {' or '.join(dtypes)}, got {info.dtype}"
-        )
+        raise ModelFormatError(f"tensor {show(name)}: dtype must be {' or '.join(dtypes)}, got {info.dtype}")
     return info
 
 
@@ -294,9 +262,7 @@ def _matrix_shape(
     module: str, scheme: Scheme, weight: TensorInfo, tensors: Mapping[str, TensorInfo]
 ) -> tuple[int, int]:
     if len(weight.shape) != 2 or 0 in weight.shape:
-        raise ModelFormatError(
-            f"tensor {show(weight.name)}: shape must be (n, k), got {list(weight.shape)}"
-        )
+        raise ModelFormatError(f"tensor {show(weight.name)}: shape must be (n, k), got {list(weight.shape)}")
     n, width = weight.shape
     if scheme.layout.dtype == "u8":
         return n, width * 2
@@ -304,9 +270,7 @@ def _matrix_shape(
         return n, width
     named = _part(module, "weight_shape", ("i64", "i32"), tensors)
     if named.shape != (2,):
-        raise ModelFormatError(
-            f"tensor {show(named.name)}: shape must be [2], got {list(named.shape)}"
-        )
+        raise ModelFormatError(f"tensor {show(named.name)}: shape must be [2], got {list(named.shape)}")
     rows, k = map(int, named.read())
     if rows != n or k < 1 or -(-k * scheme.bits // 32) != width:
         raise ModelFormatError(
@@ -316,15 +280,11 @@ def _matrix_shape(
             f"words of {scheme.bits}-bit codes"
         )
     if k * scheme.bits % 32:
-        raise UnsupportedModelError(
-            f"tensor {show(weight.name)}: rows of {k} weights end inside a word"
-        )
+        raise UnsupportedModelError(f"tensor {show(weight.name)}: rows of {k} weights end inside a word")
     return n, k
 
 
-def _zero_point(
-    module: str, scheme: Scheme, plane: tuple[int, int], tensors: Mapping[str, TensorInfo]
-) -> TensorInfo:
+def _zero_point(module: str, scheme: Scheme, plane: tuple[int, int], tensors: Mapping[str, TensorInfo]) -> TensorInfo:
     info = _part(module, "weight_zero_point", (scheme.layout.dtype,), tensors)
     n, groups = plane
     shapes: list[tuple[int, ...]] = [(n, groups)]
@@ -333,23 +293,17 @@ def _zero_point(
     elif groups == 1:
         shapes.append((n,))
     if info.shape not in shapes:
-        raise ModelFormatError(
-            f"tensor {show(info.name)}: shape must be {list(shapes[0])}, got {list(info.shape)}"
-        )
+        raise ModelFormatError(f"tensor {show(info.name)}: shape must be {list(shapes[0])}, got {list(info.shape)}")
     return info
 
 
 def _global_scale(module: str, tensors: Mapping[str, TensorInfo]) -> float:
     info = _part(module, "weight_global_scale", ("f32",), tensors)
     if info.shape not in ((), (1,)):
-        raise ModelFormatError(
-            f"tensor {show(info.name)}: shape must be [1], got {list(info.shape)}"
-        )
+        raise ModelFormatError(f"tensor {show(info.name)}: shape must be [1], got {list(info.shape)}")
     divisor = float(info.read().reshape(()))
     if not 2.0**-100 < divisor < 2.0**100:
-        raise ModelFormatError(
-            f"tensor {show(info.name)}: must be a positive number, got {divisor}"
-        )
+        raise ModelFormatError(f"tensor {show(info.name)}: must be a positive number, got {divisor}")
     return 1.0 / divisor
 
 
@@ -379,9 +333,7 @@ def save_quantized(
         array = source.read(name)
         module = name.removesuffix(".weight")
         if array.ndim == 2 and module != name and module not in ignore:
-            planes, scheme = pack_module(
-                array.astype(np.float32), format, group=group, zero=zero, scale=scale
-            )
+            planes, scheme = pack_module(array.astype(np.float32), format, group=group, zero=zero, scale=scale)
             tensors |= {f"{module}.{leaf}": plane for leaf, plane in planes.items()}
         else:
             tensors[name] = array
@@ -461,9 +413,7 @@ def pack_module(
             planes["weight_scale"] = packed.scale.view(ml_dtypes.float8_e4m3fn)
             planes["weight_global_scale"] = np.array([1.0 / packed.global_scale], np.float32)
     else:
-        raise ValueError(
-            f"compressed-tensors has no form for {format} with {packed.scale_type} scales"
-        )
+        raise ValueError(f"compressed-tensors has no form for {format} with {packed.scale_type} scales")
     return planes, scheme | {"format": stored}
 
 

@@ -103,21 +103,15 @@ def _read_shards(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         found, notes = read_header(inside(folder, shard))
         for name, info in found.items():
             if name in tensors:
-                raise ModelFormatError(
-                    f"{shard}: tensor {show(name)} is in {tensors[name].path.name} too"
-                )
+                raise ModelFormatError(f"{shard}: tensor {show(name)} is in {tensors[name].path.name} too")
             if where.get(name) != shard:
                 said = f"in {show(where[name])}" if name in where else "nowhere"
-                raise ModelFormatError(
-                    f"{shard}: holds tensor {show(name)}, which {INDEX} puts {said}"
-                )
+                raise ModelFormatError(f"{shard}: holds tensor {show(name)}, which {INDEX} puts {said}")
             tensors[name] = info
         metadata.update(notes)
     for name, shard in where.items():
         if name not in tensors:
-            raise ModelFormatError(
-                f"{shard}: tensor {show(name)} is missing, {INDEX} puts it there"
-            )
+            raise ModelFormatError(f"{shard}: tensor {show(name)} is missing, {INDEX} puts it there")
     return tensors, metadata
 
 
@@ -129,18 +123,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         file.seek(0)
         head = file.read(8)
         if len(head) < 8:
-            raise ModelFormatError(
-                f"{path.name}: {size} bytes are too short for a safetensors file"
-            )
+            raise ModelFormatError(f"{path.name}: {size} bytes are too short for a safetensors file")
         (length,) = struct.unpack("<Q", head)
         if length > JSON_BYTES:
-            raise ModelFormatError(
-                f"{path.name}: header of {length} bytes, the limit is {JSON_BYTES}"
-            )
+            raise ModelFormatError(f"{path.name}: header of {length} bytes, the limit is {JSON_BYTES}")
         if length > size - 8:
-            raise ModelFormatError(
-                f"{path.name}: header of {length} bytes in a file of {size} bytes"
-            )
+            raise ModelFormatError(f"{path.name}: header of {length} bytes in a file of {size} bytes")
         raw = file.read(length)
     if len(raw) != length:
         raise ModelFormatError(f"{path.name}: cut short while the header was read")
@@ -156,9 +144,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
 def _check_metadata(notes: Any, path: Path) -> dict[str, str]:
     if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
-        raise ModelFormatError(
-            f"{path.name}: __metadata__ must map strings to strings, got {show(notes)}"
-        )
+        raise ModelFormatError(f"{path.name}: __metadata__ must map strings to strings, got {show(notes)}")
     return notes
 
 
@@ -167,32 +153,21 @@ def _check_entry(name: str, entry: Any, path: Path, start: int, size: int) -> Te
     if not isinstance(entry, dict):
         raise ModelFormatError(f"{where}: must be an object, got {show(entry)}")
     if entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ModelFormatError(
-            f"{where}: must have dtype, shape and data_offsets, got {show(sorted(entry))}"
-        )
+        raise ModelFormatError(f"{where}: must have dtype, shape and data_offsets, got {show(sorted(entry))}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in NAMES:
-        raise ModelFormatError(
-            f"{where}: dtype {show(dtype)} is unknown; known are {', '.join(NAMES)}"
-        )
+        raise ModelFormatError(f"{where}: dtype {show(dtype)} is unknown; known are {', '.join(NAMES)}")
     if not _naturals(shape) or len(shape) > MAX_RANK:
-        raise ModelFormatError(
-            f"{where}: shape must be at most {MAX_RANK} sizes of 0 or more, got {show(shape)}"
-        )
+        raise ModelFormatError(f"{where}: shape must be at most {MAX_RANK} sizes of 0 or more, got {show(shape)}")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ModelFormatError(
-            f"{where}: data_offsets must be [begin, end] with begin <= end, got {show(offsets)}"
-        )
+        raise ModelFormatError(f"{where}: data_offsets must be [begin, end] with begin <= end, got {show(offsets)}")
     begin, end = offsets
     if end > size - start:
-        raise ModelFormatError(
-            f"{where}: ends at byte {show(end)} of {size - start} bytes of data (file cut short?)"
-        )
+        raise ModelFormatError(f"{where}: ends at byte {show(end)} of {size - start} bytes of data (file cut short?)")
     need = tensor_bytes(NAMES[dtype], tuple(shape))
     if need != end - begin:
         raise ModelFormatError(
-            f"{where}: {dtype} of shape {show(shape)} takes {show(need)} bytes, data_offsets give "
-            f"{end - begin}"
+            f"{where}: {dtype} of shape {show(shape)} takes {show(need)} bytes, data_offsets give {end - begin}"
         )
     return TensorInfo(name, NAMES[dtype], tuple(shape), path, start + begin, need)
 
@@ -208,17 +183,13 @@ def _check_tiling(tensors: Iterable[TensorInfo], path: Path, start: int, size: i
             raise ModelFormatError(f"{path.name}: tensor {show(info.name)} overlaps {before}")
         if info.offset > at:
             gap = info.offset - at
-            raise ModelFormatError(
-                f"{path.name}: {gap} bytes between {before} and tensor {show(info.name)}"
-            )
+            raise ModelFormatError(f"{path.name}: {gap} bytes between {before} and tensor {show(info.name)}")
         at, before = info.offset + info.nbytes, f"tensor {show(info.name)}"
     if at != size:
         raise ModelFormatError(f"{path.name}: {size - at} bytes behind {before}")
 
 
-def save(
-    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
-) -> None:
+def save(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays (ml_dtypes included) as one file, in name order, the data aligned to 64
     bytes."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -240,8 +211,6 @@ def save(
 def _file_dtype(name: str, array: NDArray[Any]) -> str:
     for file_name, dtype in NAMES.items():
         numpy_name = DTYPES[dtype][1]
-        if array.dtype.name == numpy_name or (
-            numpy_name[0] in "<|" and array.dtype == np.dtype(numpy_name)
-        ):
+        if array.dtype.name == numpy_name or (numpy_name[0] in "<|" and array.dtype == np.dtype(numpy_name)):
             return file_name
     raise UnsupportedModelError(f"tensor {show(name)}: safetensors has no dtype for {array.dtype}")

@@ -33,18 +33,12 @@ def bf16_unpack(quant: Array, k: int) -> Array:
     return _dense(quant, k, 2, lambda raw: struct.unpack("<f", b"\0\0" + raw)[0])
 
 
-def int8_unpack(
-    quant: Array, k: int, *, scale: Array, zero: Array | None = None, group: int = 0
-) -> Array:
+def int8_unpack(quant: Array, k: int, *, scale: Array, zero: Array | None = None, group: int = 0) -> Array:
     """A byte a weight: w = (q - zero) * scale, zero 128 without a plane."""
-    return _scaled(
-        quant, k, 8, lambda code, z: code - (128 if z is None else z), scale, zero, group
-    )
+    return _scaled(quant, k, 8, lambda code, z: code - (128 if z is None else z), scale, zero, group)
 
 
-def int4_unpack(
-    quant: Array, k: int, *, scale: Array, zero: Array | None = None, group: int = 0
-) -> Array:
+def int4_unpack(quant: Array, k: int, *, scale: Array, zero: Array | None = None, group: int = 0) -> Array:
     """A nibble a weight, the even one lower: w = (q - zero) * scale, zero 8 without a plane."""
     return _scaled(quant, k, 4, lambda code, z: code - (8 if z is None else z), scale, zero, group)
 
@@ -79,13 +73,9 @@ UNPACK: dict[str, Callable[..., Array]] = {
 def scales(plane: Array, kind: str, global_scale: float = 1.0) -> Array:
     """A scale plane as float32; e4m3 blocks times the global scale, rounded (NVFP4)."""
     if kind == "e8m0":
-        return np.array([[e8m0(int(c)) for c in row] for row in plane], np.float32).reshape(
-            plane.shape
-        )
+        return np.array([[e8m0(int(c)) for c in row] for row in plane], np.float32).reshape(plane.shape)
     if kind == "e4m3":
-        blocks = np.array([[e4m3(int(c)) for c in row] for row in plane], np.float32).reshape(
-            plane.shape
-        )
+        blocks = np.array([[e4m3(int(c)) for c in row] for row in plane], np.float32).reshape(plane.shape)
         return blocks * np.float32(global_scale)
     return plane.astype(np.float32)
 

@@ -79,10 +79,7 @@ class Model:
     def reset(self) -> None:
         """Forget the tokens seen."""
         width = (0, self.config.kv_heads, self.config.head_dim)
-        self.cache = [
-            (np.zeros(width, self.dtype), np.zeros(width, self.dtype))
-            for _ in range(self.config.layers)
-        ]
+        self.cache = [(np.zeros(width, self.dtype), np.zeros(width, self.dtype)) for _ in range(self.config.layers)]
 
     def linear(self, x: Array, module: str) -> Array:
         """x W^T + bias, the bias if the checkpoint has one."""
@@ -131,9 +128,7 @@ class Model:
         return self.linear(gate * self.linear(x, at + ".up_proj"), at + ".down_proj")
 
 
-def greedy(
-    model: Model, prompt: Sequence[int], count: int, end: Sequence[int] = ()
-) -> tuple[list[int], list[float]]:
+def greedy(model: Model, prompt: Sequence[int], count: int, end: Sequence[int] = ()) -> tuple[list[int], list[float]]:
     """The most likely continuation, and by how much each step's best logit leads the second."""
     model.reset()
     logits = model.forward(prompt)[-1]
@@ -151,12 +146,7 @@ def greedy(
 
 def load_weights(checkpoint: Any) -> dict[str, Array]:
     """Every weight of a marlin Checkpoint as float32, quantized ones dequantized."""
-    planes = {
-        info.name
-        for q in checkpoint.quantized.values()
-        for info in (q.weight, q.scale, q.zero)
-        if info
-    }
+    planes = {info.name for q in checkpoint.quantized.values() for info in (q.weight, q.scale, q.zero) if info}
     weights = {
         name: checkpoint.read(name).astype(np.float32)
         for name, info in checkpoint.tensors.items()

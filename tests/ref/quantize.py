@@ -86,11 +86,7 @@ def _code(weight: Any, inv: Any, format: str, z: int | None) -> int:
 
 def _nearest(x: Any, number: Any, bits: int) -> int:
     """The code of the finite positive number next to x; of two as near, the even code."""
-    values = [
-        (abs(number(c) - float(x)), c % 2, c)
-        for c in range(1 << (bits - 1))
-        if math.isfinite(number(c))
-    ]
+    values = [(abs(number(c) - float(x)), c % 2, c) for c in range(1 << (bits - 1)) if math.isfinite(number(c))]
     return min(values)[2]
 
 

@@ -29,9 +29,7 @@ from numpy.typing import NDArray
 MASK = 0xFFFFFFFF
 
 
-def philox4x32(
-    counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 10
-) -> tuple[int, int, int, int]:
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 10) -> tuple[int, int, int, int]:
     """Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
