@@ -248,8 +248,9 @@ def _matmul_cases() -> list[MatmulCase]:
     for f, g, s, z in defaults:
         for m, n, k in [(17, 33, 128), (64, 64, 256), (65, 129, 160), (33, 1, 31)]:
             cases.append(MatmulCase("gemm", f, m, n, k, "f16", g, s, z))
+            cases.append(MatmulCase("gemm_broadcast", f, m, n, k, "f16", g, s, z))
             cases.append(MatmulCase("gemm_coopmat", f, m, n, k, "f16", g, s, z))
-    for kernel, m in [("gemv", 1), ("gemv", 4), ("gemm", 40), ("gemm_coopmat", 40)]:
+    for kernel, m in [("gemv", 1), ("gemv", 4), ("gemm", 40), ("gemm_broadcast", 3), ("gemm_coopmat", 40)]:
         for dtype in ("f16", "bf16", "f32"):
             if kernel != "gemm_coopmat" or dtype == "f16":
                 cases.append(MatmulCase(kernel, "int4", m, 48, 256, dtype, 128, "f16", bias=True))

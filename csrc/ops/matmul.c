@@ -146,6 +146,17 @@ static void plan_tiles(const mrl_matmul_args *args, mrl_kernel kernel, mrl_math 
     plan->groups[2] = 1;
 }
 
+static void plan_broadcast(mrl_device *dev, const mrl_matmul_args *args, matmul_plan *plan)
+{
+    const uint32_t m = (uint32_t)args->x.shape[0], lanes = mrl_device_info_of(dev)->subgroup_size, high = m <= 4 ? 4 : 8;
+
+    plan_tiles(args, MRL_KERNEL_gemm_broadcast, MRL_MATH_NONE, plan);
+    plan->spec[0] = lanes;
+    plan->spec[plan->nspec++] = high;
+    plan->groups[0] = mrl_div_up(args->w->n, 2 * lanes);
+    plan->groups[1] = mrl_div_up(m, high);
+}
+
 static void plan_coopmat(const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan)
 {
     const uint32_t m = (uint32_t)args->x.shape[0], n = args->w->n;
@@ -178,6 +189,15 @@ static bool coopmat_can(mrl_device *dev, const mrl_matmul_args *args)
            args->x.offset % 16 == 0;
 }
 
+/* What a batch of few rows takes there, too: with many rows of x, llvmpipe compiles gemv for 5 to 100 s. */
+static bool broadcast_can(mrl_device *dev, const mrl_matmul_args *args)
+{
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    if (args->kernel != NULL) /* its workgroup must be one subgroup */
+        return info->subgroup_min == info->subgroup_max;
+    return info->kind == MRL_DEVICE_SOFTWARE && args->x.shape[0] > 1;
+}
+
 static bool gemm_can(mrl_device *dev, const mrl_matmul_args *args)
 {
     (void)dev;
@@ -189,6 +209,7 @@ static const struct {
     mrl_kernel kernel;
     bool (*can)(mrl_device *, const mrl_matmul_args *);
 } rows[] = {
+    {MRL_KERNEL_gemm_broadcast, broadcast_can},
     {MRL_KERNEL_gemv, gemv_can},
     {MRL_KERNEL_gemm_coopmat, coopmat_can},
     {MRL_KERNEL_gemm, gemm_can},
@@ -233,12 +254,21 @@ static mrl_status choose(mrl_device *dev, const mrl_matmul_args *args, const tun
         }
         switch (rows[i].kernel) {
         case MRL_KERNEL_gemv: plan_gemv(dev, args, asked, plan); break;
+        case MRL_KERNEL_gemm_broadcast: plan_broadcast(dev, args, plan); break;
         case MRL_KERNEL_gemm_coopmat: plan_coopmat(args, asked, plan); break;
         default: plan_tiles(args, rows[i].kernel, MRL_MATH_NONE, plan); break;
         }
         return MRL_OK;
     }
     return mrl_fail(err, MRL_ERR_VALUE, "linear: there is no matmul kernel called %s", asked->name);
+}
+
+/* Only gemv normalises x itself. */
+static bool fuses_norm(mrl_device *dev, const mrl_matmul_args *args, const tuning *asked)
+{
+    if (asked->name[0] != 0)
+        return strcmp(asked->name, mrl_kernel_name(MRL_KERNEL_gemv)) == 0;
+    return gemv_can(dev, args) && !broadcast_can(dev, args);
 }
 
 /* ---- the op ---- */
@@ -339,26 +369,6 @@ done:
     return rc;
 }
 
-/* Row `row` of a view (m, columns), as a view (1, columns). */
-static mrl_view one_row(const mrl_view *view, uint64_t row)
-{
-    mrl_view out = *view;
-    if (view->buffer == NULL)
-        return out;
-    out.offset += row * view->shape[1] * mrl_dtype_bytes(view->dtype);
-    out.shape[0] = 1;
-    return out;
-}
-
-/* Software devices take several rows of x one by one. A CPU gains nothing from more: per row of x, products of
- * 2 to 96 rows took 1.0 to 5 times as long in gemv and gemm (llvmpipe, 2 cores), and compiling gemv for M rows
- * 5 to 100 s instead of 1. So it compiles one kernel, and rows are the same alone and in a batch. */
-static bool row_by_row(mrl_device *dev, const mrl_matmul_args *args)
-{
-    return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE && args->x.shape[0] > 1 && args->kernel == NULL &&
-           args->w->k % 8 == 0 && args->y.shape[1] % 8 == 0;
-}
-
 mrl_status mrl_op_matmul(mrl_device *dev, const mrl_matmul_args *given, mrl_error *err)
 {
     mrl_status rc;
@@ -368,19 +378,8 @@ mrl_status mrl_op_matmul(mrl_device *dev, const mrl_matmul_args *given, mrl_erro
     tuning asked;
 
     MRL_TRY(check(dev, &args, err));
-    if (row_by_row(dev, &args)) {
-        for (uint64_t row = 0; row < given->x.shape[0]; row++) {
-            args.x = one_row(&given->x, row);
-            args.y = one_row(&given->y, row);
-            args.residual = one_row(&given->residual, row);
-            MRL_TRY(mrl_op_matmul(dev, &args, err));
-        }
-        return MRL_OK;
-    }
     MRL_TRY(parse_kernel(args.kernel, &asked, err));
-    bool fused = args.x.shape[0] <= GEMV_MAX_ROWS &&
-                 (asked.name[0] == 0 || strcmp(asked.name, mrl_kernel_name(MRL_KERNEL_gemv)) == 0);
-    if (args.norm.buffer != NULL && !fused) {
+    if (args.norm.buffer != NULL && !fuses_norm(dev, &args, &asked)) {
         MRL_TRY(normalise(dev, &args, &normalised, err));
         args.x = normalised;
         args.norm = (mrl_view){0};
