@@ -214,8 +214,8 @@ class Linear:
         row_start: int = 0,
         row_stride: int = 1,
     ) -> None: ...
-    def read_plane(self, plane: str) -> bytes: ...
-    def set_bias(self, bias: Tensor | None) -> None: ...  # (n) f32
+    def read_plane(self, plane: str, /) -> bytes: ...
+    def set_bias(self, bias: Tensor | None, /) -> None: ...  # (n) f32
     # y = epilogue(norm(x) W^T + bias). x (m, k) or (k,); norm (k) f32; residual (m, n_out) f32.
     # activation: silu gelu gelu_tanh, or gated: swiglu geglu geglu_tanh (rows of W interleaved
     # gate0 up0 gate1 up1 ..., y (m, n / 2)). dtype: f32 with residual, else that of x (f16 when

@@ -1,4 +1,4 @@
-"""The cache folder: things that can be made again (compiled pipelines, plans), kept between runs.
+"""The cache folder: things that can be made again (compiled pipelines), kept between runs.
 
 MARLIN_CACHE names it, else $XDG_CACHE_HOME/marlin, else ~/.cache/marlin. What is inside is under a
 version folder, so that a change of layout never meets old files. Without a place to write, there is
@@ -7,7 +7,9 @@ no cache.
 
 from __future__ import annotations
 
+import functools
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Final
 VERSION: Final = "v1"
 MAX_BYTES: Final = 1 << 30
 MAX_AGE: Final = 90 * 86400  # seconds since last use
+OURS: Final = "v[0-9]*/pipelines/*"  # below the root, which may be a folder with other things in it
 
 
 def cache_folder(part: str = "", *, create: bool = True) -> Path | None:
@@ -40,20 +43,20 @@ def cache_folder(part: str = "", *, create: bool = True) -> Path | None:
 def evict(*, max_bytes: int = MAX_BYTES, max_age: float = MAX_AGE, now: float | None = None) -> list[Path]:
     """Remove files unused for max_age seconds and other versions' files, then the least recently
     used ones until max_bytes are left. Returns what was removed; files that cannot be removed are
-    left.
+    left, and nothing is raised.
     """
     root = _root()
-    if root is None or not root.is_dir():
+    if root is None:
         return []
     now = time.time() if now is None else now
     files = []
-    for path in root.glob("v*/**/*"):
+    for path in _files(root):
         try:
-            if path.is_file() and not path.is_symlink():
-                status = path.stat()
-                files.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+            status = path.lstat()
         except OSError:
             continue  # another process removed it
+        if stat.S_ISREG(status.st_mode):
+            files.append((max(status.st_atime, status.st_mtime), status.st_size, path))
     files.sort(key=lambda file: file[:2])
     total = sum(size for _, size, _ in files)
     removed = []
@@ -67,6 +70,19 @@ def evict(*, max_bytes: int = MAX_BYTES, max_age: float = MAX_AGE, now: float | 
             removed.append(path)
             total -= size
     return removed
+
+
+@functools.cache
+def evict_once() -> None:
+    """`evict`, at the first call in a process."""
+    evict()
+
+
+def _files(root: Path) -> list[Path]:
+    try:
+        return list(root.glob(OURS))
+    except OSError:  # a folder that went away, or may not be read
+        return []
 
 
 def _root() -> Path | None:

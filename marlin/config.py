@@ -25,6 +25,8 @@ ACTIVATIONS: Final[dict[str, str]] = {  # name in config.json -> name in Marlin
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+HEAD_DIM_STEP: Final = 8  # what csrc/engine/kv_cache.h takes
+HEAD_DIM_MAX: Final = 256
 ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
 
 # Keys that config.json may leave out, where model types differ. "attention_bias" is about q, k, v;
@@ -179,6 +181,13 @@ def read_config(
     limit = section.integer("max_position_embeddings", 1, 1 << 28)
     _check_window(section, layers, min(context or limit, limit))
 
+    rope = _rope(section, head_dim, limit)
+    if head_dim % HEAD_DIM_STEP or head_dim > HEAD_DIM_MAX:
+        raise UnsupportedModelError(
+            f"config.json: heads of {head_dim} dimensions (head_dim, or hidden_size / num_attention_heads) are not "
+            f"supported; it must be a multiple of {HEAD_DIM_STEP} up to {HEAD_DIM_MAX}"
+        )
+
     bias = section.boolean("attention_bias")
     notes = _Section("generation_config.json", generation, {})
     ids = notes if generation.get("eos_token_id") is not None else section
@@ -198,7 +207,7 @@ def read_config(
         o_bias=bias and bool(section.defaults["o_bias"]),
         mlp_bias=section.boolean("mlp_bias"),
         activation=_activation(section),
-        rope=_rope(section, head_dim, limit),
+        rope=rope,
         context=limit,
         bos_id=next(
             iter((notes if "bos_token_id" in generation else section).ids("bos_token_id", vocab)),

@@ -103,11 +103,21 @@ _opened: dict[tuple[str, frozenset[str]], _C.Device] = {}
 _lock = threading.Lock()
 
 
+def _forget() -> None:
+    """In a forked child, where a device of the parent cannot be used, and another thread may have had the lock."""
+    global _lock
+    _lock = threading.Lock()
+    _opened.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 class Device:
     """An opened device, by index, part of its name, or UUID; None is $MARLIN_DEVICE, else the best.
 
     disable: names of features (`marlin._C.features()`) to do without. The same device with the same mask is
-    opened once a process and shared; `raw` is what the functions of marlin._C take.
+    opened once a process, a forked child included, and shared; `raw` is what the functions of marlin._C take.
     Raises DeviceError, with the remedy, where it cannot be opened.
     """
 
@@ -131,6 +141,7 @@ class Device:
             raw = _opened.get(key)
             if raw is None or raw.lost:
                 _warn_if_stale()
+                cachedir.evict_once()
                 cache = cachedir.cache_folder("pipelines")
                 raw = _C.Device(
                     info.index,

@@ -27,7 +27,7 @@ from marlin.errors import DeviceError, MarlinError
 
 PACKAGES: Final = ("numpy", "ml_dtypes", "tokenizers", "jinja2", "typer", "rich", "huggingface_hub")
 VARIABLES: Final = (
-    "MARLIN_DEVICE", "MARLIN_CACHE", "MARLIN_LOG", "VK_DRIVER_FILES", "VK_ICD_FILENAMES",
+    "MARLIN_DEVICE", "MARLIN_CACHE", "VK_DRIVER_FILES", "VK_ICD_FILENAMES",
     "VK_LOADER_DRIVERS_SELECT", "VK_INSTANCE_LAYERS", "LP_NATIVE_VECTOR_WIDTH", "MESA_VK_DEVICE_SELECT",
 )  # fmt: skip
 SELF_TEST_FORMATS: Final = ("f16", "int8", "int4", "fp4_e2m1")

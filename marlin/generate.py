@@ -7,6 +7,8 @@ Python does nothing per token but turn ids into text; steps run ahead on the dev
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -173,17 +175,37 @@ class Engine:
         state = self._states.get(count)
         if state is None:
             state = self._states[count] = _C.StepState(self.device, count, self.config.vocab_size)
-        programs = self._programs.setdefault(count, [])
+        programs = list(self._programs.get(count, ()))
         captured = len(programs)
         while not programs or programs[-1][0] < need:
             bound = min(self.context, programs[-1][0] * 4 if programs else FIRST_BOUND)
             programs.append((bound, self._capture(state, bound)))
         if captured < len(programs):
-            self._generators[count] = _C.Generator(state, programs)
+            # Kept only when all are there: a capture may fail, or be interrupted.
+            generator = _C.Generator(state, programs)
+            self._programs[count], self._generators[count] = programs, generator
         generator = self._generators[count]
         for slot in range(count):  # what an interrupted call has left running, perhaps by another generator
             generator.release(slot)
         return generator, count
+
+    def compile_beside(self, rows: int) -> threading.Thread | None:
+        """Compile the kernels of a prefill of so many rows in a thread, beside those of the first decode step.
+
+        Drivers compile one pipeline a thread, and a first run needs twenty. None where there is nothing to gain.
+        """
+        if self._programs or rows < 1:
+            return None
+        thread = threading.Thread(target=self._compile_prefill, args=(rows,), name="marlin-compile")
+        thread.start()
+        return thread
+
+    def _compile_prefill(self, rows: int) -> None:
+        ids, positions, slots = (_C.full(self.device, (rows,), 0, "i32") for _ in range(3))
+        run = Run(self.cache, positions, slots, rows, self.dtype, sequence=True)
+        # Recorded, never run. What fails here fails in the prefill itself, where it is told.
+        with contextlib.suppress(MarlinError, MemoryError), self.device.capture():
+            self.network(ids, run)
 
     def _capture(self, state: _C.StepState, bound: int) -> _C.Program:
         run = Run(self.cache, state.positions, state.slot_ids, bound, self.dtype)
@@ -290,7 +312,12 @@ def run(
     if not waiting:
         return
     need = max(sequence.limit for sequence in waiting)
-    generator, count = engine.generator(min(len(waiting), engine.slots), need)
+    compiling = engine.compile_beside(min(len(waiting[0].prompt) - 1, CHUNK))
+    try:
+        generator, count = engine.generator(min(len(waiting), engine.slots), need)
+    finally:
+        if compiling is not None:
+            compiling.join()
     free, running = list(range(count))[::-1], dict[int, Continuation]()
     try:
         while waiting or running:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -23,15 +23,20 @@ class WeightFormat:
     """A weight format with its options, as a checkpoint or a caller wants it.
 
     group: weights a scale, 0 for the whole row, None for the format's default. scale: the type of the scales,
-    None for the format's first. `WeightFormat.parse` reads "int4", "int4:64" (group 64), "fp8", "mxfp4" …
+    None for the format's first. zero: zero points, None for none. `WeightFormat.parse` reads "int4", "int4:64"
+    (group 64), "fp8", "mxfp4" … What was given, and not left to a default, is in `asked`.
     """
 
     name: str
     group: int | None = None
     scale: str | None = None
-    zero: bool = False
+    zero: bool | None = None
+    asked: frozenset[str] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        given = frozenset(option for option in ("group", "scale", "zero") if getattr(self, option) is not None)
+        object.__setattr__(self, "asked", given)
+        object.__setattr__(self, "zero", bool(self.zero))
         row = FORMATS.get(self.name)
         if row is None:
             raise ValueError(f"unknown weight format {self.name!r}{nearest(self.name, [*FORMATS, *ALIASES])}")
@@ -59,7 +64,15 @@ class WeightFormat:
         if colon and not group.isdecimal():
             raise ValueError(f"format {text!r}: the group behind the colon must be a number")
         base = ALIASES[name] if name in ALIASES else cls(name)
-        return cls(base.name, int(group), base.scale, base.zero) if colon else base
+        if not colon:
+            return base
+        return cls(base.name, int(group), base.scale if "scale" in base.asked else None)
+
+    def accepts(self, stored: WeightFormat) -> bool:
+        """Whether weights stored like that are of this format already: what was not asked for may be anything."""
+        return stored.name == self.name and all(
+            getattr(stored, option) == getattr(self, option) for option in self.asked
+        )
 
     @property
     def bits(self) -> int:
@@ -71,7 +84,7 @@ class WeightFormat:
         total = n * row_bytes(self.name, k)
         if self.scale is not None:
             groups = n * group_count(k, self.group or 0)
-            total += groups * (SCALE_BYTES[self.scale] + self.zero)
+            total += groups * (SCALE_BYTES[self.scale] + bool(self.zero))
         return total
 
     def create(self, device: _C.Device, n: int, k: int, *, global_scale: float = 1.0) -> _C.Linear:
@@ -85,7 +98,7 @@ class WeightFormat:
             self.name,
             group=self.group,
             scale=self.scale,
-            zero=self.zero,
+            zero=bool(self.zero),
             global_scale=global_scale,
         )
 
@@ -93,7 +106,7 @@ class WeightFormat:
         if self.scale is None:
             return self.name
         grouping = f"group {self.group}" if self.group else "per channel"
-        return f"{self.name}, {grouping}, {self.scale} scales{', zero points' * self.zero}"
+        return f"{self.name}, {grouping}, {self.scale} scales{', zero points' * bool(self.zero)}"
 
 
 ALIASES: Final[dict[str, WeightFormat]] = {

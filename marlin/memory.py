@@ -103,6 +103,11 @@ class MemoryPlan:
         return f"{self.model}, {self.format}, on {self.device}"
 
 
+def kv_dtype(kv: str | None, dtype: str) -> str:
+    """The type of the cache for activations of `dtype`, where None leaves it open."""
+    return kv if kv is not None else "f32" if dtype == "f32" else "f16"
+
+
 def kv_bytes(config: ModelConfig, context: int, slots: int, kv: str) -> int:
     """Bytes of keys and values."""
     return 2 * config.layers * slots * context * config.kv_size * KV_BYTES[kv]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from marlin import _C, html
 from marlin.bench import BenchResult, measure, profile
+from marlin.compare import Comparison, differences, transformers_trace
 from marlin.config import ModelConfig, read_config
 from marlin.device import Device
 from marlin.errors import DeviceOutOfMemory, MarlinError
@@ -25,7 +26,7 @@ from marlin.generate import CHUNK, Chunk, Continuation, Engine, Generation, run,
 from marlin.keywords import checked_keywords
 from marlin.linear import WeightFormat
 from marlin.loaders import open_checkpoint
-from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan
+from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_dtype
 from marlin.models import build
 from marlin.models.base import CausalLM, Source
 from marlin.perplexity import Perplexity, Score, log_softmax, picked, windows
@@ -111,7 +112,7 @@ class Model:
         device: Device | int | str | None = None,
         dtype: str = "f16",
         context: int | None = None,
-        kv: str = "f16",
+        kv: str | None = None,
         slots: int | None = None,
         memory_limit: int | None = None,
         revision: str | None = None,
@@ -122,11 +123,12 @@ class Model:
         """Load a model folder or hub name ("org/model").
 
         format   of the linear layers: "int4", "int4:64", "int8", "fp8", "fp4", "mxfp4", "nvfp4", "f16", "bf16",
-                 "f32", rounded to nearest on the device; None keeps what is stored
+                 "f32", rounded to nearest on the device; None keeps what is stored. A name alone ("int4") also
+                 keeps weights stored in that format, with whatever groups and scales; options ("int4:64") are had
         device   index, part of a name, UUID or Device; None is $MARLIN_DEVICE, else the best
         dtype    of activations between kernels: "f16", "bf16" or "f32"
         context  tokens a slot holds; None: the model's own, at most 4096, less if memory is short
-        kv       of the cache: "f16" or "f32"
+        kv       of the cache: "f16" or "f32"; None: f32 where dtype is, else f16
         slots    sequences generated at once; None: 8, fewer if memory is short
         memory_limit   bytes of device memory that may be taken
         verify   run the model once and check that its logits are finite
@@ -134,8 +136,8 @@ class Model:
         Raises ModelFormatError (a file is broken), UnsupportedModelError, DeviceError, DeviceOutOfMemory (its
         `plan` says what was wanted), ValueError and TypeError for arguments.
         """
-        check_choice("kv", kv, KV_BYTES)
         check_choice("dtype", dtype, ACTIVATION_BYTES)
+        check_choice("kv", kv_dtype(kv, dtype), KV_BYTES)
         if slots is not None and not 1 <= slots <= 256:
             raise ValueError(f"slots must be 1 to 256, got {slots}")
         checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only)
@@ -172,11 +174,13 @@ class Model:
         device: Device | int | str | None = None,
         dtype: str = "f16",
         context: int | None = None,
-        kv: str = "f16",
+        kv: str | None = None,
         slots: int | None = None,
         progress: bool = False,
     ) -> Model:
         """A model with random weights of a config.json's shapes, for measuring speed. It has no tokenizer."""
+        check_choice("dtype", dtype, ACTIVATION_BYTES)
+        check_choice("kv", kv_dtype(kv, dtype), KV_BYTES)
         parsed = read_config(config, context=context)
         network = build(parsed, Source(None, WeightFormat.parse(format), exact=dtype == "f32"))
         opened, name = Device(device), f"random {parsed.model_type}"
@@ -309,7 +313,7 @@ class Model:
         """Logits (positions, vocabulary) of a text or of token ids, each given the tokens before it."""
         ids = self._ids(tokens)
         result = np.empty((len(ids), self.config.vocab_size), np.float32)
-        with self._turn() as engine:
+        with self._turn(), self._running() as engine:
             for rows, logits in self._logit_rows(engine, ids):
                 result[rows] = logits
         return result
@@ -319,7 +323,7 @@ class Model:
         ids = self._ids(text)
         found = np.empty(len(ids) - 1, np.float32)
         likeliest: list[list[tuple[int, float]]] = []
-        with self._turn() as engine:
+        with self._turn(), self._running() as engine:
             for rows, logits in self._logit_rows(engine, ids[:-1] if len(ids) > 1 else []):
                 found[rows] = picked(logits, np.asarray(ids[rows.start + 1 : rows.stop + 1]))
                 if top:
@@ -340,7 +344,7 @@ class Model:
         parts = list(windows(len(ids), stride))
         if not parts:
             raise ValueError(f"perplexity: the text must have at least 2 tokens, got {len(ids)}")
-        with self._turn() as engine, progress_bar("perplexity", len(parts), progress) as advance:
+        with self._turn(), self._running() as engine, progress_bar("perplexity", len(parts), progress) as advance:
             for part in parts:
                 window = ids[part]
                 nll = 0.0
@@ -371,7 +375,7 @@ class Model:
         """
         cases = len(depth) * (len(prompt) + len(gen) * len(batch))
         rows = []
-        with self._turn() as engine, progress_bar("bench", cases, progress) as advance:
+        with self._turn(), self._running() as engine, progress_bar("bench", cases, progress) as advance:
             for row in measure(engine, prompt=prompt, gen=gen, depth=depth, batch=batch, repeat=repeat):
                 rows.append(row)
                 advance(1)
@@ -401,7 +405,7 @@ class Model:
         def watch(name: str, y: _C.Tensor) -> None:
             seen[name] = np.array(to_numpy(y))
 
-        with self._turn() as engine:
+        with self._turn(), self._running() as engine:
             network = engine.network
             try:
                 for module in network.modules():
@@ -414,6 +418,18 @@ class Model:
                     module.watch = None
             watch("logits", logits)
         return seen
+
+    def compare(self, reference: Any, tokens: Prompt) -> Comparison:
+        """`trace` beside another implementation: the difference of each result that both have, in order.
+
+        reference: a folder or hub name, computed by transformers in f32 (needs the extra `hf`), a model that
+        transformers has loaded, or arrays by the names of `trace`. Load this one with dtype="f32" and the weights as
+        stored, so that rounding does not blur where the two part.
+        Raises MarlinError where transformers is missing, ValueError for results that cannot be compared.
+        """
+        ids = self._ids(tokens)
+        ours = self.trace(ids)
+        return differences(ours, reference if isinstance(reference, Mapping) else transformers_trace(reference, ids))
 
     # ---- what it is ------------------------------------------------------------------------------------------
 
@@ -484,20 +500,26 @@ class Model:
             raise MarlinError(f"the model {self.name} is closed")
         return self._engine
 
-    @contextmanager
-    def _turn(self) -> Iterator[Engine]:
-        """The engine, for one call at a time. MarlinError where waiting would be for oneself."""
-        me = threading.get_ident()
-        if self._owner == me:
+    def _turn(self) -> threading.Lock:
+        """The lock of the model, to be taken with `with` itself: Python runs no signal handler between taking a lock
+        there and entering the block, so that Ctrl-C cannot leave it taken.
+
+        MarlinError where waiting would be for oneself, and when the model is closed.
+        """
+        if self._owner == threading.get_ident() and self._lock.locked():
             raise MarlinError("a stream of this model is open in this thread: read it to the end or close() it first")
         self._open_engine()
-        with self._lock:
-            engine = self._open_engine()
-            self._owner = me
-            try:
-                yield engine
-            finally:
-                self._owner = None
+        return self._lock
+
+    @contextmanager
+    def _running(self) -> Iterator[Engine]:
+        """The engine, in one's turn; the pipelines that it made are saved afterwards."""
+        engine = self._open_engine()
+        self._owner = threading.get_ident()
+        try:
+            yield engine
+        finally:
+            self._owner = None
         engine.device.save_cache()
 
     def _need_tokenizer(self) -> Tokenizer:
@@ -531,7 +553,7 @@ class Model:
         ]
 
     def _finish(self, made: list[Continuation], timeout: float | None, *, reuse: bool = False) -> None:
-        with self._turn() as engine:
+        with self._turn(), self._running() as engine:
             for _ in run(engine, made, deadline=_deadline(timeout), reuse=reuse):
                 pass
         self._count(made)
@@ -579,8 +601,12 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
-        chunk = next(self._chunks)
-        self._model._stream = weakref.ref(self)
+        try:
+            chunk = next(self._chunks)
+            self._model._stream = weakref.ref(self)
+        except BaseException:  # Ctrl-C may come when a chunk was made and not yet returned
+            self._chunks.close()
+            raise
         return chunk
 
     def __enter__(self) -> Stream:
@@ -596,7 +622,7 @@ class Stream:
 
 
 def _chunks(model: Model, continuation: Continuation, timeout: float | None) -> Generator[Chunk, None, None]:
-    with model._turn() as engine:
+    with model._turn(), model._running() as engine:
         try:
             for _, chunk in run(engine, [continuation], deadline=_deadline(timeout)):
                 yield chunk

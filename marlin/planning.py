@@ -11,7 +11,7 @@ from marlin.errors import DeviceError, DeviceOutOfMemory, UnsupportedModelError
 from marlin.keywords import checked_keywords
 from marlin.linear import WeightFormat
 from marlin.loaders import Checkpoint, open_checkpoint
-from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_bytes, scratch_bytes
+from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_bytes, kv_dtype, scratch_bytes
 from marlin.models import build
 from marlin.models.base import CausalLM, Source
 
@@ -50,11 +50,11 @@ def make_plan(
     budget: int | None,
     context: int | None,
     slots: int | None,
-    kv: str,
+    kv: str | None,
     dtype: str,
 ) -> MemoryPlan:
     """The plan of a network; a context or number of slots that is None shrinks until the plan fits."""
-    config, weights = network.config, network.sizes()
+    config, weights, kv = network.config, network.sizes(), kv_dtype(kv, dtype)
     forms = {str(module.form): None for module in network.modules() if hasattr(module, "form")}
 
     def plan(tokens: int, rows: int) -> MemoryPlan:
@@ -96,15 +96,15 @@ def plan(
     device: Device | int | str | None = None,
     dtype: str = "f16",
     context: int | None = None,
-    kv: str = "f16",
+    kv: str | None = None,
     slots: int | None = None,
     memory_limit: int | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> MemoryPlan:
     """What loading a model would take, from its headers only. Works without a device: then no budget is known."""
-    check_choice("kv", kv, KV_BYTES)
     check_choice("dtype", dtype, ACTIVATION_BYTES)
+    check_choice("kv", kv_dtype(kv, dtype), KV_BYTES)
     checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only)
     _, network = read_network(checkpoint, format, context, dtype)
     name, budget = "no device", memory_limit

@@ -83,10 +83,12 @@ class SamplingParams:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
+        """The texts among `stop`."""
         return tuple(item for item in self._stops if isinstance(item, str))
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
+        """The token ids among `stop`."""
         return tuple(item for item in self._stops if isinstance(item, int))
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,29 @@ def test_tensor_shown() -> None:
     assert "(100, 100) f32" in repr(tensor)
     assert "100 × 100 f32" in tensor._repr_html_()
     assert len(tensor._repr_html_()) < 5000
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_process_opens_its_own() -> None:
+    """A forked child has nothing of the parent's device, but a new one, and models on it; the parent goes on."""
+    path, ids = ROOT / "models" / "fix-llama", [3, 1, 4, 1, 5]
+    with ml.Model.load(path, slots=1, context=32) as model:
+        expected = model.logits(ids).tobytes()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # ends a child that waits for a thread of the parent
+            told = 0
+            try:
+                told += ml.Device() != model.device and ml.Device() == ml.Device()
+                with ml.Model.load(path, slots=1, context=32) as own:
+                    told += own.logits(ids).tobytes() == expected
+                model.logits(ids)
+            except ml.DeviceError as error:
+                told += "open it again in the child" in str(error)
+            finally:
+                os._exit(told)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        assert model.logits(ids).tobytes() == expected
 
 
 # ---- a linear layer alone ----------------------------------------------------------------------------------------

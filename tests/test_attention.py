@@ -218,6 +218,14 @@ def test_one_row_by_the_prefill_kernel(device: _C.Device) -> None:
     problem.check(problem.run(kernel="attention_prefill", dtype="f32"), "f16")
 
 
+def test_the_decode_kernel_by_name(device: _C.Device) -> None:
+    problem = Problem(device, AttentionCase(4, 2, 64, positions=(50, 4), dtype="f32"), cache_dtype="f32")
+    problem.check(problem.run(kernel="attention_decode"), "f32")
+    problem.sequence = True
+    with pytest.raises(ValueError, match="attention_decode does not take rows of one slot"):
+        problem.run(kernel="attention_decode")
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_bad_values_stay_in_their_row(device: _C.Device, bad: float, rows: int) -> None:

@@ -84,6 +84,13 @@ def test_defaults_of_missing_keys() -> None:
     )
     assert read_config(base(model_type="qwen3")).head_dim == 128
     assert read_config(base(head_dim=80)).q_size == 320
+    for dim in (8, 256):
+        assert read_config(base(head_dim=dim)).head_dim == dim
+    for dim in (4, 12, 100, 264, 512):
+        with pytest.raises(UnsupportedModelError, match=rf"heads of {dim} dimensions .* a multiple of 8 up to 256"):
+            read_config(base(head_dim=dim))
+    with pytest.raises(UnsupportedModelError, match="heads of 12 dimensions"):  # as hidden_size says
+        read_config(base(hidden_size=48, num_attention_heads=4, num_key_value_heads=4))
 
 
 def test_generation_config_overrides_ids() -> None:

@@ -6,9 +6,11 @@ import copy
 import gc
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -420,6 +422,87 @@ def test_a_child_process_is_told_and_the_parent_lives(device: _C.Device) -> None
 
 
 # ---- debugging
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_process_meets_no_lock_of_the_parent(own_device: _C.Device) -> None:
+    """Forked while another thread is inside of the device, a child is told so and drops what it has."""
+    tensor = _C.full(own_device, (2,), 5)
+    large = _C.full(own_device, (20 << 20,), 5)  # beyond a common slab: freeing it ends a whole slab
+    with own_device.capture() as program:
+        _C.full(own_device, (2,), 1)
+    linear = _C.Linear(own_device, 256, 1024, "f32")
+    x = _C.full(own_device, (256, 1024))
+    linear(x, kernel="gemm")
+    own_device.sync()
+    own_device.set_debug(check=True)  # a dispatch keeps the locks until the device has done it
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            linear(x, kernel="gemm")
+            own_device.sync()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.05)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits for a lock
+        told = 0
+        for call in (own_device.sync, tensor.__dlpack__, lambda: linear(x), lambda: _C.empty(own_device, (1,))):
+            try:
+                call()
+            except _C.DeviceError:
+                told += 1
+        del large, program, tensor
+        os._exit(told)
+    stop.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+    own_device.set_debug()
+    assert words(tensor) == [5, 5] and words(large[:2]) == [5, 5]
+    program.replay(wait=True)
+
+
+def test_staging_memory_waits_for_every_part_of_a_flush(device: _C.Device) -> None:
+    """Uploads behind work of more than one submission: none may overwrite what is still to be copied."""
+    rows, bound, megabytes = 64, 32768, 8
+    targets = [_C.empty(device, (megabytes << 20,), "u8") for _ in range(6)]
+    cache = _C.KVCache(device, layers=1, slots=1, context=bound, kv_heads=1, dim=8)
+    idle = _C.full(device, (rows,), 0xFFFFFFFF, "i32")
+    qkv, freq = _C.full(device, (rows, 66 * 8), 0, "f16"), _C.full(device, (4,))
+    device.sync()
+    # Idle rows cost nothing, but by their bound they fill a submission, so that the slow fill and
+    # the copies behind it make the next one.
+    _C.attention(qkv, cache, 0, idle, idle, freq, heads=64, bound=bound)
+    slow = _C.full(device, (200 << 18,), 1)
+    for i, target in enumerate(targets):
+        target.write(bytes([i + 1]) * (megabytes << 20))
+    for i, target in enumerate(targets):
+        assert (np.frombuffer(target.tobytes(), np.uint8) == i + 1).all(), i
+    assert words(slow[-2:]) == [1, 1]
+
+
+def test_check_mode_beside_threads_that_allocate(own_device: _C.Device) -> None:
+    if "host_visible" not in own_device.features:
+        pytest.skip("check mode needs host-visible memory")
+    own_device.set_debug(check=True)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            _C.empty(own_device, (17 << 20,))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for value in range(8):
+            tensor = _C.full(own_device, (4,), value)
+            assert words(tensor) == [value] * 4
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_profile_rows(own_device: _C.Device) -> None:

@@ -220,7 +220,7 @@ def test_reciprocal() -> None:
 def test_any_weights(data: st.DataObject) -> None:
     """Any finite weights give finite numbers of the same signs, for every format."""
     case = data.draw(st.sampled_from(FORMAT_CASES))
-    exponent = data.draw(st.integers(-140, 15))
+    exponent = data.draw(st.integers(-140, 12))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     w = (rng.standard_normal((3, case.k)) * 2.0**exponent * (rng.random((3, case.k)) < 0.7)).astype(np.float32)
     out = formats.unpack(formats.pack(w, case.format, group=case.group, zero=case.zero, scale=case.scale or "f16"))

@@ -96,6 +96,17 @@ def test_release_drops_what_is_in_flight(device: _C.Device) -> None:
     assert generator.pump() == [] and generator.running == 0
 
 
+def test_kernels_of_a_step(own_device: _C.Device) -> None:
+    """Two admissions are one dispatch of edit_slots; a step that only samples is one of sample."""
+    generator = make(own_device)
+    own_device.profile_start()
+    admit(generator, 0, 2)
+    admit(generator, 1, 2)
+    list(drain(generator))
+    names = [str(row["name"]).split("[")[0] for row in own_device.profile_stop()]
+    assert (names.count("edit_slots"), names.count("sample")) == (1, 2)
+
+
 def test_last_word_counts(device: _C.Device) -> None:
     """Admissions and releases between two pumps: what came last stands."""
     generator = make(device)

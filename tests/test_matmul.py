@@ -93,6 +93,39 @@ def test_large_f16_activations_stay_finite(device: _C.Device, format: str) -> No
     check(y, linear(x, w), "f16")
 
 
+@pytest.mark.parametrize("kernel", [None, "gemv", "gemm"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_views_may_begin_anywhere(device: _C.Device, dtype: str, kernel: str | None) -> None:
+    """Kernels load 16 bytes at once, and parts of a vector begin at any element."""
+    rng = np.random.default_rng(5)
+    case = MatmulCase(kernel or "gemv", "f32", 1, 10, 64)
+    lin, w = make_linear(device, case, rng.standard_normal((10, 64)).astype(np.float32))
+    x, norm = rng.standard_normal(70).astype(DTYPES[dtype]), rng.uniform(0.5, 1.5, 70).astype(np.float32)
+    whole_x, whole_norm = tensor(device, x, dtype), _C.tensor(device, norm)
+    for at in range(1, 6):
+        y = lin(whole_x[at : at + 64], norm=whole_norm[at : at + 64], dtype="f32", kernel=kernel)
+        expected = linear(x[None, at : at + 64], w, norm=norm[at : at + 64])
+        check(array(y)[None], expected, "f32" if dtype == "f32" else dtype)
+
+
+def test_out_shares_no_memory_with_what_is_read(device: _C.Device) -> None:
+    lin = _C.Linear(device, 64, 64, "f32")
+    both = _C.full(device, (3, 64))
+    x, y = both[:2], both[1:]
+    lin.set_bias(both[2])
+    with pytest.raises(ValueError, match="x"):
+        lin(x, out=y)
+    with pytest.raises(ValueError, match="bias"):
+        lin(_C.full(device, (2, 64)), out=y)
+    lin.set_bias(None)
+    with pytest.raises(ValueError, match="norm"):
+        lin(_C.full(device, (2, 64)), norm=both[1], out=y)
+    with pytest.raises(ValueError, match="residual"):
+        lin(_C.full(device, (2, 64)), residual=x, out=y)
+    both.write(np.full((3, 64), 7, np.float32))
+    assert (array(lin(_C.full(device, (2, 64)), residual=y, out=y)) == 7).all()  # in place is fine
+
+
 def test_results_do_not_change_between_runs(device: _C.Device) -> None:
     rng = np.random.default_rng(3)
     case = MatmulCase("gemv", "int4", 1, 300, 1024)
@@ -112,6 +145,10 @@ def test_results_do_not_change_between_runs(device: _C.Device) -> None:
         ({"kernel": "nonsense"}, ValueError, "nonsense"),
         ({"kernel": "gemv", "x": (17, 64)}, ValueError, "gemv"),
         ({"activation": "tanh"}, ValueError, "tanh"),
+        ({"kernel": "gemv@1,1,1,2"}, ValueError, "gemv"),  # less than a subgroup
+        ({"kernel": "gemv@1,32,1,32"}, ValueError, "gemv"),  # more subgroups a row than there are
+        ({"kernel": "gemv@1", "activation": "swiglu"}, ValueError, "gated"),  # pairs of rows stay together
+        ({"kernel": "gemm_coopmat@2,2,2", "x": (300, 64)}, ValueError, "gemm_coopmat"),
     ],
 )
 def test_bad_arguments(device: _C.Device, arguments: dict[str, Any], error: type[Exception], text: str) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import marlin as ml
-from marlin.loaders import safetensors
+from marlin.loaders import compressed_tensors, open_checkpoint, safetensors
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA, QWEN = ROOT / "models" / "fix-llama", ROOT / "models" / "tale-dense"
@@ -231,6 +233,49 @@ def test_stored_int8_as_other_format() -> None:
         np.testing.assert_allclose(stored.logits([5, 6, 7]), half.logits([5, 6, 7]), atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("stored", "asked", "found"),
+    [
+        (("int4", 128, False, "f16"), "int4", ("int4", 128, "f16", False)),
+        (("int4", 128, False, "f16"), "int4:128", ("int4", 128, "f16", False)),
+        (("int4", 128, False, "f16"), "int4:64", ("int4", 64, "f16", False)),
+        (("int4", 128, False, "f16"), ml.WeightFormat("int4", zero=True), ("int4", 128, "f16", True)),
+        (("int4", 128, False, "f16"), ml.WeightFormat("int4", 128, "f32"), ("int4", 128, "f32", False)),
+        (("int4", 32, True, "f32"), "int4", ("int4", 32, "f32", True)),
+        (("int4", 32, True, "f32"), "int4:32", ("int4", 32, "f32", True)),
+        (("int4", 32, True, "f32"), ml.WeightFormat("int4", 32, zero=False), ("int4", 32, "f16", False)),
+        (("fp4_e2m1", 16, False, "e4m3"), "fp4", ("fp4_e2m1", 16, "e4m3", False)),
+        (("fp4_e2m1", 16, False, "e4m3"), "nvfp4", ("fp4_e2m1", 16, "e4m3", False)),
+        (("fp4_e2m1", 16, False, "e4m3"), "mxfp4", ("fp4_e2m1", 32, "e8m0", False)),
+        (("fp4_e2m1", 32, False, "e8m0"), "nvfp4", ("fp4_e2m1", 16, "e4m3", False)),
+        (("fp4_e2m1", 32, False, "e8m0"), ml.WeightFormat("fp4_e2m1", 32, "f32"), ("fp4_e2m1", 32, "f32", False)),
+        (("int8", 0, False, "f16"), "nvfp4", ("fp4_e2m1", 16, "e4m3", False)),
+    ],
+    ids=str,
+)
+def test_what_is_asked_of_a_stored_format(
+    tmp_path: Path, stored: tuple[Any, ...], asked: Any, found: tuple[Any, ...]
+) -> None:
+    """Options that were asked for are had, by rounding again where they are stored otherwise; the rest stays."""
+    config = TINY | {"hidden_size": 256, "intermediate_size": 256}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    safetensors.save(tmp_path / "in" / "model.safetensors", weights_of(config))
+    format, group, zero, scale = stored
+    compressed_tensors.save_quantized(tmp_path / "in", tmp_path / "m", format, group=group, zero=zero, scale=scale)
+    source = open_checkpoint(tmp_path / "m").linear("model.layers.0.mlp.down_proj").dequantize()
+    with ml.Model.load(tmp_path / "m", format=asked, slots=1) as model:
+        weight = model.layers.layers[0].down.weight
+        values = np.array(weight.dequantize())
+        assert model.memory == dataclasses.replace(ml.plan(tmp_path / "m", format=asked, slots=1), budget=mock.ANY)
+    assert (weight.format, weight.group, weight.scale, weight.zero) == found
+    assert (weight.global_scale < 0.01) == (found[2] == "e4m3")
+    if found == (format, group, scale, zero) or (found[:2] == (format, group) and found[2] == "f32"):
+        np.testing.assert_allclose(values, source, rtol=1e-6)  # the planes themselves
+    else:
+        assert np.linalg.norm(values - source) / np.linalg.norm(source) < (0.15 if format == "int4" else 0.2)
+
+
 # ---- broken checkpoints ----------------------------------------------------------------------------------------------
 
 
@@ -324,6 +369,35 @@ def test_unknown_keyword_names_the_nearest() -> None:
 def test_wrong_options(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         ml.Model.load(LLAMA, **options)
+
+
+def test_heads_that_are_not_supported(folder: Folder) -> None:
+    """Refused before anything is planned or loaded."""
+    for call in (ml.plan, ml.Model.load):
+        with pytest.raises(ml.UnsupportedModelError, match="heads of 12 dimensions"):
+            call(folder(head_dim=12))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv", "found"),
+    [("f16", None, "f16"), ("bf16", None, "f16"), ("f32", None, "f32"), ("f32", "f16", "f16"), ("f16", "f32", "f32")],
+)
+def test_cache_follows_the_activations(folder: Folder, dtype: str, kv: str | None, found: str) -> None:
+    path = folder()
+    plan = ml.plan(path, dtype=dtype, kv=kv, slots=1)
+    assert plan.kv_dtype == found and plan.kv == 2 * 2 * 64 * 32 * {"f16": 2, "f32": 4}[found]
+    with ml.Model.load(path, dtype=dtype, kv=kv, slots=1) as model:
+        assert (model.memory.kv_dtype, model.memory.kv, model._open_engine().cache.dtype) == (found, plan.kv, found)
+    with ml.Model.random(TINY, dtype=dtype, kv=kv, slots=1) as model:
+        assert (model.memory.kv_dtype, model.memory.kv) == (found, plan.kv)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"), [({"kv": "f64"}, "kv must be one of f16, f32, got 'f64'"), ({"dtype": "f8"}, "dtype must be")]
+)
+def test_random_weights_refuse(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        ml.Model.random(TINY, **options)
 
 
 def test_plan_is_what_is_taken(exact: ml.Model) -> None:

@@ -16,17 +16,6 @@ static inline bool mrl_mul_u64(uint64_t a, uint64_t b, uint64_t *out)
     return !__builtin_mul_overflow(a, b, out);
 }
 
-/* Rounds up to a power-of-two alignment. */
-static inline bool mrl_align_u64(uint64_t value, uint64_t alignment, uint64_t *out)
-{
-    uint64_t sum;
-    if (!mrl_add_u64(value, alignment - 1, &sum))
-        return false;
-    *out = sum & ~(alignment - 1);
-    return true;
-}
-
-static inline bool mrl_fits_u32(uint64_t value) { return value <= UINT32_MAX; }
 static inline bool mrl_fits_i32(uint64_t value) { return value <= INT32_MAX; }
 
 /* For values already known to be small. */

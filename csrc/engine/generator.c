@@ -113,7 +113,7 @@ static mrl_status reserve_edits(mrl_generator *g, size_t more, mrl_error *err)
 
     if (want <= g->edit_room) return MRL_OK;
     while (room < want) room *= 2;
-    grown = room > UINT32_MAX ? NULL : realloc(g->edits, room * sizeof *grown);
+    grown = room > UINT32_MAX / 3 ? NULL : realloc(g->edits, room * sizeof *grown);
     if (grown == NULL)
         return mrl_fail(err, MRL_ERR_MEMORY, "generator: no host memory for %zu edits", want);
     g->edits = grown;
@@ -286,8 +286,10 @@ done:
 
 mrl_status mrl_generator_admit(mrl_generator *g, const mrl_admission *admission, mrl_error *err)
 {
+    mrl_status rc = mrl_device_check(g->dev, err); /* before the lock, which a forked child may find taken */
+    if (rc != MRL_OK) return rc;
     mrl_lock_acquire(&g->lock);
-    mrl_status rc = admit_locked(g, admission, err);
+    rc = admit_locked(g, admission, err);
     mrl_lock_release(&g->lock);
     return rc;
 }
@@ -436,8 +438,10 @@ mrl_status mrl_generator_pump(mrl_generator *g, uint32_t wait_ms, mrl_generated 
 {
     *count = 0;
     *again = false;
+    mrl_status rc = mrl_device_check(g->dev, err);
+    if (rc != MRL_OK) return rc;
     mrl_lock_acquire(&g->lock);
-    mrl_status rc = pump_locked(g, wait_ms, rows, count, again, err);
+    rc = pump_locked(g, wait_ms, rows, count, again, err);
     mrl_lock_release(&g->lock);
     return rc;
 }

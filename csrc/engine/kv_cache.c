@@ -1,12 +1,10 @@
 #include "engine/kv_cache.h"
 
-#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "vk/program.h"
 
 struct mrl_kv_cache {
-    atomic_int refs;
     uint32_t layers;
     uint64_t layer_bytes;  /* of K */
     mrl_kv shape;          /* k and v NULL */
@@ -49,7 +47,6 @@ mrl_status mrl_kv_cache_create(mrl_device *dev, uint32_t layers, uint32_t slots,
     MRL_TRY(layer_size(&shape, &layer_bytes, err));
     cache = calloc(1, sizeof *cache + 2 * (size_t)layers * sizeof cache->buffers[0]);
     if (cache == NULL) return mrl_fail(err, MRL_ERR_MEMORY, "KVCache: no host memory");
-    cache->refs = 1;
     cache->layers = layers;
     cache->layer_bytes = layer_bytes;
     cache->shape = shape;
@@ -60,19 +57,13 @@ mrl_status mrl_kv_cache_create(mrl_device *dev, uint32_t layers, uint32_t slots,
     *out = cache;
     cache = NULL;
 done:
-    mrl_kv_cache_release(cache);
+    mrl_kv_cache_free(cache);
     return rc;
 }
 
-mrl_kv_cache *mrl_kv_cache_retain(mrl_kv_cache *cache)
+void mrl_kv_cache_free(mrl_kv_cache *cache)
 {
-    atomic_fetch_add(&cache->refs, 1);
-    return cache;
-}
-
-void mrl_kv_cache_release(mrl_kv_cache *cache)
-{
-    if (cache == NULL || atomic_fetch_sub(&cache->refs, 1) != 1) return;
+    if (cache == NULL) return;
     for (uint32_t i = 0; i < 2 * cache->layers; i++) mrl_buffer_release(cache->buffers[i]);
     mrl_buffer_release(cache->shape.scratch);
     free(cache);

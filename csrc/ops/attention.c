@@ -68,9 +68,16 @@ static mrl_push_attention push_of(const mrl_kv *kv, const mrl_attention_args *ar
     };
 }
 
-static mrl_range whole(mrl_buffer *buffer)
+static mrl_status too_little_shared(const mrl_device_info *info, const mrl_kv *kv, mrl_error *err)
 {
-    return (mrl_range){buffer, 0, mrl_buffer_bytes(buffer)};
+    return mrl_fail(err, MRL_ERR_DEVICE, "attention: %s has too little shared memory for heads of %u", info->name,
+                    kv->dim);
+}
+
+/* Bytes of decode.comp's shared memory beside `work`: stats, raw, fresh and ticket. */
+static uint32_t decode_fixed_bytes(uint32_t subgroups, uint32_t tile, uint32_t dim)
+{
+    return subgroups * tile * 8 + dim * 12 + 4;
 }
 
 /* How decode.comp divides its work; the fields are its specialization constants. */
@@ -104,14 +111,16 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
         plan.lanes = software ? most : min_u32(max_u32(8 * least, most), info->max_workgroup);
         plan.subgroups = plan.lanes / least;
         plan.work = max_u32(max_u32(plan.group * kv->dim, plan.subgroups * tile * kv->dim), 6 * plan.lanes);
-        if ((plan.lanes / most >= tiles && plan.work <= SHARED_MAX / sizeof(float)) || plan.group == 1) {
+        uint32_t fixed = decode_fixed_bytes(plan.subgroups, tile, kv->dim);
+        uint32_t room = fixed < info->shared_bytes ? min_u32(SHARED_MAX, info->shared_bytes - fixed) : 0;
+        if ((plan.lanes / most >= tiles && plan.work <= room / sizeof(float)) || plan.group == 1) {
             plan.tile = tile;
             break;
         }
     }
     plan.blocks = mrl_div_up(ratio, plan.group);
-    uint32_t others = kv->kv_heads * plan.blocks * rows;
-    plan.chunks = min_u32(wanted_groups(info) / others, mrl_div_up(bound, least_chunk(info)));
+    uint64_t others = (uint64_t)kv->kv_heads * plan.blocks * rows;
+    plan.chunks = min_u32((uint32_t)(wanted_groups(info) / others), mrl_div_up(bound, least_chunk(info)));
     plan.chunks = max_u32(1, plan.chunks);
     return plan;
 }
@@ -128,6 +137,8 @@ static mrl_status decode(const mrl_kv *kv, const mrl_attention_args *args, const
     if (rows > info->max_groups[2])
         return mrl_fail(err, MRL_ERR_VALUE, "attention: rows must be at most %u, got %u", info->max_groups[2], rows);
     decode_plan plan = plan_decode(info, kv, rope->heads / kv->kv_heads, rows, args->bound);
+    if (plan.work * sizeof(float) + decode_fixed_bytes(plan.subgroups, plan.tile, kv->dim) > info->shared_bytes)
+        return too_little_shared(info, kv, err);
     uint32_t spec[] = {
         plan.lanes,
         kv->dim,
@@ -159,15 +170,15 @@ static mrl_status decode(const mrl_kv *kv, const mrl_attention_args *args, const
         mrl_view_range(&rope->freq),
         mrl_view_range(&rope->positions),
         mrl_view_range(&rope->slots),
-        whole(kv->k),
-        whole(kv->v),
-        plan.chunks > 1 ? whole(kv->scratch) : (mrl_range){0},
+        mrl_range_of(kv->k),
+        mrl_range_of(kv->v),
+        plan.chunks > 1 ? mrl_range_of(kv->scratch) : (mrl_range){0},
     };
     mrl_range writes[] = {
         mrl_view_range(y),
-        whole(kv->k),
-        whole(kv->v),
-        plan.chunks > 1 ? whole(kv->scratch) : (mrl_range){0},
+        mrl_range_of(kv->k),
+        mrl_range_of(kv->v),
+        plan.chunks > 1 ? mrl_range_of(kv->scratch) : (mrl_range){0},
     };
     mrl_dispatch dispatch = {
         .pipeline = pipeline,
@@ -215,8 +226,7 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
             lanes = prefill_tiles[i].lanes;
     }
     if (lanes == 0)
-        return mrl_fail(err, MRL_ERR_DEVICE, "attention: %s has too little shared memory for heads of %u", info->name,
-                        kv->dim);
+        return too_little_shared(info, kv, err);
     uint64_t tiles = (rows * ratio + 4 * lanes / lanes_x - 1) / (4 * lanes / lanes_x);
     if (rows * ratio > INT32_MAX || tiles > info->max_groups[0])
         return mrl_fail(err, MRL_ERR_VALUE, "attention: %llu rows of %u heads are more than the device takes",
@@ -238,7 +248,7 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
     mrl_push_attention push = push_of(kv, args, y);
     push.qkv = mrl_buffer_address(q);
     mrl_range reads[] = {
-        whole(q), mrl_view_range(&args->rope.positions), mrl_view_range(&args->rope.slots), whole(kv->k), whole(kv->v),
+        mrl_range_of(q), mrl_view_range(&args->rope.positions), mrl_view_range(&args->rope.slots), mrl_range_of(kv->k), mrl_range_of(kv->v),
     };
     mrl_range writes[] = {mrl_view_range(y)};
     mrl_dispatch dispatch = {

@@ -9,6 +9,7 @@
 
 #define GEMV_MAX_ROWS 16u
 #define GEMV_MAX_LOADS 16u /* MAX_LOADS of gemv.comp */
+#define GEMV_MAX_SUBGROUPS 64u /* its partial sums have places for so many */
 #define GEMM_TILE 64u
 
 static const struct {
@@ -56,7 +57,8 @@ static uint32_t floor_power_of_two(uint32_t x)
     return x;
 }
 
-static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan)
+static mrl_status plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan,
+                            mrl_error *err)
 {
     const mrl_device_info *info = mrl_device_info_of(dev);
     const mrl_weight *w = args->w;
@@ -83,14 +85,23 @@ static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning
         local = asked->tune[3];
     if (local > info->max_workgroup)
         local = info->max_workgroup;
+    if (local > GEMV_MAX_SUBGROUPS * info->subgroup_min)
+        local = GEMV_MAX_SUBGROUPS * info->subgroup_min;
     uint32_t subgroups = local / info->subgroup_size;
     while (rows * prefetch > GEMV_MAX_LOADS)
         prefetch /= 2;
     /* All of x is staged where it fits beside the other kernels' use of shared memory; else parts of it. */
     uint32_t shared = info->shared_bytes >= 49152 ? 32768 : 14336;
+    uint32_t sums = GEMV_MAX_SUBGROUPS * m * sizeof(float), fixed = sums + (split > 1 ? rows * sums : sizeof(float));
+    if (fixed + shared > info->shared_bytes)
+        shared = fixed < info->shared_bytes ? info->shared_bytes - fixed : 0;
     uint32_t chunk = w->k_padded;
     if (chunk * m * width > shared)
         chunk = floor_power_of_two(shared / (m * width)) & ~127u;
+    if (subgroups < split || chunk == 0 || (gated && rows == 1))
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "linear: gemv of %u rows, split %u, in workgroups of %u, with %u rows of x does not fit %s%s",
+                        rows, split, local, m, info->name, gated ? " or a gated activation" : "");
     bool once = chunk == w->k_padded;
     uint32_t blocks = mrl_div_up(w->n, rows * (subgroups / split));
     uint32_t most = asked->tune[4] ? asked->tune[4] : software ? 64 : 264;
@@ -122,6 +133,7 @@ static void plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning
     plan->nspec = sizeof spec / sizeof *spec;
     plan->groups[0] = mrl_div_up(blocks, walk);
     plan->groups[1] = plan->groups[2] = 1;
+    return MRL_OK;
 }
 
 /* ---- tiled kernels ---- */
@@ -157,7 +169,10 @@ static void plan_broadcast(mrl_device *dev, const mrl_matmul_args *args, matmul_
     plan->groups[1] = mrl_div_up(m, high);
 }
 
-static void plan_coopmat(const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan)
+#define COOPMAT_LEAST_SHARED 30720u /* of the tiles that are chosen without being asked for */
+
+static mrl_status plan_coopmat(mrl_device *dev, const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan,
+                               mrl_error *err)
 {
     const uint32_t m = (uint32_t)args->x.shape[0], n = args->w->n;
     /* Tiles of 128 x 256 fill 48 KiB with one buffer and read least; high ones decode packed weights half as often.
@@ -167,11 +182,18 @@ static void plan_coopmat(const mrl_matmul_args *args, const tuning *asked, matmu
     const uint32_t height = asked->tune[2] ? 128 * asked->tune[2] : large && columns == 128 ? 256 : 128;
 
     plan_tiles(args, MRL_KERNEL_gemm_coopmat, MRL_MATH_F16, plan);
+    const uint32_t buffers = asked->tune[1] ? asked->tune[1] : 1, shared = buffers * (columns + height) * 80;
+
+    if (shared > mrl_device_info_of(dev)->shared_bytes)
+        return mrl_fail(err, MRL_ERR_VALUE, "linear: kernel gemm_coopmat with %u tiles of %u x %u needs %u bytes of "
+                        "shared memory, %s has %u", buffers, height, columns, shared, mrl_device_info_of(dev)->name,
+                        mrl_device_info_of(dev)->shared_bytes);
     plan->spec[plan->nspec++] = columns;
-    plan->spec[plan->nspec++] = asked->tune[1] ? asked->tune[1] : 1;
+    plan->spec[plan->nspec++] = buffers;
     plan->spec[plan->nspec++] = height;
     plan->groups[0] = mrl_div_up(n, columns);
     plan->groups[1] = mrl_div_up(m, height);
+    return MRL_OK;
 }
 
 /* ---- choice: the first row that can do it ---- */
@@ -186,7 +208,7 @@ static bool coopmat_can(mrl_device *dev, const mrl_matmul_args *args)
 {
     return mrl_pipeline_available(dev, MRL_KERNEL_gemm_coopmat, args->w->format, MRL_MATH_F16) &&
            mrl_device_info_of(dev)->subgroup_size == 32 && args->w->k % 8 == 0 && args->x.dtype == MRL_DTYPE_f16 &&
-           args->x.offset % 16 == 0;
+           mrl_device_info_of(dev)->shared_bytes >= COOPMAT_LEAST_SHARED;
 }
 
 /* What a batch of few rows takes there, too: with many rows of x, llvmpipe compiles gemv for 5 to 100 s. */
@@ -253,12 +275,11 @@ static mrl_status choose(mrl_device *dev, const mrl_matmul_args *args, const tun
             continue;
         }
         switch (rows[i].kernel) {
-        case MRL_KERNEL_gemv: plan_gemv(dev, args, asked, plan); break;
-        case MRL_KERNEL_gemm_broadcast: plan_broadcast(dev, args, plan); break;
-        case MRL_KERNEL_gemm_coopmat: plan_coopmat(args, asked, plan); break;
-        default: plan_tiles(args, rows[i].kernel, MRL_MATH_NONE, plan); break;
+        case MRL_KERNEL_gemv: return plan_gemv(dev, args, asked, plan, err);
+        case MRL_KERNEL_gemm_broadcast: plan_broadcast(dev, args, plan); return MRL_OK;
+        case MRL_KERNEL_gemm_coopmat: return plan_coopmat(dev, args, asked, plan, err);
+        default: plan_tiles(args, rows[i].kernel, MRL_MATH_NONE, plan); return MRL_OK;
         }
-        return MRL_OK;
     }
     return mrl_fail(err, MRL_ERR_VALUE, "linear: there is no matmul kernel called %s", asked->name);
 }
@@ -272,6 +293,23 @@ static bool fuses_norm(mrl_device *dev, const mrl_matmul_args *args, const tunin
 }
 
 /* ---- the op ---- */
+
+/* Workgroups write y while others still read. A residual may be the very memory of y: each element is read by the
+ * thread that writes it. */
+static mrl_status check_overlap(const mrl_matmul_args *args, mrl_error *err)
+{
+    const struct {
+        const char *name;
+        const mrl_view *view;
+    } inputs[] = {{"x", &args->x}, {"norm", &args->norm}, {"bias", &args->bias}, {"residual", &args->residual}};
+    const bool in_place = args->y.dtype == MRL_DTYPE_f32 &&
+                          mrl_view_address(&args->y) == mrl_view_address(&args->residual);
+
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        if (mrl_views_overlap(&args->y, inputs[i].view) && !(in_place && inputs[i].view == &args->residual))
+            return mrl_fail(err, MRL_ERR_VALUE, "linear: out must not share memory with %s", inputs[i].name);
+    return MRL_OK;
+}
 
 static mrl_status check(mrl_device *dev, const mrl_matmul_args *args, mrl_error *err)
 {
@@ -297,12 +335,29 @@ static mrl_status check(mrl_device *dev, const mrl_matmul_args *args, mrl_error 
     if (args->residual.buffer != NULL)
         MRL_TRY(mrl_view_check(&args->residual, dev, "linear", "residual", MRL_DTYPE_BIT(f32), 2,
                                (uint64_t[]){m, columns}, err));
+    MRL_TRY(check_overlap(args, err));
 done:
     return rc;
 }
 
-/* x (f32, f16 or bf16) normalised into a temporary, for the tiled kernels. */
-/* The caller releases out->buffer. */
+/* Kernels load up to 16 bytes of x and norm at once: a view that begins elsewhere, such as a part of a vector, is
+ * copied. The caller releases *copy. */
+static mrl_status align(mrl_device *dev, mrl_view *view, mrl_buffer **copy, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_range from = mrl_view_range(view);
+
+    if (mrl_view_address(view) % 16 == 0)
+        return MRL_OK;
+    MRL_TRY(mrl_buffer_create(dev, from.bytes, MRL_MEMORY_DEVICE, copy, err));
+    MRL_TRY(mrl_stream_copy(dev, from, (mrl_range){*copy, 0, from.bytes}, err));
+    view->buffer = *copy;
+    view->offset = 0;
+done:
+    return rc;
+}
+
+/* x (f32, f16 or bf16) normalised into a temporary, for the tiled kernels. The caller releases out->buffer. */
 static mrl_status normalise(mrl_device *dev, const mrl_matmul_args *args, mrl_view *out, mrl_error *err)
 {
     mrl_status rc;
@@ -319,11 +374,6 @@ static mrl_status normalise(mrl_device *dev, const mrl_matmul_args *args, mrl_vi
 done:
     mrl_buffer_release(buffer);
     return rc;
-}
-
-static mrl_range whole(mrl_buffer *buffer)
-{
-    return buffer == NULL ? (mrl_range){0} : (mrl_range){buffer, 0, mrl_buffer_bytes(buffer)};
 }
 
 static mrl_status dispatch(mrl_device *dev, const mrl_matmul_args *args, const matmul_plan *plan, mrl_error *err)
@@ -349,7 +399,7 @@ static mrl_status dispatch(mrl_device *dev, const mrl_matmul_args *args, const m
         .eps = args->eps,
         .global_scale = w->global_scale,
     };
-    const mrl_range reads[] = {whole(w->quant), whole(w->scale), whole(w->zero), mrl_view_range(&args->x),
+    const mrl_range reads[] = {mrl_range_of(w->quant), mrl_range_of(w->scale), mrl_range_of(w->zero), mrl_view_range(&args->x),
                                mrl_view_range(&args->norm), mrl_view_range(&args->bias),
                                mrl_view_range(&args->residual)};
     const mrl_range writes[] = {mrl_view_range(&args->y)};
@@ -373,11 +423,14 @@ mrl_status mrl_op_matmul(mrl_device *dev, const mrl_matmul_args *given, mrl_erro
 {
     mrl_status rc;
     mrl_matmul_args args = *given;
+    mrl_buffer *x_copy = NULL, *norm_copy = NULL;
     mrl_view normalised = {0};
     matmul_plan plan = {0};
     tuning asked;
 
     MRL_TRY(check(dev, &args, err));
+    MRL_TRY(align(dev, &args.x, &x_copy, err));
+    MRL_TRY(align(dev, &args.norm, &norm_copy, err));
     MRL_TRY(parse_kernel(args.kernel, &asked, err));
     if (args.norm.buffer != NULL && !fuses_norm(dev, &args, &asked)) {
         MRL_TRY(normalise(dev, &args, &normalised, err));
@@ -387,6 +440,8 @@ mrl_status mrl_op_matmul(mrl_device *dev, const mrl_matmul_args *given, mrl_erro
     MRL_TRY(choose(dev, &args, &asked, &plan, err));
     MRL_TRY(dispatch(dev, &args, &plan, err));
 done:
+    mrl_buffer_release(x_copy);
+    mrl_buffer_release(norm_copy);
     mrl_buffer_release(normalised.buffer);
     return rc;
 }

@@ -62,9 +62,9 @@ mrl_status mrl_op_quantize(mrl_device *dev, const mrl_weight *w, const mrl_rows 
         .row_stride = rows->stride,
         .global_scale = w->global_scale,
     };
-    mrl_range reads[] = {mrl_view_range(x), mrl_plane_range(status)};
-    mrl_range writes[] = {mrl_plane_range(w->quant), mrl_plane_range(w->scale),
-                          mrl_plane_range(w->zero), mrl_plane_range(status)};
+    mrl_range reads[] = {mrl_view_range(x), mrl_range_of(status)};
+    mrl_range writes[] = {mrl_range_of(w->quant), mrl_range_of(w->scale),
+                          mrl_range_of(w->zero), mrl_range_of(status)};
     bool by_row =
         w->group == 0 && w->scale_type != MRL_SCALE_NONE; /* such a row is one workgroup's */
     mrl_dispatch dispatch = {
@@ -106,8 +106,8 @@ mrl_status mrl_decode_rows(mrl_device *dev, mrl_kernel kernel, const mrl_weight 
         .groups = w->groups,
         .global_scale = w->global_scale,
     };
-    mrl_range reads[] = {mrl_plane_range(w->quant), mrl_plane_range(w->scale),
-                         mrl_plane_range(w->zero), mrl_view_range(ids)};
+    mrl_range reads[] = {mrl_range_of(w->quant), mrl_range_of(w->scale),
+                         mrl_range_of(w->zero), mrl_view_range(ids)};
     mrl_range writes[] = {mrl_view_range(y)};
     mrl_dispatch dispatch = {
         .pipeline = pipeline,

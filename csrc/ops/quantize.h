@@ -12,11 +12,6 @@ static inline uint64_t mrl_weight_row_bytes(const mrl_weight *w)
     return (uint64_t)w->k_padded * mrl_format_bits(w->format) / 8;
 }
 
-/* A plane as an operand: all of it, or absent. */
-static inline mrl_range mrl_plane_range(mrl_buffer *buffer)
-{
-    return (mrl_range){buffer, 0, buffer == NULL ? 0 : mrl_buffer_bytes(buffer)};
-}
 static inline uint64_t mrl_plane_address(mrl_buffer *buffer)
 {
     return buffer == NULL ? 0 : mrl_buffer_address(buffer);

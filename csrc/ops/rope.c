@@ -74,8 +74,8 @@ mrl_status mrl_rope(const mrl_kv *kv, const mrl_rope_args *args, const mrl_view 
     };
     mrl_range writes[] = {
         mrl_view_range(y),
-        {kv->k, 0, mrl_buffer_bytes(kv->k)},
-        {kv->v, 0, mrl_buffer_bytes(kv->v)},
+        mrl_range_of(kv->k),
+        mrl_range_of(kv->v),
     };
     mrl_dispatch dispatch = {
         .pipeline = pipeline,

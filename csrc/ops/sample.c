@@ -19,11 +19,6 @@ static uint32_t local_size(mrl_device *dev, uint32_t most, uint32_t items)
     return size;
 }
 
-static mrl_range whole(mrl_buffer *buffer)
-{
-    return (mrl_range){buffer, 0, mrl_buffer_bytes(buffer)};
-}
-
 mrl_status mrl_sample(const mrl_view *logits, const mrl_step_buffers *state, mrl_error *err)
 {
     mrl_status rc;
@@ -48,10 +43,10 @@ mrl_status mrl_sample(const mrl_view *logits, const mrl_step_buffers *state, mrl
     push.bias = mrl_buffer_address(state->bias);
     push.ring = mrl_buffer_address(state->ring);
     push.step = mrl_buffer_address(state->step);
-    mrl_range reads[] = {mrl_view_range(logits), whole(state->positions), whole(state->params),
-                         whole(state->seen),     whole(state->bias),      whole(state->step)};
-    mrl_range writes[] = {whole(state->tokens), whole(state->positions), whole(state->params),
-                          whole(state->seen),   whole(state->ring),      whole(state->step)};
+    mrl_range reads[] = {mrl_view_range(logits), mrl_range_of(state->positions), mrl_range_of(state->params),
+                         mrl_range_of(state->seen),     mrl_range_of(state->bias),      mrl_range_of(state->step)};
+    mrl_range writes[] = {mrl_range_of(state->tokens), mrl_range_of(state->positions), mrl_range_of(state->params),
+                          mrl_range_of(state->seen),   mrl_range_of(state->ring),      mrl_range_of(state->step)};
     mrl_dispatch dispatch = {.pipeline = pipeline,
                              .push = &push,
                              .push_bytes = sizeof push,
@@ -84,9 +79,9 @@ mrl_status mrl_edit_slots(const mrl_edit *edits, uint32_t count, const mrl_step_
     push.params = mrl_buffer_address(state->params);
     push.seen = mrl_buffer_address(state->seen);
     push.bias = mrl_buffer_address(state->bias);
-    mrl_range reads[] = {whole(list), whole(state->seen)};
-    mrl_range writes[] = {whole(state->tokens), whole(state->positions), whole(state->params), whole(state->seen),
-                          whole(state->bias)};
+    mrl_range reads[] = {mrl_range_of(list), mrl_range_of(state->seen)};
+    mrl_range writes[] = {mrl_range_of(state->tokens), mrl_range_of(state->positions), mrl_range_of(state->params), mrl_range_of(state->seen),
+                          mrl_range_of(state->bias)};
     mrl_dispatch dispatch = {.pipeline = pipeline,
                              .push = &push,
                              .push_bytes = sizeof push,

@@ -30,6 +30,13 @@ uint64_t mrl_view_address(const mrl_view *view)
     return mrl_buffer_address(view->buffer) + view->offset;
 }
 
+bool mrl_views_overlap(const mrl_view *a, const mrl_view *b)
+{
+    uint64_t a_begin = mrl_view_address(a), b_begin = mrl_view_address(b);
+    return a_begin != 0 && b_begin != 0 && a_begin < b_begin + mrl_view_bytes(b) &&
+           b_begin < a_begin + mrl_view_bytes(a);
+}
+
 static const char *shape_text(int ndim, const uint64_t *shape, char *text, uint64_t size)
 {
     uint64_t used = (uint64_t)snprintf(text, size, "(");

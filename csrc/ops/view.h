@@ -20,6 +20,12 @@ uint64_t mrl_view_elements(const mrl_view *view);
 uint64_t mrl_view_bytes(const mrl_view *view);
 mrl_range mrl_view_range(const mrl_view *view);          /* {NULL} for an absent view */
 uint64_t mrl_view_address(const mrl_view *view);         /* 0 for an absent view */
+bool mrl_views_overlap(const mrl_view *a, const mrl_view *b); /* false when either is absent */
+/* All of a buffer as an operand, or an absent one. */
+static inline mrl_range mrl_range_of(mrl_buffer *buffer)
+{
+    return (mrl_range){buffer, 0, buffer == NULL ? 0 : mrl_buffer_bytes(buffer)};
+}
 /* "(3, 4096) f16" into text, for error messages. */
 const char *mrl_view_text(const mrl_view *view, char *text, uint64_t size);
 

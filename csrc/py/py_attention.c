@@ -63,7 +63,7 @@ static void KVCache_dealloc(PyObject *obj)
     mrl_py_kv_cache *self = (mrl_py_kv_cache *)obj;
     mrl_kv_cache *cache = self->cache;
     mrl_py_dealloc_begin(obj);
-    MRL_NOGIL(mrl_kv_cache_release(cache));
+    MRL_NOGIL(mrl_kv_cache_free(cache));
     mrl_py_dealloc_end(obj);
 }
 
@@ -147,7 +147,7 @@ static PyObject *KVCache_repr(PyObject *obj)
 
 static PyMethodDef KVCache_methods[] = {
     {"read", KVCache_read, METH_O,
-     "read(layer, /)\n--\n\nK and V of a layer as Tensors (slots, context, kv_heads, dim): views, "
+     "read($self, layer, /)\n--\n\nK and V of a layer as Tensors (slots, context, kv_heads, dim): views, "
      "not copies. "
      "What no op has written is undefined."},
     MRL_PY_NO_PICKLE,
@@ -280,12 +280,11 @@ static int parse_rope(const mrl_state *state, const rope_given *given, const cha
     return 0;
 }
 
-/* The result (rows, heads * dim); rows of an unchecked qkv are good enough, for the op checks it
- * before it runs. */
+/* The result (rows, heads * dim), of one row when qkv has none: the op checks qkv before it runs. */
 static PyObject *result(mrl_state *state, const rope_given *given, const mrl_kv *kv, const mrl_rope_args *args,
                         const char *op, mrl_dtype dtype, mrl_view *view)
 {
-    uint64_t shape[2] = {args->qkv.shape[0], (uint64_t)args->heads * kv->dim};
+    uint64_t rows = args->qkv.ndim == 2 ? args->qkv.shape[0] : 1, shape[2] = {rows, (uint64_t)args->heads * kv->dim};
     char name[64];
     return mrl_py_tensor_out(state, mrl_py_device_of(given->qkv), NULL, label(name, op, "out"), dtype, 2, shape, view);
 }

@@ -52,7 +52,7 @@ static PyObject *StepState_new(PyTypeObject *type, PyObject *args, PyObject *kwa
 static void StepState_dealloc(PyObject *obj)
 {
     mrl_py_dealloc_begin(obj);
-    mrl_step_state_release(((mrl_py_step_state *)obj)->step);
+    MRL_NOGIL(mrl_step_state_release(((mrl_py_step_state *)obj)->step)); /* large memory waits for the GPU */
     mrl_py_dealloc_end(obj);
 }
 

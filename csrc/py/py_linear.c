@@ -69,7 +69,7 @@ static PyObject *Linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 static void Linear_dealloc(PyObject *obj)
 {
     mrl_py_dealloc_begin(obj);
-    mrl_linear_free(((mrl_py_linear *)obj)->linear);
+    MRL_NOGIL(mrl_linear_free(((mrl_py_linear *)obj)->linear)); /* large memory waits for the GPU */
     mrl_py_dealloc_end(obj);
 }
 
@@ -497,9 +497,9 @@ static PyMethodDef Linear_methods[] = {
      "set_plane($self, plane, data, dtype, rows, *, row_start=0, row_stride=1)\n--\n\n"
      "As load_plane, from a buffer."},
     {"read_plane", Linear_read_plane, METH_O,
-     "read_plane($self, plane)\n--\n\nThe bytes of a plane in kernel layout (see planes)."},
+     "read_plane($self, plane, /)\n--\n\nThe bytes of a plane in kernel layout (see planes)."},
     {"set_bias", Linear_set_bias, METH_O,
-     "set_bias($self, bias)\n--\n\nA Tensor (n) f32 that calls add from now on, not copied; None "
+     "set_bias($self, bias, /)\n--\n\nA Tensor (n) f32 that calls add from now on, not copied; None "
      "takes it away."},
     {"dequantize", WITH_KEYWORDS(Linear_dequantize),
      "dequantize($self, dtype='f32')\n--\n\nThe weights as a Tensor (n, k) f32, f16 or bf16."},

@@ -464,8 +464,7 @@ static void destroy(mrl_device *dev)
 {
     if (dev == NULL)
         return;
-    /* A forked child shares the parent's driver state: it must not touch it, so it only forgets. */
-    if (dev->handle != VK_NULL_HANDLE && dev->pid == getpid()) {
+    if (dev->handle != VK_NULL_HANDLE && !mrl_device_forked(dev)) {
         dev->vk.vkDeviceWaitIdle(dev->handle);
         mrl_pipelines_destroy(dev);
         mrl_memory_destroy(dev);
@@ -551,13 +550,15 @@ void mrl_device_release(mrl_device *dev)
 
 const mrl_device_info *mrl_device_info_of(const mrl_device *dev) { return &dev->info; }
 
+bool mrl_device_forked(const mrl_device *dev) { return dev->pid != getpid(); }
+
 mrl_status mrl_device_check(const mrl_device *dev, mrl_error *err)
 {
     if (atomic_load(&dev->lost))
         return mrl_fail(err, MRL_ERR_DEVICE_LOST,
                         "%s was lost (a driver reset or a crash of its work); open the device again and reload",
                         dev->info.name);
-    if (dev->pid != getpid())
+    if (mrl_device_forked(dev))
         return mrl_fail(err, MRL_ERR_DEVICE,
                         "%s was opened before this process was forked; open it again in the child, or start "
                         "children with multiprocessing's spawn method",

@@ -146,6 +146,9 @@ struct mrl_device {
     atomic_ullong inject_lost, inject_memory, inject_host; /* counts down; fires at 1 -> 0 */
 };
 
+/* In a forked child the driver's state is the parent's, and a lock may stay with a thread that is not there: objects
+ * are forgotten, not destroyed. */
+bool mrl_device_forked(const mrl_device *dev);
 bool mrl_inject_fires(atomic_ullong *counter);
 mrl_status mrl_device_result(mrl_device *dev, VkResult result, const char *what, mrl_error *err);
 

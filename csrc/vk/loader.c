@@ -11,6 +11,7 @@
 #else
 #include <dlfcn.h>
 #endif
+#include <unistd.h>
 
 mrl_vk_global_table mrl_vk_global;
 mrl_vk_instance_table mrl_vk_instance;
@@ -29,7 +30,8 @@ static const char *const library_names[] = {"libvulkan.so.1", "libvulkan.so"};
 #endif
 
 static mrl_lock open_lock = PTHREAD_MUTEX_INITIALIZER;
-static int instance_is_open, debug_wanted, layer_is_on;
+static int instance_is_open, debug_wanted;
+static pid_t instance_pid;
 
 /* ---- results ---- */
 
@@ -76,12 +78,6 @@ static const struct result_row *result_row_find(VkResult result)
         if (result_rows[i].result == result)
             return &result_rows[i];
     return NULL;
-}
-
-const char *mrl_vk_result_name(VkResult result)
-{
-    const struct result_row *row = result_row_find(result);
-    return row ? row->name : "VkResult <unknown>";
 }
 
 mrl_status mrl_vk_check(VkResult result, const char *what, mrl_error *err)
@@ -157,14 +153,6 @@ int mrl_vk_set_debug(int on)
         debug_wanted = on != 0;
     mrl_lock_release(&open_lock);
     return changes;
-}
-
-int mrl_vk_debug_validates(void)
-{
-    mrl_lock_acquire(&open_lock);
-    int validates = instance_is_open && layer_is_on;
-    mrl_lock_release(&open_lock);
-    return validates;
 }
 
 /* ---- tables ---- */
@@ -306,7 +294,7 @@ static VkResult instance_create(const char **missing)
         extensions[info.enabledExtensionCount++] = VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME;
         info.flags |= VK_INSTANCE_CREATE_ENUMERATE_PORTABILITY_BIT_KHR;
     }
-    layer_is_on = debug_wanted && has_layer(layer);
+    int layer_is_on = debug_wanted && has_layer(layer);
     int messages =
         debug_wanted && (has_extension(NULL, VK_EXT_DEBUG_UTILS_EXTENSION_NAME) ||
                          (layer_is_on && has_extension(layer, VK_EXT_DEBUG_UTILS_EXTENSION_NAME)));
@@ -361,6 +349,7 @@ static mrl_status open_locked(mrl_error *err)
         return mrl_fail(err, MRL_ERR_DEVICE, "no Vulkan driver found: %s", mrl_vk_remedy);
     if (result == VK_SUCCESS && missing == NULL) {
         instance_is_open = 1;
+        instance_pid = getpid();
         return MRL_OK;
     }
     if (mrl_vk_instance.handle && mrl_vk_instance.vkDestroyInstance)
@@ -374,6 +363,11 @@ static mrl_status open_locked(mrl_error *err)
 mrl_status mrl_vk_open(mrl_error *err)
 {
     mrl_lock_acquire(&open_lock);
+    /* A forked child has the parent's instance without its driver's threads, and would wait for them: it forgets it. */
+    if (instance_is_open && instance_pid != getpid()) {
+        mrl_vk_instance = (mrl_vk_instance_table){0};
+        instance_is_open = 0;
+    }
     mrl_status status = instance_is_open ? MRL_OK : open_locked(err);
     mrl_lock_release(&open_lock);
     return status;

@@ -30,22 +30,16 @@
     X(vkCreateDevice)                                                                              \
     X(vkGetDeviceProcAddr)                                                                         \
     O(vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR)                                           \
-    O(vkGetPhysicalDeviceCooperativeMatrixFlexibleDimensionsPropertiesNV)                          \
-    O(vkCreateDebugUtilsMessengerEXT)                                                              \
-    O(vkDestroyDebugUtilsMessengerEXT)
+    O(vkCreateDebugUtilsMessengerEXT)
 
 #define MRL_VK_DEVICE_FUNCTIONS(X, O)                                                              \
     X(vkDestroyDevice)                                                                             \
     X(vkGetDeviceQueue)                                                                            \
     X(vkDeviceWaitIdle)                                                                            \
-    X(vkQueueWaitIdle)                                                                             \
     X(vkQueueSubmit)                                                                               \
     X(vkAllocateMemory)                                                                            \
     X(vkFreeMemory)                                                                                \
     X(vkMapMemory)                                                                                 \
-    X(vkUnmapMemory)                                                                               \
-    X(vkFlushMappedMemoryRanges)                                                                   \
-    X(vkInvalidateMappedMemoryRanges)                                                              \
     X(vkCreateBuffer)                                                                              \
     X(vkDestroyBuffer)                                                                             \
     X(vkGetBufferMemoryRequirements)                                                               \
@@ -63,43 +57,24 @@
     X(vkCreateQueryPool)                                                                           \
     X(vkDestroyQueryPool)                                                                          \
     X(vkGetQueryPoolResults)                                                                       \
-    X(vkResetQueryPool)                                                                            \
-    X(vkCreateFence)                                                                               \
-    X(vkDestroyFence)                                                                              \
-    X(vkResetFences)                                                                               \
-    X(vkGetFenceStatus)                                                                            \
-    X(vkWaitForFences)                                                                             \
     X(vkCreateSemaphore)                                                                           \
     X(vkDestroySemaphore)                                                                          \
     X(vkGetSemaphoreCounterValue)                                                                  \
     X(vkWaitSemaphores)                                                                            \
-    X(vkSignalSemaphore)                                                                           \
     X(vkCreateCommandPool)                                                                         \
     X(vkDestroyCommandPool)                                                                        \
     X(vkResetCommandPool)                                                                          \
     X(vkAllocateCommandBuffers)                                                                    \
-    X(vkFreeCommandBuffers)                                                                        \
     X(vkBeginCommandBuffer)                                                                        \
     X(vkEndCommandBuffer)                                                                          \
-    X(vkResetCommandBuffer)                                                                        \
     X(vkCmdBindPipeline)                                                                           \
     X(vkCmdPushConstants)                                                                          \
     X(vkCmdDispatch)                                                                               \
-    X(vkCmdDispatchIndirect)                                                                       \
     X(vkCmdCopyBuffer)                                                                             \
-    X(vkCmdUpdateBuffer)                                                                           \
     X(vkCmdFillBuffer)                                                                             \
     X(vkCmdPipelineBarrier)                                                                        \
     X(vkCmdResetQueryPool)                                                                         \
-    X(vkCmdWriteTimestamp)                                                                         \
-    O(vkSetDeviceMemoryPriorityEXT)                                                                \
-    O(vkGetMemoryHostPointerPropertiesEXT)                                                         \
-    O(vkGetPipelineExecutablePropertiesKHR)                                                        \
-    O(vkGetPipelineExecutableStatisticsKHR)                                                        \
-    O(vkGetDeviceFaultInfoEXT)                                                                     \
-    O(vkSetDebugUtilsObjectNameEXT)                                                                \
-    O(vkCmdBeginDebugUtilsLabelEXT)                                                                \
-    O(vkCmdEndDebugUtilsLabelEXT)
+    X(vkCmdWriteTimestamp)
 
 #define MRL_VK_MEMBER(name) PFN_##name name;
 typedef struct mrl_vk_global_table {
@@ -118,16 +93,16 @@ typedef struct mrl_vk_device_table {
 } mrl_vk_device_table;
 #undef MRL_VK_MEMBER
 
-/* Filled by mrl_vk_open, constant afterwards. */
+/* Filled by mrl_vk_open, constant in a process afterwards. */
 extern mrl_vk_global_table mrl_vk_global;
 extern mrl_vk_instance_table mrl_vk_instance;
 
 /* "Install ..." for error texts about a missing driver; no full stop. */
 extern const char mrl_vk_remedy[];
 
-/* Loads the library and creates the instance, once; later calls return at once. Any thread may call
- * it, and after a failure it may be called again. MRL_ERR_DEVICE: no loader, no driver, or older
- * than Vulkan 1.2. */
+/* Loads the library and creates the instance, once a process (a forked child makes its own); later
+ * calls return at once. Any thread may call it, and after a failure it may be called again.
+ * MRL_ERR_DEVICE: no loader, no driver, or older than Vulkan 1.2. */
 mrl_status mrl_vk_open(mrl_error *err);
 
 /* Fills a device's table. MRL_ERR_DEVICE names the first function that the driver lacks. */
@@ -137,9 +112,6 @@ mrl_status mrl_vk_device_table_load(VkDevice device, mrl_vk_device_table *table,
  * otherwise fills err with "what: VK_ERROR_...: meaning". */
 mrl_status mrl_vk_check(VkResult result, const char *what, mrl_error *err);
 
-/* "VK_ERROR_DEVICE_LOST" and the like; "VkResult <unknown>" for codes that are not in the table. */
-const char *mrl_vk_result_name(VkResult result);
-
 /* Asks for validation: the Khronos layer with synchronization checks where it is installed, and its
  * messages kept. Must come before the first mrl_vk_open; returns 0 (and changes nothing) where the
  * instance is open. */
@@ -148,8 +120,5 @@ int mrl_vk_set_debug(int on);
 /* Warnings and errors seen since the instance was made. n > 0: buf gets as many whole texts of the
  * last ones as fit, oldest first, a line each, NUL-terminated. Any thread; nothing is cleared. */
 uint64_t mrl_vk_debug_messages(char *buf, size_t n);
-
-/* 1 where mrl_vk_set_debug was asked for and the validation layer is in the open instance. */
-int mrl_vk_debug_validates(void);
 
 #endif

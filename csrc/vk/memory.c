@@ -377,8 +377,10 @@ void mrl_buffer_release(mrl_buffer *buffer)
         return;
     mrl_device *dev = buffer->dev;
     mrl_arena *arena = buffer->arena;
-    if (arena != NULL) {
+    bool forked = mrl_device_forked(dev);
+    if (arena != NULL && !forked)
         arena_give(arena, buffer);
+    if (arena != NULL || forked) {
         free(buffer);
         mrl_arena_release(arena);
         mrl_device_release(dev);
@@ -444,13 +446,11 @@ static mrl_status staging_take_locked(mrl_device *dev, uint64_t *bytes, mrl_rang
     if (rc != MRL_OK)
         return rc;
     if (staging->used + want > MRL_STAGING_SEGMENT) {
-        staging->busy_until[staging->current] = dev->submitted + 1;
         if ((rc = mrl_stream_flush_locked(dev, err)) != MRL_OK)
             return rc;
+        staging->busy_until[staging->current] = dev->submitted; /* a flush may be several submissions */
         staging->current = (staging->current + 1) % MRL_STAGING_SEGMENTS;
         staging->used = 0;
-        if (staging->busy_until[staging->current] > dev->submitted)
-            staging->busy_until[staging->current] = dev->submitted;
         if ((rc = mrl_device_wait_value(dev, staging->busy_until[staging->current], err)) != MRL_OK)
             return rc;
     }

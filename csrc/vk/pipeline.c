@@ -47,7 +47,8 @@ static int module_index(mrl_kernel kernel, mrl_format format, mrl_math math)
 }
 
 struct mrl_pipeline {
-    VkPipeline handle;
+    VkPipeline handle;  /* null: not compiled yet, or the driver failed to */
+    bool building;      /* by some thread, which holds no lock meanwhile */
     uint32_t module;
     int nspec;
     uint32_t spec[MRL_MAX_SPEC];
@@ -56,15 +57,16 @@ struct mrl_pipeline {
 
 struct mrl_pipelines {
     mrl_lock lock;
+    pthread_cond_t built;                /* some pipeline is no longer `building` */
     uint8_t *file;                       /* shaders.bin */
     uint64_t file_bytes;
     const shader_entry *entry[MODULES];  /* NULL: not in the file */
     VkShaderModule module[MODULES];
     mrl_pipeline **table;                /* open addressing, a power of two */
-    size_t capacity, count;
+    size_t capacity, count, compiled;
     VkPipelineCache cache;
     char cache_path[1024];               /* empty: none */
-    size_t saved_count;
+    size_t saved;                        /* `compiled` when the cache was last written */
 };
 
 static mrl_status read_file(const char *path, uint8_t **out, uint64_t *bytes, mrl_error *err)
@@ -134,7 +136,8 @@ static mrl_status index_shaders(mrl_pipelines *pipelines, const char *path, mrl_
     for (uint32_t i = 0; i < header->count; i++) {
         uint64_t end;
         if (!mrl_add_u64(entries[i].offset, entries[i].bytes, &end) || end > pipelines->file_bytes ||
-            entries[i].offset % 4 != 0 || memchr(entries[i].name, 0, sizeof entries->name) == NULL)
+            entries[i].offset % 4 != 0 || entries[i].bytes % 4 != 0 || entries[i].bytes == 0 ||
+            memchr(entries[i].name, 0, sizeof entries->name) == NULL)
             return mrl_fail(err, MRL_ERR_FORMAT, "%s: module %u is damaged; reinstall marlin", path, i);
     }
     for (int k = 0; k < MRL_KERNEL_COUNT; k++)
@@ -215,8 +218,9 @@ static mrl_status cache_open(mrl_device *dev, const char *folder, mrl_error *err
 
 static mrl_status write_file(const char *path, const cache_header *header, const void *data, mrl_error *err)
 {
+    static atomic_uint count; /* devices of one process may write at the same time */
     char temporary[1088];
-    snprintf(temporary, sizeof temporary, "%s.%d", path, (int)getpid());
+    snprintf(temporary, sizeof temporary, "%s.%d.%u", path, (int)getpid(), atomic_fetch_add(&count, 1));
     FILE *file = fopen(temporary, "wb");
     bool ok = file != NULL && fwrite(header, sizeof *header, 1, file) == 1 &&
               fwrite(data, 1, header->bytes, file) == header->bytes;
@@ -237,7 +241,7 @@ mrl_status mrl_pipeline_save_cache(mrl_device *dev, mrl_error *err)
     size_t bytes = 0;
 
     mrl_lock_acquire(&pipelines->lock);
-    if (pipelines->cache_path[0] == 0 || pipelines->count == pipelines->saved_count)
+    if (pipelines->cache_path[0] == 0 || pipelines->compiled == pipelines->saved)
         goto done;
     MRL_TRY(mrl_device_check(dev, err));
     MRL_TRY(mrl_device_result(dev, dev->vk.vkGetPipelineCacheData(dev->handle, pipelines->cache, &bytes, NULL),
@@ -252,7 +256,7 @@ mrl_status mrl_pipeline_save_cache(mrl_device *dev, mrl_error *err)
     header.bytes = bytes;
     header.checksum = fnv1a(data, bytes);
     MRL_TRY(write_file(pipelines->cache_path, &header, data, err));
-    pipelines->saved_count = pipelines->count;
+    pipelines->saved = pipelines->compiled;
 done:
     mrl_lock_release(&pipelines->lock);
     free(data);
@@ -270,6 +274,7 @@ mrl_status mrl_pipelines_create(mrl_device *dev, const char *shaders, const char
         return mrl_fail(err, MRL_ERR_MEMORY, "out of host memory");
     dev->pipelines = pipelines;
     mrl_lock_init(&pipelines->lock);
+    pthread_cond_init(&pipelines->built, NULL);
     pipelines->capacity = 256;
     pipelines->table = calloc(pipelines->capacity, sizeof *pipelines->table);
     if (pipelines->table == NULL)
@@ -298,6 +303,7 @@ void mrl_pipelines_destroy(mrl_device *dev)
         dev->vk.vkDestroyPipelineCache(dev->handle, pipelines->cache, NULL);
     free(pipelines->table);
     free(pipelines->file);
+    pthread_cond_destroy(&pipelines->built);
     mrl_lock_destroy(&pipelines->lock);
     free(pipelines);
     dev->pipelines = NULL;
@@ -376,33 +382,61 @@ static void pipeline_text(mrl_pipeline *pipeline, const char *module)
         snprintf(pipeline->name + used, sizeof pipeline->name - used, "]");
 }
 
-static mrl_status create_locked(mrl_device *dev, mrl_pipeline *pipeline, const shader_entry *entry, mrl_error *err)
+static mrl_status module_locked(mrl_device *dev, uint32_t index, const shader_entry *entry, mrl_error *err)
 {
-    mrl_status rc = MRL_OK;
     mrl_pipelines *pipelines = dev->pipelines;
-    VkShaderModule *module = &pipelines->module[pipeline->module];
     VkShaderModuleCreateInfo code = {
         .sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
         .codeSize = entry->bytes,
         .pCode = (const uint32_t *)(const void *)(pipelines->file + entry->offset)};
+
+    if (pipelines->module[index] != VK_NULL_HANDLE)
+        return MRL_OK;
+    return mrl_device_result(dev, dev->vk.vkCreateShaderModule(dev->handle, &code, NULL, &pipelines->module[index]),
+                             "vkCreateShaderModule", err);
+}
+
+/* Without the lock: drivers compile in as many threads as ask them to, and one pipeline may take a second. */
+static mrl_status compile(mrl_device *dev, const mrl_pipeline *pipeline, const char *name, VkPipeline *handle,
+                          mrl_error *err)
+{
     VkSpecializationMapEntry map[MRL_MAX_SPEC];
     VkSpecializationInfo spec = {(uint32_t)pipeline->nspec, map, (size_t)pipeline->nspec * 4, pipeline->spec};
     VkComputePipelineCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
                                         .layout = dev->layout};
 
-    if (*module == VK_NULL_HANDLE)
-        MRL_TRY(mrl_device_result(dev, dev->vk.vkCreateShaderModule(dev->handle, &code, NULL, module),
-                                  "vkCreateShaderModule", err));
     for (int i = 0; i < pipeline->nspec; i++)
         map[i] = (VkSpecializationMapEntry){(uint32_t)i, (uint32_t)i * 4, 4};
     info.stage = (VkPipelineShaderStageCreateInfo){.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
                                                    .stage = VK_SHADER_STAGE_COMPUTE_BIT,
-                                                   .module = *module,
+                                                   .module = dev->pipelines->module[pipeline->module],
                                                    .pName = "main",
                                                    .pSpecializationInfo = &spec};
-    MRL_TRY(mrl_device_result(dev, dev->vk.vkCreateComputePipelines(dev->handle, pipelines->cache, 1, &info, NULL,
-                                                                    &pipeline->handle),
-                              entry->name, err));
+    return mrl_device_result(dev, dev->vk.vkCreateComputePipelines(dev->handle, dev->pipelines->cache, 1, &info, NULL,
+                                                                   handle), name, err);
+}
+
+/* The entry of a key, added when it is new. */
+static mrl_status entry_locked(mrl_pipelines *pipelines, uint32_t module, const uint32_t *spec, int nspec,
+                               mrl_pipeline **out, mrl_error *err)
+{
+    mrl_status rc = MRL_OK;
+    size_t slot = find_slot(pipelines->table, pipelines->capacity, module, spec, nspec);
+
+    if (pipelines->table[slot] == NULL) {
+        MRL_TRY(table_grow(pipelines, err));
+        mrl_pipeline *made = calloc(1, sizeof *made);
+        if (made == NULL)
+            return mrl_fail(err, MRL_ERR_MEMORY, "out of host memory");
+        made->module = module;
+        made->nspec = nspec;
+        memcpy(made->spec, spec, (size_t)nspec * sizeof *spec);
+        pipeline_text(made, pipelines->entry[module]->name);
+        slot = find_slot(pipelines->table, pipelines->capacity, module, spec, nspec);
+        pipelines->table[slot] = made;
+        pipelines->count++;
+    }
+    *out = pipelines->table[slot];
 done:
     return rc;
 }
@@ -414,7 +448,7 @@ mrl_status mrl_pipeline_get(mrl_device *dev, mrl_kernel kernel, mrl_format forma
     mrl_pipelines *pipelines = dev->pipelines;
     uint32_t module = (uint32_t)module_index(kernel, format, math);
     const shader_entry *entry = pipelines->entry[module];
-    mrl_pipeline *made = NULL;
+    mrl_pipeline *pipeline = NULL;
     char name[96];
 
     if (entry == NULL || (entry->needs & dev->info.features) != entry->needs) {
@@ -424,29 +458,27 @@ mrl_status mrl_pipeline_get(mrl_device *dev, mrl_kernel kernel, mrl_format forma
     if (nspec < 1 || nspec > MRL_MAX_SPEC || spec[0] == 0 || spec[0] > dev->info.max_workgroup)
         return mrl_fail(err, MRL_ERR_VALUE, "%s: a workgroup of %u, the device allows 1 to %u", entry->name,
                         nspec < 1 ? 0 : spec[0], dev->info.max_workgroup);
+    if ((rc = mrl_device_check(dev, err)) != MRL_OK)
+        return rc;
     mrl_lock_acquire(&pipelines->lock);
-    size_t slot = find_slot(pipelines->table, pipelines->capacity, module, spec, nspec);
-    if (pipelines->table[slot] == NULL) {
-        MRL_TRY(mrl_device_check(dev, err));
-        MRL_TRY(table_grow(pipelines, err));
-        if ((made = calloc(1, sizeof *made)) == NULL) {
-            rc = mrl_fail(err, MRL_ERR_MEMORY, "out of host memory");
-            goto done;
-        }
-        made->module = module;
-        made->nspec = nspec;
-        memcpy(made->spec, spec, (size_t)nspec * sizeof *spec);
-        pipeline_text(made, entry->name);
-        MRL_TRY(create_locked(dev, made, entry, err));
-        slot = find_slot(pipelines->table, pipelines->capacity, module, spec, nspec);
-        pipelines->table[slot] = made;
-        pipelines->count++;
-        made = NULL;
+    MRL_TRY(entry_locked(pipelines, module, spec, nspec, &pipeline, err));
+    while (pipeline->building)
+        pthread_cond_wait(&pipelines->built, &pipelines->lock);
+    if (pipeline->handle == VK_NULL_HANDLE) {
+        VkPipeline handle = VK_NULL_HANDLE;
+        MRL_TRY(module_locked(dev, module, entry, err));
+        pipeline->building = true;
+        mrl_lock_release(&pipelines->lock);
+        rc = compile(dev, pipeline, entry->name, &handle, err);
+        mrl_lock_acquire(&pipelines->lock);
+        pipeline->building = false;
+        pipeline->handle = rc == MRL_OK ? handle : VK_NULL_HANDLE;
+        pipelines->compiled += rc == MRL_OK;
+        pthread_cond_broadcast(&pipelines->built);
     }
-    *out = pipelines->table[slot];
+    *out = pipeline;
 done:
     mrl_lock_release(&pipelines->lock);
-    free(made);
     return rc;
 }
 

@@ -136,7 +136,7 @@ void mrl_program_release(mrl_program *program)
         return;
     mrl_device *dev = program->dev;
     mrl_program_abort(program);
-    if (program->pool != VK_NULL_HANDLE) {
+    if (program->pool != VK_NULL_HANDLE && !mrl_device_forked(dev)) {
         mrl_device_idle(dev); /* its command buffers may still run */
         dev->vk.vkDestroyCommandPool(dev->handle, program->pool, NULL);
     }
@@ -182,7 +182,8 @@ mrl_status mrl_device_wait(mrl_device *dev, uint64_t value, mrl_error *err)
 bool mrl_device_done(mrl_device *dev, uint64_t value)
 {
     uint64_t now = 0;
-    if (dev->vk.vkGetSemaphoreCounterValue(dev->handle, dev->timeline, &now) != VK_SUCCESS)
+    if (mrl_device_check(dev, NULL) != MRL_OK ||
+        dev->vk.vkGetSemaphoreCounterValue(dev->handle, dev->timeline, &now) != VK_SUCCESS)
         return true; /* a lost device: the wait reports it */
     return now >= value;
 }

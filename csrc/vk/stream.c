@@ -3,7 +3,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* Work that one submission may hold, so that watchdogs stay quiet: about 0.2 s of a slow device. */
 #define MAX_FLOPS_SOFTWARE 4e9
@@ -62,22 +61,29 @@ static bool overlaps(const mrl_span *spans, size_t count, mrl_span with)
     return false;
 }
 
-static mrl_status add_spans(mrl_recorder *recorder, const mrl_range *ranges, int count, mrl_span **pending,
-                            size_t *npending, size_t *capacity, mrl_error *err)
+/* Room for one more node, so that adding it cannot fail half-way. */
+static mrl_status reserve(mrl_recorder *r, size_t nreads, size_t nwrites, mrl_error *err)
+{
+    mrl_status rc;
+
+    MRL_TRY(mrl_grow((void **)&r->nodes, &r->cap_nodes, r->nnodes, sizeof *r->nodes, err));
+    MRL_TRY(mrl_grow((void **)&r->push, &r->cap_push, r->npush + MRL_PUSH_BYTES, 1, err));
+    MRL_TRY(mrl_grow((void **)&r->ranges, &r->cap_ranges, r->nranges + nreads + nwrites, sizeof *r->ranges, err));
+    MRL_TRY(mrl_grow((void **)&r->pending_reads, &r->cap_reads, r->nreads + nreads, sizeof *r->pending_reads, err));
+    MRL_TRY(mrl_grow((void **)&r->pending_writes, &r->cap_writes, r->nwrites + nwrites, sizeof *r->pending_writes,
+                     err));
+done:
+    return rc;
+}
+
+static void add_spans(mrl_recorder *recorder, const mrl_range *ranges, int count, mrl_span *pending, size_t *npending)
 {
     for (int i = 0; i < count; i++) {
         mrl_span span = span_of(&ranges[i]);
-        mrl_status rc = mrl_grow((void **)&recorder->ranges, &recorder->cap_ranges, recorder->nranges,
-                                 sizeof *recorder->ranges, err);
-        if (rc == MRL_OK)
-            rc = mrl_grow((void **)pending, capacity, *npending, sizeof **pending, err);
-        if (rc != MRL_OK)
-            return rc;
         recorder->ranges[recorder->nranges++] = span;
         if (span.begin != span.end)
-            (*pending)[(*npending)++] = span;
+            pending[(*npending)++] = span;
     }
-    return MRL_OK;
 }
 
 /* Read after write, write after read and write after write all need a barrier. */
@@ -99,13 +105,11 @@ static bool needs_barrier(const mrl_recorder *recorder, const mrl_range *reads, 
 mrl_status mrl_recorder_add(mrl_recorder *recorder, const mrl_node *node, const void *push,
                             const mrl_range *reads, const mrl_range *writes, bool serial, mrl_error *err)
 {
-    mrl_status rc;
     mrl_node added = *node;
-    size_t ranges_before = recorder->nranges;
+    mrl_status rc = reserve(recorder, node->nreads, node->nwrites, err);
 
-    MRL_TRY(mrl_grow((void **)&recorder->nodes, &recorder->cap_nodes, recorder->nnodes,
-                     sizeof *recorder->nodes, err));
-    MRL_TRY(mrl_grow((void **)&recorder->push, &recorder->cap_push, recorder->npush + MRL_PUSH_BYTES, 1, err));
+    if (rc != MRL_OK)
+        return rc;
     added.barrier = serial ? recorder->nnodes > 0
                            : needs_barrier(recorder, reads, node->nreads, writes, node->nwrites);
     if (added.barrier) {
@@ -113,10 +117,8 @@ mrl_status mrl_recorder_add(mrl_recorder *recorder, const mrl_node *node, const 
         recorder->barriers++;
     }
     added.range_offset = (uint32_t)recorder->nranges;
-    MRL_TRY(add_spans(recorder, reads, node->nreads, &recorder->pending_reads, &recorder->nreads,
-                      &recorder->cap_reads, err));
-    MRL_TRY(add_spans(recorder, writes, node->nwrites, &recorder->pending_writes, &recorder->nwrites,
-                      &recorder->cap_writes, err));
+    add_spans(recorder, reads, node->nreads, recorder->pending_reads, &recorder->nreads);
+    add_spans(recorder, writes, node->nwrites, recorder->pending_writes, &recorder->nwrites);
     added.push_offset = (uint32_t)recorder->npush;
     if (node->push_bytes > 0)
         memcpy(recorder->push + recorder->npush, push, node->push_bytes);
@@ -124,9 +126,6 @@ mrl_status mrl_recorder_add(mrl_recorder *recorder, const mrl_node *node, const 
     recorder->nodes[recorder->nnodes++] = added;
     recorder->flops += node->flops;
     return MRL_OK;
-done:
-    recorder->nranges = ranges_before;
-    return rc;
 }
 
 size_t mrl_recorder_cut(const mrl_device *dev, const mrl_recorder *recorder, size_t first)
@@ -365,11 +364,14 @@ static mrl_status run_checked(mrl_device *dev, const mrl_recorder *recorder, siz
     uint64_t total = 0, at = 0;
     uint8_t *image = NULL;
 
+    mrl_lock_acquire(&dev->memory_lock); /* other threads must not add or free slabs meanwhile */
     for (mrl_slab *slab = dev->slabs; slab != NULL; slab = slab->next)
         total += slab->mapped ? slab->ranges.size : 0;
     MRL_TRY(mrl_device_wait_value(dev, dev->submitted, err));
-    if (total == 0 || (image = malloc(total)) == NULL)
-        return mrl_fail(err, MRL_ERR_MEMORY, "check mode needs a host-visible device and %" PRIu64 " bytes", total);
+    if (total == 0 || (image = malloc(total)) == NULL) {
+        rc = mrl_fail(err, MRL_ERR_MEMORY, "check mode needs a host-visible device and %" PRIu64 " bytes", total);
+        goto done;
+    }
     for (mrl_slab *slab = dev->slabs; slab != NULL; slab = slab->next)
         if (slab->mapped) {
             memcpy(image + at, slab->mapped, slab->ranges.size);
@@ -390,6 +392,7 @@ static mrl_status run_checked(mrl_device *dev, const mrl_recorder *recorder, siz
         at += slab->ranges.size;
     }
 done:
+    mrl_lock_release(&dev->memory_lock);
     free(image);
     return rc;
 }
@@ -478,18 +481,13 @@ mrl_status mrl_stream_copy(mrl_device *dev, mrl_range src, mrl_range dst, mrl_er
     return src.bytes == 0 ? MRL_OK : record(dev, &node, NULL, &src, &dst, err);
 }
 
-mrl_status mrl_stream_flush(mrl_device *dev, mrl_error *err)
-{
-    mrl_lock_acquire(&dev->stream_lock);
-    mrl_status rc = mrl_stream_flush_locked(dev, err);
-    mrl_lock_release(&dev->stream_lock);
-    return rc;
-}
-
 mrl_status mrl_stream_sync(mrl_device *dev, mrl_error *err)
 {
+    mrl_status rc = mrl_device_check(dev, err);
+    if (rc != MRL_OK)
+        return rc;
     mrl_lock_acquire(&dev->stream_lock);
-    mrl_status rc = mrl_stream_flush_locked(dev, err);
+    rc = mrl_stream_flush_locked(dev, err);
     uint64_t value = dev->submitted;
     mrl_lock_release(&dev->stream_lock);
     return rc != MRL_OK ? rc : mrl_device_wait_value(dev, value, err);
@@ -497,7 +495,7 @@ mrl_status mrl_stream_sync(mrl_device *dev, mrl_error *err)
 
 void mrl_device_idle(mrl_device *dev)
 {
-    if (dev->pid == getpid() && mrl_stream_sync(dev, NULL) != MRL_OK)
+    if (!mrl_device_forked(dev) && mrl_stream_sync(dev, NULL) != MRL_OK)
         dev->vk.vkDeviceWaitIdle(dev->handle);
 }
 

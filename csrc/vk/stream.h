@@ -31,8 +31,6 @@ typedef struct mrl_dispatch {
 mrl_status mrl_stream_dispatch(mrl_device *dev, const mrl_dispatch *dispatch, mrl_error *err);
 /* Device-side copy in stream order. */
 mrl_status mrl_stream_copy(mrl_device *dev, mrl_range src, mrl_range dst, mrl_error *err);
-/* Submits what is waiting. */
-mrl_status mrl_stream_flush(mrl_device *dev, mrl_error *err);
 /* Submits and waits for all of it. */
 mrl_status mrl_stream_sync(mrl_device *dev, mrl_error *err);
 

@@ -65,7 +65,9 @@ def plan(
     format: options.Format = None,
     dtype: options.Dtype = "f16",
     context: options.Context = None,
-    kv: Annotated[str, typer.Option(help="Keys and values: f16 or f32.")] = "f16",
+    kv: Annotated[
+        str | None, typer.Option(help="Keys and values: f16 or f32. [f32 with --dtype f32, else f16]")
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Sequences generated at once.")] = None,
     device: options.Device = None,
     plot: options.Plot = None,

@@ -6,6 +6,7 @@ many bytes it will take (that is all a memory plan needs); `load` then moves the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -279,7 +280,7 @@ class Linear(Module):
             kinds = ", ".join(f"{part.module} {_kind_of(part.weight)}" for part in self.parts)
             raise UnsupportedModelError(f"{self.name}: its parts must be stored in one weight format, got {kinds}")
         form = forms.pop()
-        if wanted is not None and wanted.name != form.name:
+        if wanted is not None and not wanted.accepts(form):
             return wanted, 1.0
         scales = {tensor.global_scale for tensor in stored}
         if len(scales) > 1:  # one global scale a matrix: multiply it into scales that can hold the product
@@ -313,7 +314,7 @@ class Linear(Module):
 
     def _load(self, device: _C.Device, form: WeightFormat) -> _C.Linear:
         scale = self.global_scale
-        if form.scale == "e4m3" and not isinstance(self.parts[0].weight, QuantizedTensor):
+        if form.scale == "e4m3" and not all(keeps(form, part.weight) for part in self.parts):
             scale = global_scale(form, max(peak(part.weight) for part in self.parts))
         weight = form.create(device, self.n, self.k, global_scale=scale)
         for part in self.parts:
@@ -323,7 +324,7 @@ class Linear(Module):
                 fill(weight, part.rows, where)
             elif isinstance(stored, TensorInfo):
                 weight.load_rows(str(stored.path), stored.offset, stored.nbytes, stored.dtype, part.rows, **where)
-            elif stored.format == form.name:
+            elif keeps(form, stored):
                 load_planes(weight, stored, where)
             else:
                 weight.set_rows(stored.dequantize(), "f32", part.rows, **where)
@@ -455,12 +456,22 @@ def stored_format(tensor: QuantizedTensor) -> WeightFormat:
     return WeightFormat(tensor.format, tensor.group, scale, tensor.zero is not None)
 
 
+def keeps(form: WeightFormat, stored: TensorInfo | QuantizedTensor | None) -> bool:
+    """Whether a matrix of that format takes the planes as they are stored; f32 scales hold those of any type."""
+    if not isinstance(stored, QuantizedTensor):
+        return False
+    have = stored_format(stored)
+    same = (have.name, have.group, have.zero) == (form.name, form.group, form.zero)
+    return same and form.scale in (have.scale, "f32")
+
+
 def load_planes(weight: _C.Linear, stored: QuantizedTensor, where: dict[str, int]) -> None:
     """Move the planes of a quantized tensor to its rows of `weight`, streamed from the file where they fit."""
     rows, info = stored.shape[0], stored.weight
     weight.load_plane("quant", str(info.path), info.offset, info.nbytes, info.dtype, rows, **where)
     info = stored.scale
-    if stored.scale_is_plane and (weight.scale == "e4m3" or stored.global_scale == 1.0):
+    as_is = info.dtype in DENSE if weight.scale in ("f16", "f32") else True
+    if as_is and stored.scale_is_plane and (weight.scale == "e4m3" or stored.global_scale == 1.0):
         dtype = "e8m0" if info.dtype == "u8" else info.dtype
         weight.load_plane("scale", str(info.path), info.offset, info.nbytes, dtype, rows, **where)
     elif weight.scale in ("f16", "f32"):
@@ -475,11 +486,18 @@ def load_planes(weight: _C.Linear, stored: QuantizedTensor, where: dict[str, int
         weight.set_plane("zero", np.ascontiguousarray(zero), "u8", rows, **where)
 
 
+@functools.lru_cache(maxsize=8)
+def random_block(k: int) -> NDArray[np.float16]:
+    """Rows of k random numbers; kept, because making them takes longer than moving them to the device."""
+    rows = max(1, BLOCK_BYTES // (2 * k))
+    numbers = np.random.default_rng(0).standard_normal((rows, k), np.float32) * np.float32(0.02)
+    return numbers.astype(np.float16)
+
+
 def fill(weight: _C.Linear, rows: int, where: dict[str, int]) -> None:
     """Random rows, for measuring without a checkpoint: one block of normal numbers, repeated."""
-    block = max(1, min(rows, BLOCK_BYTES // (2 * weight.k)))
-    numbers = np.random.default_rng(0).standard_normal((block, weight.k), np.float32) * np.float32(0.02)
-    half = numbers.astype(np.float16)
+    half = random_block(weight.k)
+    block = len(half)
     for first in range(0, rows, block):
         count = min(block, rows - first)
         start = where["row_start"] + first * where["row_stride"]

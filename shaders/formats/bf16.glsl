@@ -8,7 +8,6 @@
 #define FMT_UNIT 8
 #define FMT_CHUNK 8
 #define FMT_ZERO 0
-#define FMT_ORDERED 1
 
 uvec4 fmt_load(BufU32x4 base, uint unit) { return base.v[unit]; }
 uvec2 fmt_pair(uint i) { return uvec2(2u * i, 2u * i + 1u); }

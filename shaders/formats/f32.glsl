@@ -5,7 +5,6 @@
 // Interface of a format (the same in every file of this folder):
 //   FMT_BITS        bits a weight                    FMT_UNIT   weights in 16 bytes, one fmt_load
 //   FMT_CHUNK       weights in one fmt_decode8       FMT_ZERO   1: fmt_decode8z exists
-//   FMT_ORDERED     1: pair i holds the weights 2i and 2i + 1
 //   fmt_load        one unit into registers; kernels issue loads long before they decode
 //   fmt_decode8     chunk c of a unit (c a constant after unrolling) as FMT_CHUNK / 2 pairs: no scale
 //                   applied, the default zero point (FMT_ZERO formats) subtracted
@@ -16,7 +15,6 @@
 #define FMT_UNIT 4
 #define FMT_CHUNK 4
 #define FMT_ZERO 0
-#define FMT_ORDERED 1
 
 uvec4 fmt_load(BufU32x4 base, uint unit) { return base.v[unit]; }
 uvec2 fmt_pair(uint i) { return uvec2(2u * i, 2u * i + 1u); }

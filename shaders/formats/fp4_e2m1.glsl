@@ -18,7 +18,6 @@
 uvec4 fmt_load(BufU32x4 base, uint unit) { return base.v[unit]; }
 
 #if MATH_F16
-#define FMT_ORDERED 0
 uvec2 fmt_pair(uint i) { return uvec2(i, i + 4u); }
 uint fmt_slot(uint k) { return ((k & 3u) << 1) | (k >> 2); }
 
@@ -39,7 +38,6 @@ void fmt_decode8(uvec4 w, uint c, out A2 v[4])
     v[3] = fmt_e2m1x2(x);
 }
 #else
-#define FMT_ORDERED 1
 uvec2 fmt_pair(uint i) { return uvec2(2u * i, 2u * i + 1u); }
 uint fmt_slot(uint k) { return k; }
 

@@ -19,7 +19,6 @@
 uvec4 fmt_load(BufU32x4 base, uint unit) { return base.v[unit]; }
 
 #if MATH_F16
-#define FMT_ORDERED 0
 uvec2 fmt_pair(uint i) { uint k = (i & 2u) * 2u + (i & 1u); return uvec2(k, k + 2u); }
 uint fmt_slot(uint k) { return (k & 4u) | ((k & 1u) << 1) | ((k >> 1) & 1u); }
 
@@ -40,7 +39,6 @@ void fmt_decode8(uvec4 w, uint c, out A2 v[4])
     v[3] = fmt_e4m3x2(x.y);
 }
 #else
-#define FMT_ORDERED 1
 uvec2 fmt_pair(uint i) { return uvec2(2u * i, 2u * i + 1u); }
 uint fmt_slot(uint k) { return k; }
 

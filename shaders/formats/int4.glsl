@@ -16,7 +16,6 @@
 uvec4 fmt_load(BufU32x4 base, uint unit) { return base.v[unit]; }
 
 #if MATH_F16
-#define FMT_ORDERED 0
 uvec2 fmt_pair(uint i) { return uvec2(i, i + 4u); }
 uint fmt_slot(uint k) { return ((k & 3u) << 1) | (k >> 2); }
 
@@ -32,7 +31,6 @@ void fmt_decode8z(uvec4 w, uint c, A z, out A2 v[4])
 
 void fmt_decode8(uvec4 w, uint c, out A2 v[4]) { fmt_decode8z(w, c, A(8.0), v); }
 #else
-#define FMT_ORDERED 1
 uvec2 fmt_pair(uint i) { return uvec2(2u * i, 2u * i + 1u); }
 uint fmt_slot(uint k) { return k; }
 

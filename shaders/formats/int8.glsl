@@ -15,7 +15,6 @@
 uvec4 fmt_load(BufU32x4 base, uint unit) { return base.v[unit]; }
 
 #if MATH_F16
-#define FMT_ORDERED 0
 uvec2 fmt_pair(uint i) { uint k = (i & 2u) * 2u + (i & 1u); return uvec2(k, k + 2u); }
 uint fmt_slot(uint k) { return (k & 4u) | ((k & 1u) << 1) | ((k >> 1) & 1u); }
 
@@ -31,7 +30,6 @@ void fmt_decode8z(uvec4 w, uint c, A z, out A2 v[4])
 
 void fmt_decode8(uvec4 w, uint c, out A2 v[4]) { fmt_decode8z(w, c, A(128.0), v); }
 #else
-#define FMT_ORDERED 1
 uvec2 fmt_pair(uint i) { return uvec2(2u * i, 2u * i + 1u); }
 uint fmt_slot(uint k) { return k; }
 

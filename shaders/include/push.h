@@ -112,7 +112,8 @@ PUSH_STRUCT(mrl_push_attention)
     ADDR cache_k;     /* (slots * context, kv_heads, dim) */
     ADDR cache_v;
     ADDR y;           /* (rows, heads * dim); in rope: (rows, heads * dim) rotated q */
-    ADDR partial;     /* split-KV scratch: (rows, kv_heads, chunks) of (group * (dim + 2)) f32; then counters */
+    ADDR partial;     /* split-KV scratch: u32 counters, then (rows, kv_heads * blocks, chunks) of
+                       * (group * (dim + 2)) f32, each at a multiple of 16 bytes */
     UINT rows;
     UINT heads;
     UINT kv_heads;
@@ -133,7 +134,7 @@ PUSH_STRUCT(mrl_push_sample)
     ADDR seen;        /* (slots, ceil(vocab / 32)) u32: tokens that the repetition penalty knows */
     ADDR bias;        /* (slots, MRL_BIAS_MAX, 2) u32: token id, f32 bits */
     ADDR ring;        /* (MRL_RING_STEPS, slots, MRL_RING_WORDS) u32, host-visible */
-    ADDR step;        /* (1) u32: steps done */
+    ADDR step;        /* (2) u32: steps done, workgroups of the running step that are done */
     UINT slots;
     UINT vocab;
 };

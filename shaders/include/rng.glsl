@@ -12,6 +12,3 @@ uvec4 philox4x32(uvec4 counter, uvec2 key)
     }
     return counter;
 }
-
-// The upper 24 bits as a float in [0, 1): every value is exact, 1 is never reached.
-float uniform24(uint word) { return float(word >> 8) * (1.0 / 16777216.0); }

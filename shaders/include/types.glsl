@@ -23,12 +23,10 @@
 #define A float16_t
 #define A2 f16vec2
 #define UNPACK_A2(bits) unpackFloat2x16(bits) /* two f16 in a word -> A2 */
-#define PACK_A2(v) packFloat2x16(v)
 #else
 #define A float
 #define A2 vec2
 #define UNPACK_A2(bits) unpackHalf2x16(bits)
-#define PACK_A2(v) packHalf2x16(v)
 #endif
 
 layout(buffer_reference, scalar, buffer_reference_align = 16) buffer BufU32x4 { uvec4 v[]; };
