@@ -25,6 +25,7 @@ ACTIVATIONS: Final[dict[str, str]] = {  # name in config.json -> name in Marlin
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+LATENT: Final = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")  # model types with latent attention
 ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
 
 # Keys that config.json may leave out, where model types differ. "attention_bias" is about q, k, v;
@@ -73,6 +74,35 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention: the cache holds rank + rope_dim numbers a position, for all heads.
+
+    q_rank: of the query's low-rank projection, None where it is one matrix. A query head has nope_dim +
+    rope_dim elements, a value head v_dim. softmax_scale includes YaRN's mscale_all_dim.
+    """
+
+    rank: int
+    q_rank: int | None
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    softmax_scale: float
+    interleaved: bool
+    # transformers leaves the norms of both projections at their default, whatever rms_norm_eps says.
+    norm_eps: float = 1e-6
+
+    @property
+    def q_dim(self) -> int:
+        """Elements of a query head."""
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def row(self) -> int:
+        """Elements of a cache row."""
+        return self.rank + self.rope_dim
+
+
+@dataclass(frozen=True)
 class GenerationDefaults:
     """What generation_config.json says of sampling; None where it says nothing."""
 
@@ -108,16 +138,22 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     generation: GenerationDefaults
+    latent: Latent | None = None
 
     @property
     def q_size(self) -> int:
         """Width of the query projection: heads * head_dim, which need not be hidden_size."""
-        return self.heads * self.head_dim
+        return self.heads * (self.latent.q_dim if self.latent else self.head_dim)
 
     @property
     def kv_size(self) -> int:
         """Width of the key projection, and of the value projection."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def cache_row(self) -> int:
+        """Elements that the cache holds a token and layer."""
+        return self.latent.row if self.latent else 2 * self.kv_size
 
 
 def model_types() -> list[str]:
@@ -160,7 +196,8 @@ def read_config(
     hidden = section.integer("hidden_size", 1, 1 << 18)
     heads = section.integer("num_attention_heads", 1, 1 << 14)
     layers = section.integer("num_hidden_layers", 1, 4096)
-    head_dim = section.optional_integer("head_dim", 1, 4096)
+    latent_attention = model_type in LATENT
+    head_dim = section.optional_integer("qk_rope_head_dim" if latent_attention else "head_dim", 1, 4096)
     if head_dim is None:
         if hidden % heads:
             raise ModelFormatError(
@@ -179,6 +216,7 @@ def read_config(
     limit = section.integer("max_position_embeddings", 1, 1 << 28)
     _check_window(section, layers, min(context or limit, limit))
 
+    rope = _rope(section, head_dim, limit)
     bias = section.boolean("attention_bias")
     notes = _Section("generation_config.json", generation, {})
     ids = notes if generation.get("eos_token_id") is not None else section
@@ -198,7 +236,7 @@ def read_config(
         o_bias=bias and bool(section.defaults["o_bias"]),
         mlp_bias=section.boolean("mlp_bias"),
         activation=_activation(section),
-        rope=_rope(section, head_dim, limit),
+        rope=rope,
         context=limit,
         bos_id=next(
             iter((notes if "bos_token_id" in generation else section).ids("bos_token_id", vocab)),
@@ -206,6 +244,7 @@ def read_config(
         ),
         eos_ids=ids.ids("eos_token_id", vocab),
         generation=_generation(notes, vocab),
+        latent=_latent(section, rope) if latent_attention else None,
     )
 
 
@@ -416,6 +455,32 @@ def _rope(section: _Section, head_dim: int, context: int) -> Rope:
         mscale_all_dim=part.optional_number("mscale_all_dim", 0.0, 1e6),
         truncate=part.boolean("truncate", True),
     )  # fmt: skip
+
+
+def _latent(section: _Section, rope: Rope) -> Latent:
+    """The sizes of latent attention. Kernels read rows by eights, so all must be multiples of 8."""
+
+    def size(key: str) -> int:
+        value = section.integer(key, 8, 1 << 14)
+        if value % 8:
+            raise UnsupportedModelError(f"config.json: {key} {value} is not supported: it must be a multiple of 8")
+        return value
+
+    rank, rope_dim, nope = size("kv_lora_rank"), size("qk_rope_head_dim"), size("qk_nope_head_dim")
+    if rope.dim != rope_dim:
+        raise UnsupportedModelError(f"config.json: partial_rotary_factor of qk_rope_head_dim {rope_dim}")
+    mscale = rope.mscale_all_dim if rope.kind == "yarn" else None
+    # DeepSeek's YaRN sharpens the scores by the square of what it would have scaled cos and sin by.
+    sharpen = (0.1 * mscale * math.log(rope.factor) + 1.0) ** 2 if mscale and rope.factor > 1 else 1.0
+    return Latent(
+        rank=rank,
+        q_rank=section.optional_integer("q_lora_rank", 1, 1 << 16),
+        nope_dim=nope,
+        rope_dim=rope_dim,
+        v_dim=size("v_head_dim"),
+        softmax_scale=sharpen / math.sqrt(nope + rope_dim),
+        interleaved=section.boolean("rope_interleave", True),
+    )
 
 
 def _generation(notes: _Section, vocab: int) -> GenerationDefaults:

@@ -18,6 +18,13 @@ static const mrl_weight *weight_of(PyObject *obj)
     return mrl_linear_weight(((mrl_py_linear *)obj)->linear);
 }
 
+int mrl_py_weight(const mrl_state *state, PyObject *obj, const char *name, const mrl_weight **out)
+{
+    if (!Py_IS_TYPE(obj, state->Linear)) return mrl_py_wrong_type(name, "a Linear", obj);
+    *out = weight_of(obj);
+    return 0;
+}
+
 /* The name of the scales' type, or NULL. */
 static const char *scale_of(PyObject *obj)
 {

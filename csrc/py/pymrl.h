@@ -99,6 +99,7 @@ int mrl_py_tensor_add(PyObject *module, mrl_state *state);
 int mrl_py_program_add(PyObject *module, mrl_state *state);
 int mrl_py_linear_add(PyObject *module, mrl_state *state);
 int mrl_py_attention_add(PyObject *module, mrl_state *state);
+int mrl_py_mla_add(PyObject *module, mrl_state *state);
 int mrl_py_generator_add(PyObject *module, mrl_state *state);
 
 /* In a module function `self` is the module. */
@@ -141,6 +142,9 @@ int mrl_py_shape(PyObject *obj, const char *name, int *ndim, uint64_t *shape);
 /* A C-contiguous buffer of any format (PyBUF_FULL_RO: see buffer->format); PyBuffer_Release it. */
 int mrl_py_buffer(PyObject *obj, const char *name, Py_buffer *buffer);
 
+/* PyArg_ParseTupleAndKeywords knows no required keyword-only arguments: they start as NULL, which is
+ * a TypeError here. */
+int mrl_py_missing(PyObject *given, const char *function, const char *keyword);
 /* Sets TypeError "name must be expected, got <type>"; returns -1. */
 int mrl_py_wrong_type(const char *name, const char *expected, PyObject *got);
 
@@ -150,6 +154,12 @@ mrl_device *mrl_py_device(const mrl_state *state, PyObject *obj, const char *nam
 /* The view of a Tensor, borrowed from it. optional: None gives an absent view (buffer NULL). */
 int mrl_py_view(const mrl_state *state, PyObject *obj, const char *name, bool optional,
                 mrl_view *out);
+/* A layer of a KVCache object, borrowed from it; ValueError when there is no such layer. */
+struct mrl_kv;
+int mrl_py_layer(const mrl_state *state, PyObject *obj, PyObject *layer, const char *op, struct mrl_kv *kv);
+/* The weight of a Linear object, borrowed from it; its format must be one of formats.def. */
+struct mrl_weight;
+int mrl_py_weight(const mrl_state *state, PyObject *obj, const char *name, const struct mrl_weight **out);
 /* The program of a captured Program object, borrowed from it. */
 int mrl_py_program(const mrl_state *state, PyObject *obj, const char *name, mrl_program **out);
 

@@ -123,6 +123,30 @@ PUSH_STRUCT(mrl_push_attention)
     FLOAT rope_scale; /* multiplies cos and sin (YaRN) */
 };
 
+/* Latent attention, all kernels of shaders/mla. Sizes are specialization constants. */
+PUSH_STRUCT(mrl_push_mla)
+{
+    ADDR x;           /* what the kernel works on: kv, q, absorbed q, partial results */
+    ADDR y;
+    ADDR positions;   /* (rows) i32; negative: idle */
+    ADDR slots;       /* (rows) i32 */
+    ADDR freq;        /* (rope_dim / 2) f32 */
+    ADDR norm;        /* (rank) f32, of the latent */
+    ADDR cache;       /* (slots * context, rank + rope_dim) */
+    ADDR quant;       /* kv_b (heads * (nope + v_dim), rank): planes as in mrl_push_matmul */
+    ADDR scale;
+    ADDR zero;
+    UINT context;     /* positions a slot */
+    UINT chunks;      /* grid size along the cache */
+    UINT k_padded;
+    UINT groups;
+    FLOAT global_scale;
+    FLOAT eps;
+    FLOAT softmax;    /* scale of the scores */
+    FLOAT rope_scale; /* multiplies cos and sin (YaRN) */
+    UINT rows;
+};
+
 /* Step state, one row a slot (structure of arrays; see csrc/engine/step_state.h). */
 PUSH_STRUCT(mrl_push_sample)
 {
