@@ -277,8 +277,8 @@ def test_errors(device: _C.Device) -> None:
         replaced(problem, kv_b=_C.Linear(device, 32, 32)).run()
     with pytest.raises(TypeError, match="kv_b must be a Linear"):
         replaced(problem, kv_b=None).run()
-    with pytest.raises(TypeError, match="missing required keyword-only argument: 'heads'"):
-        _C.mla(*[problem.cache] * 9, bound=1)  # type: ignore[call-arg, arg-type]
+    with pytest.raises(TypeError, match="q must be a Tensor"):
+        _C.mla(*[problem.cache] * 9, heads=1, bound=1)  # type: ignore[arg-type]
 
 
 def replaced(problem: Problem, **changes: Any) -> Problem:

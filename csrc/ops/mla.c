@@ -67,7 +67,7 @@ done:
 
 /* How decode.comp divides its work; the fields are its specialization constants. */
 typedef struct decode_plan {
-    uint32_t lanes, group, tile, team, streams, staged, stage, work;
+    uint32_t lanes, group, tile, team, streams, staged, stage, work, keys;
     uint32_t blocks, chunks;
 } decode_plan;
 
@@ -77,26 +77,28 @@ static uint32_t power_of_two_down(uint32_t n)
     return n;
 }
 
-/* A GPU gets 8 teams of one head each: 4 heads, whose positions two teams share, measured by nothing yet
- * but arithmetic: per cache row a lane has 34 products a head, and tiles of two heads need twice the
- * shared memory for their O. A CPU gets one team with two heads, which halves the unpacking of rows. */
+/* A GPU gets 8 teams of one head each: 4 heads, whose positions two teams share. A CPU compiles little
+ * code soon: one team, one head, one position (llvmpipe, 2 cores, rows of 384: 0.7 s to compile, 0.8 ms
+ * for 4 heads at position 100; two heads a team take 10 s and 0.6 ms, and four positions 2 s and 1 ms). */
 static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, uint32_t heads, uint32_t rows,
                                uint32_t bound)
 {
     const bool software = info->kind == MRL_DEVICE_SOFTWARE;
-    decode_plan plan = {.team = power_of_two_down(max_u32(info->subgroup_min, 4)), .streams = 1, .stage = 4};
+    decode_plan plan = {.team = power_of_two_down(max_u32(info->subgroup_min, 4)), .streams = 1};
     uint32_t row_bytes = kv->dim * mrl_dtype_bytes(kv->dtype);
 
-    plan.tile = software ? min_u32(heads, 2) : 1;
+    plan.tile = 1;
     plan.lanes = software ? info->subgroup_max : min_u32(8 * max_u32(plan.team, info->subgroup_max / 2), info->max_workgroup);
     uint32_t teams = plan.lanes / plan.team;
-    plan.blocks = mrl_div_up(heads, software ? plan.tile : min_u32(4, teams));
+    plan.blocks = mrl_div_up(heads, software ? 1 : min_u32(4, teams));
     plan.group = mrl_div_up(heads, plan.blocks);
     if (!software) {
         plan.streams = min_u32(2, max_u32(1, teams / mrl_div_up(plan.group, plan.tile)));
         plan.staged = 1;
         plan.stage = power_of_two_down(max_u32(STAGE_BYTES / row_bytes, 4 * plan.streams));
     }
+    plan.keys = software ? 1 : 4;
+    plan.stage = max_u32(plan.stage, plan.keys);
     uint32_t held = mrl_div_up(plan.group, plan.tile) * plan.tile * kv->rank / 4; /* O of the heads */
     uint32_t merge = plan.streams > 1 ? plan.streams * held : 1;
     plan.work = max_u32(plan.staged ? plan.stage * row_bytes / 16 : 1, merge);
@@ -259,10 +261,10 @@ static mrl_status decode(const mla_call *call, const decode_plan *plan, mrl_buff
     push.y = mrl_buffer_address(y);
     push.chunks = plan->chunks;
     const uint32_t own[] = {plan->lanes,   plan->group,  plan->tile,  plan->team, plan->streams,
-                            plan->staged, plan->stage, plan->lanes, plan->work};
+                            plan->staged, plan->stage,  plan->lanes, plan->work, plan->keys};
     spec[0] = own[0];
-    for (int i = 1; i < 9; i++) spec[SPECS + i - 1] = own[i];
-    return record(call, MRL_KERNEL_mla_decode, spec, SPECS + 8, &push,
+    for (int i = 1; i < 10; i++) spec[SPECS + i - 1] = own[i];
+    return record(call, MRL_KERNEL_mla_decode, spec, SPECS + 9, &push,
                   (uint32_t[]){plan->chunks, plan->blocks, call->rows}, whole(q), whole(y),
                   2.0 * call->rows * call->args->heads * (kv->dim + kv->rank) * call->args->bound, err);
 }
@@ -271,7 +273,7 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
 {
     const mrl_weight *w = call->args->kv_b;
     mrl_push_mla push = call->push;
-    uint32_t spec[MRL_MAX_SPEC], turns = is_software(call) ? 8 : 1, rows = 4;
+    uint32_t spec[MRL_MAX_SPEC], rows = is_software(call) ? 8 : 4, turns = is_software(call) ? 12 : 1;
 
     for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
     push.x = mrl_buffer_address(x);
@@ -284,9 +286,10 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
     spec[SPECS + 2] = w->group;
     spec[SPECS + 3] = rows;
     spec[SPECS + 4] = turns;
+    spec[SPECS + 5] = is_software(call) ? 1 : 8;
     /* Where subgroups may be smaller than subgroup_max there are more of them: some workgroups idle. */
     uint32_t subgroups = spec[0] / call->info->subgroup_max;
-    return record(call, MRL_KERNEL_mla_value, spec, SPECS + 5, &push,
+    return record(call, MRL_KERNEL_mla_value, spec, SPECS + 6, &push,
                   (uint32_t[]){mrl_div_up(call->v_dim, subgroups * rows * turns), call->args->heads, call->rows},
                   whole(x), mrl_view_range(y), 2.0 * call->rows * call->args->heads * call->v_dim * call->kv->rank,
                   err);

@@ -3,8 +3,8 @@
 // mla/value.comp puts the chunks together and multiplies with W_uv.
 //
 // Grid (chunks, blocks, rows). A workgroup owns a chunk of positions and GROUP heads; a team of TEAM
-// lanes owns TILE of these, and the STREAMS teams of the same heads deal out the positions by fours. A
-// lane holds every TEAM-th unit of 8 elements of the queries and of O:
+// lanes owns TILE of these, and the STREAMS teams of the same heads deal out the positions, KEYS (4, or
+// 1 for less code: a CPU compiles it) at a time. A lane holds every TEAM-th unit of 8 elements of the queries and of O:
 //
 //   cache row   | unit 0 | unit 1 | ... | unit TEAM | ...   latent   ...   | rope part |
 //   lane           0        1              0                                   scores only
@@ -20,10 +20,12 @@ layout(constant_id = 12) const uint TILE = 1;
 layout(constant_id = 13) const uint TEAM = 4; // power of two, 4 .. subgroup size
 layout(constant_id = 14) const uint STREAMS = 1;
 layout(constant_id = 15) const bool STAGED = false;
-layout(constant_id = 16) const uint STAGE = 4; // positions at a time, a multiple of 4 * STREAMS
+layout(constant_id = 16) const uint STAGE = 4; // positions at a time, a multiple of KEYS * STREAMS
 layout(constant_id = 17) const uint LANES = 4; // local size
 // uvec4s of shared memory: STAGE rows, or the O of all teams where there are several streams.
 layout(constant_id = 18) const uint WORK = 1;
+
+layout(constant_id = 19) const uint KEYS = 4;
 
 const uint TILES = (GROUP + TILE - 1) / TILE;
 const uint UNITS = (ROW_UNITS + TEAM - 1) / TEAM;
@@ -31,6 +33,8 @@ const uint VALUE_UNITS = (RANK / 8 + TEAM - 1) / TEAM;
 const uint UNIT_WORDS = CACHE == ACT_F32 ? 2 : 1; // uvec4s
 const uint FETCH = STAGED ? (STAGE * ROW_UNITS + LANES - 1) / LANES : 1;
 const uint QUADS = RANK / 4;
+const bool WHOLE = ROW_UNITS % TEAM == 0; // every lane has UNITS units of a row
+const uint SCORES = TILE * KEYS;
 
 shared uvec4 work[WORK];
 shared vec2 stats[STREAMS * TILES * TILE]; // maximum and sum of each stream's heads
@@ -39,6 +43,15 @@ float team_max4(float x)
 {
     x = max(x, subgroupShuffleXor(x, 1));
     return max(x, subgroupShuffleXor(x, 2));
+}
+
+// Sums of a, b, c, d over lanes 4 n .. 4 n + 3 by halving: lane `part` gets the one of part & 3.
+float team_halve(float a, float b, float c, float d, uint part)
+{
+    bool odd = (part & 1) != 0, upper = (part & 2) != 0;
+    float low = (odd ? b : a) + subgroupShuffleXor(odd ? a : b, 1);
+    float high = (odd ? d : c) + subgroupShuffleXor(odd ? c : d, 1);
+    return (upper ? high : low) + subgroupShuffleXor(upper ? low : high, 2);
 }
 
 // This lane's share of rows first .. first + STAGE - 1; zeros from `last` on, where there may be NaN.
@@ -78,8 +91,8 @@ void main()
         l[h] = 0.0;
         [[unroll]] for (uint u = 0; u < UNITS; u++) {
             uint unit = part + u * TEAM;
-            q[(h * UNITS + u) * 2] = unit < ROW_UNITS ? from.v[2 * unit] : vec4(0.0);
-            q[(h * UNITS + u) * 2 + 1] = unit < ROW_UNITS ? from.v[2 * unit + 1] : vec4(0.0);
+            q[(h * UNITS + u) * 2] = WHOLE || unit < ROW_UNITS ? from.v[2 * unit] : vec4(0.0);
+            q[(h * UNITS + u) * 2 + 1] = WHOLE || unit < ROW_UNITS ? from.v[2 * unit + 1] : vec4(0.0);
         }
         [[unroll]] for (uint u = 0; u < 2 * VALUE_UNITS; u++)
             o[h * 2 * VALUE_UNITS + u] = vec4(0.0);
@@ -99,68 +112,70 @@ void main()
             barrier();
             FETCH_ROWS(base + STAGE)
         }
-        for (uint turn = 0; turn < STAGE; turn += 4 * STREAMS) {
-            uint key0 = turn + 4 * stream;
-            KvUnit k[4 * UNITS];
-            [[unroll]] for (uint i = 0; i < 4; i++)
+        for (uint turn = 0; turn < STAGE; turn += KEYS * STREAMS) {
+            uint key0 = turn + KEYS * stream;
+            KvUnit k[KEYS * UNITS];
+            [[unroll]] for (uint i = 0; i < KEYS; i++)
                 [[unroll]] for (uint u = 0; u < UNITS; u++) {
                     uint unit = part + u * TEAM, key = min(key0 + i, STAGE - 1);
                     k[i * UNITS + u] = kv_zero();
-                    if (unit < ROW_UNITS) {
-                        if (STAGED) {
-                            uint at = (key * ROW_UNITS + unit) * UNIT_WORDS;
-                            k[i * UNITS + u] = KvUnit(work[at], work[at + UNIT_WORDS - 1]);
-                        } else if (base + key < last) {
-                            k[i * UNITS + u] = kv_load(p.cache, mla_unit(slot, base + key) + unit);
-                        }
+                    if (STAGED && (WHOLE || unit < ROW_UNITS)) {
+                        uint at = (key * ROW_UNITS + unit) * UNIT_WORDS;
+                        k[i * UNITS + u] = KvUnit(work[at], work[at + UNIT_WORDS - 1]);
                     }
+                    // A single key is one that counts.
+                    if (!STAGED && (KEYS == 1 || base + key < last) && (WHOLE || unit < ROW_UNITS))
+                        k[i * UNITS + u] = kv_load(p.cache, mla_unit(slot, base + key) + unit);
                 }
-            float s[TILE * 4];
-            [[unroll]] for (uint h = 0; h < TILE * 4; h++)
+            float s[SCORES];
+            [[unroll]] for (uint h = 0; h < SCORES; h++)
                 s[h] = 0.0;
-            [[unroll]] for (uint i = 0; i < 4; i++)
+            [[unroll]] for (uint i = 0; i < KEYS; i++)
                 [[unroll]] for (uint u = 0; u < UNITS; u++) {
                     vec4 low = kv_low(k[i * UNITS + u]), high = kv_high(k[i * UNITS + u]);
                     [[unroll]] for (uint h = 0; h < TILE; h++)
-                        s[h * 4 + i] += dot(low, q[(h * UNITS + u) * 2]) +
-                                        dot(high, q[(h * UNITS + u) * 2 + 1]);
+                        s[h * KEYS + i] += dot(low, q[(h * UNITS + u) * 2]) +
+                                           dot(high, q[(h * UNITS + u) * 2 + 1]);
                 }
-            uint mine = base + key0 + (part & 3), from = gl_SubgroupInvocationID & ~3u;
-            bool odd = (part & 1) != 0, upper = (part & 2) != 0;
-            bool counts = key0 < STAGE && mine < last;
-            float w[TILE * 4];
+            float w[SCORES];
             [[unroll]] for (uint h = 0; h < TILE; h++) {
-                // Sums over the team by halving: lane `part` ends with the score of key part & 3.
-                float a = odd ? s[h * 4 + 1] : s[h * 4], b = odd ? s[h * 4 + 3] : s[h * 4 + 2];
-                a += subgroupShuffleXor(odd ? s[h * 4] : s[h * 4 + 1], 1);
-                b += subgroupShuffleXor(odd ? s[h * 4 + 2] : s[h * 4 + 3], 1);
-                float x = (upper ? b : a) + subgroupShuffleXor(upper ? a : b, 2);
-                [[unroll]] for (uint mask = 4; mask < TEAM; mask *= 2)
+                uint mine = base + key0 + (KEYS == 4 ? part & 3 : 0);
+                bool counts = key0 < STAGE && mine < last;
+                float x = s[h * KEYS];
+                if (KEYS == 4) // lane `part` ends with the score of key part & 3
+                    x = team_halve(x, s[min(h * KEYS + 1, SCORES - 1)], s[min(h * KEYS + 2, SCORES - 1)],
+                                   s[min(h * KEYS + 3, SCORES - 1)], part);
+                [[unroll]] for (uint mask = KEYS; mask < TEAM; mask *= 2)
                     x += subgroupShuffleXor(x, mask);
 
-                float highest = max(m[h], team_max4(counts ? x : LOWEST));
+                float best = counts ? x : LOWEST;
+                if (KEYS == 4)
+                    best = team_max4(best);
+                float highest = max(m[h], best);
                 float weight = counts ? exp2(x - highest) : 0.0, shrink = exp2(m[h] - highest);
                 m[h] = highest;
-                l[h] = l[h] * shrink + weight;
-                [[unroll]] for (uint i = 0; i < 4; i++)
-                    w[h * 4 + i] = subgroupShuffle(weight, from + i);
+                l[h] = l[h] * shrink + weight; // of this lane's keys
+                [[unroll]] for (uint i = 0; i < KEYS; i++)
+                    w[h * KEYS + i] =
+                        KEYS == 4 ? subgroupShuffle(weight, (gl_SubgroupInvocationID & ~3u) + i) : weight;
                 [[unroll]] for (uint u = 0; u < 2 * VALUE_UNITS; u++)
                     o[h * 2 * VALUE_UNITS + u] *= shrink;
             }
-            [[unroll]] for (uint i = 0; i < 4; i++)
+            [[unroll]] for (uint i = 0; i < KEYS; i++)
                 [[unroll]] for (uint u = 0; u < VALUE_UNITS; u++) {
                     vec4 low = kv_low(k[i * UNITS + u]), high = kv_high(k[i * UNITS + u]);
                     [[unroll]] for (uint h = 0; h < TILE; h++) {
-                        o[(h * VALUE_UNITS + u) * 2] += w[h * 4 + i] * low;
-                        o[(h * VALUE_UNITS + u) * 2 + 1] += w[h * 4 + i] * high;
+                        o[(h * VALUE_UNITS + u) * 2] += w[h * KEYS + i] * low;
+                        o[(h * VALUE_UNITS + u) * 2 + 1] += w[h * KEYS + i] * high;
                     }
                 }
         }
     }
-    [[unroll]] for (uint h = 0; h < TILE; h++) {
-        l[h] += subgroupShuffleXor(l[h], 1);
-        l[h] += subgroupShuffleXor(l[h], 2);
-    }
+    if (KEYS == 4)
+        [[unroll]] for (uint h = 0; h < TILE; h++) {
+            l[h] += subgroupShuffleXor(l[h], 1);
+            l[h] += subgroupShuffleXor(l[h], 2);
+        }
 
     if (STREAMS > 1) { // put the streams together, in their order
         barrier(); // the rows have been read

@@ -12,10 +12,10 @@ layout(constant_id = 12) const uint ZERO = 0;
 layout(constant_id = 13) const uint GROUP = 0;
 layout(constant_id = 14) const uint ROWS = 1;  // a subgroup, at a time
 layout(constant_id = 15) const uint TURNS = 1; // times a workgroup takes ROWS rows a subgroup
+layout(constant_id = 16) const uint MERGE = 1; // chunks whose results are loaded at once
 #include "matmul/load_weights.glsl"
 
 const uint QUADS = RANK / 4;
-const uint MERGE = 8; // chunks whose results are loaded at once
 
 shared vec4 latent[QUADS];
 
