@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marlin.errors import ModelFormatError, UnsupportedModelError
+from marlin.experts import Experts, read_experts
 from marlin.loaders.base import read_json, show
 
 ACTIVATIONS: Final[dict[str, str]] = {  # name in config.json -> name in Marlin
@@ -26,6 +27,7 @@ ACTIVATIONS: Final[dict[str, str]] = {  # name in config.json -> name in Marlin
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
+PARTS: Final = ("base", "moe")  # files of marlin/models that are no model
 
 # Keys that config.json may leave out, where model types differ. "attention_bias" is about q, k, v;
 # "o_bias" (no key of config.json) says whether the same key adds a bias to the output projection.
@@ -48,6 +50,11 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     },
     "qwen3": {
         "head_dim": 128, "max_position_embeddings": 32768,
+        "sliding_window": 4096, "use_sliding_window": False,
+    },
+    "mixtral": {"o_bias": False, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5},
+    "qwen3_moe": {
+        "max_position_embeddings": 32768,
         "sliding_window": 4096, "use_sliding_window": False,
     },
 }  # fmt: skip
@@ -108,6 +115,7 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     generation: GenerationDefaults
+    experts: Experts | None = None
 
     @property
     def q_size(self) -> int:
@@ -123,7 +131,7 @@ class ModelConfig:
 def model_types() -> list[str]:
     """The model types that Marlin has: the file names of marlin/models."""
     folder = Path(__file__).parent / "models"
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem != "base" and file.stem[0] != "_")
+    return sorted(file.stem for file in folder.glob("*.py") if file.stem not in PARTS and file.stem[0] != "_")
 
 
 def load_config(folder: str | Path, *, context: int | None = None) -> ModelConfig:
@@ -206,6 +214,7 @@ def read_config(
         ),
         eos_ids=ids.ids("eos_token_id", vocab),
         generation=_generation(notes, vocab),
+        experts=read_experts(section, model_type, layers),
     )
 
 
@@ -262,6 +271,10 @@ class _Section:
 
     def __init__(self, where: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self.where, self.values, self.defaults = where, values, defaults
+
+    def over(self, defaults: Mapping[str, Any]) -> _Section:
+        """The same object with further defaults."""
+        return _Section(self.where, self.values, {**self.defaults, **defaults})
 
     def raw(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, self.defaults.get(key, default))

@@ -6,7 +6,9 @@ many bytes it will take (that is all a memory plan needs); `load` then moves the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -153,6 +155,23 @@ class Source:
     def has(self, name: str) -> bool:
         return self.checkpoint is not None and name in self.checkpoint.tensors
 
+    def split(self, name: str, shape: tuple[int, ...], pieces: Mapping[str, int], rows: int) -> None:
+        """Let blocks of `rows` rows of the tensor `name` (..., columns) be found by names of their own.
+
+        pieces: name -> first row, the leading axes counted as one.
+        """
+        assert self.checkpoint is not None
+        info = self.checkpoint.tensor(name)
+        self._check(name, info.shape, shape)
+        self._check_dense(info)
+        self._used.add(name)
+        row_bytes = info.nbytes // math.prod(shape[:-1])
+        for piece, first in pieces.items():
+            self.checkpoint.tensors[piece] = dataclasses.replace(
+                info, name=piece, shape=(rows, shape[-1]), offset=info.offset + first * row_bytes,
+                nbytes=rows * row_bytes,
+            )  # fmt: skip
+
     def ignore(self, name: str) -> None:
         """A tensor that may be there and is not needed."""
         self._used.add(name)
@@ -233,8 +252,8 @@ class Part:
 class Linear(Module):
     """One or several matrices of the checkpoint, multiplied by one kernel.
 
-    parts: (module name, rows). Stacked (q over k over v), or `interleaved`: row i of part p goes to row
-    i * parts + p, which is how gated activations want gate and up. bias: whether the modules have one.
+    parts: (module name, rows). Stacked (q over k over v); with `interleaved` = s, each s parts are dealt out row by
+    row before the next s: 2 is how gated activations want gate and up. bias: whether the modules have one.
     Raises UnsupportedModelError when parts are stored in different weight formats.
     """
 
@@ -248,18 +267,19 @@ class Linear(Module):
         k: int,
         *,
         bias: bool = False,
-        interleaved: bool = False,
+        interleaved: int = 1,
         kind: str = "",
         as_stored: bool = False,
     ) -> None:
         super().__init__(name)
         self.parts: list[Part] = []
-        start, stride = 0, len(parts) if interleaved else 1
-        for module, rows in parts:
+        above = 0  # rows of the groups before
+        for index, (module, rows) in enumerate(parts):
             weight = source.matrix(module, rows, k)
             vector = Vector(source, module + ".bias", rows, fill=0.0) if bias else None
-            self.parts.append(Part(module, rows, start, stride, weight, vector))
-            start += 1 if interleaved else rows
+            place = index % interleaved
+            self.parts.append(Part(module, rows, above + place, interleaved, weight, vector))
+            above += rows * interleaved if place == interleaved - 1 else 0
         self.n, self.k = sum(rows for _, rows in parts), k
         self.exact = source.exact
         self.part_kind = kind or self.kind

@@ -62,7 +62,7 @@ class Layer(Module):
             [(f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner)],
             hidden,
             bias=config.mlp_bias,
-            interleaved=True,
+            interleaved=2,
             kind="mlp",
         )
         self.down = Linear(
