@@ -29,8 +29,7 @@ class Layer(Module):
     def __init__(self, config: ModelConfig, source: Source, index: int, rope: Rope) -> None:
         name = f"model.layers.{index}"
         super().__init__(name)
-        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        hidden, inner = config.hidden_size, config.intermediate_size
+        attention, hidden = f"{name}.self_attn", config.hidden_size
         self.eps, self.activation = config.norm_eps, GATED[config.activation]
 
         self.input_norm = Vector(source, f"{name}.input_layernorm.weight", hidden)
@@ -56,6 +55,12 @@ class Layer(Module):
             kind="attention",
         )
         self.mlp_norm = Vector(source, f"{name}.post_attention_layernorm.weight", hidden)
+        self.build_mlp(config, source, index)
+
+    def build_mlp(self, config: ModelConfig, source: Source, index: int) -> None:
+        """The weights of `mlp`."""
+        name, hidden, inner = self.name, config.hidden_size, config.intermediate_size
+        mlp = f"{name}.mlp"
         self.gate_up = Linear(
             source,
             f"{name}.gate_up",
@@ -79,9 +84,12 @@ class Layer(Module):
         qkv = self.qkv(h, norm=self.input_norm, eps=self.eps, dtype=run.dtype)
         a = self.attention(qkv, run)
         h = self.o(a, residual=h)
+        return self.seen(self.mlp(h, run))
+
+    def mlp(self, h: _C.Tensor, run: Run) -> _C.Tensor:
+        """h + MLP(norm(h))."""
         m = self.gate_up(h, norm=self.mlp_norm, eps=self.eps, activation=self.activation, dtype=run.dtype)
-        h = self.down(m, residual=h)
-        return self.seen(h)
+        return self.down(m, residual=h)
 
 
 class Model(CausalLM):
