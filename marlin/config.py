@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marlin.errors import ModelFormatError, UnsupportedModelError
+from marlin.experts import Experts, read_experts
 from marlin.loaders.base import read_json, show
 
 ACTIVATIONS: Final[dict[str, str]] = {  # name in config.json -> name in Marlin
@@ -27,6 +28,7 @@ ACTIVATIONS: Final[dict[str, str]] = {  # name in config.json -> name in Marlin
 }
 LATENT: Final = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")  # model types with latent attention
 ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
+PARTS: Final = ("base", "mla", "moe")  # files of marlin/models that are no model
 
 # Keys that config.json may leave out, where model types differ. "attention_bias" is about q, k, v;
 # "o_bias" (no key of config.json) says whether the same key adds a bias to the output projection.
@@ -49,6 +51,11 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     },
     "qwen3": {
         "head_dim": 128, "max_position_embeddings": 32768,
+        "sliding_window": 4096, "use_sliding_window": False,
+    },
+    "mixtral": {"o_bias": False, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5},
+    "qwen3_moe": {
+        "max_position_embeddings": 32768,
         "sliding_window": 4096, "use_sliding_window": False,
     },
 }  # fmt: skip
@@ -138,7 +145,9 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     generation: GenerationDefaults
+    experts: Experts | None = None
     latent: Latent | None = None
+    extra_layers: int = 0  # of the checkpoint behind the network's own: multi-token prediction
 
     @property
     def q_size(self) -> int:
@@ -159,7 +168,7 @@ class ModelConfig:
 def model_types() -> list[str]:
     """The model types that Marlin has: the file names of marlin/models."""
     folder = Path(__file__).parent / "models"
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem != "base" and file.stem[0] != "_")
+    return sorted(file.stem for file in folder.glob("*.py") if file.stem not in PARTS and file.stem[0] != "_")
 
 
 def load_config(folder: str | Path, *, context: int | None = None) -> ModelConfig:
@@ -244,7 +253,9 @@ def read_config(
         ),
         eos_ids=ids.ids("eos_token_id", vocab),
         generation=_generation(notes, vocab),
+        experts=read_experts(section, model_type, layers),
         latent=_latent(section, rope) if latent_attention else None,
+        extra_layers=section.optional_integer("num_nextn_predict_layers", 0, 64) or 0,
     )
 
 
@@ -301,6 +312,10 @@ class _Section:
 
     def __init__(self, where: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self.where, self.values, self.defaults = where, values, defaults
+
+    def over(self, defaults: Mapping[str, Any]) -> _Section:
+        """The same object with further defaults."""
+        return _Section(self.where, self.values, {**self.defaults, **defaults})
 
     def raw(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, self.defaults.get(key, default))

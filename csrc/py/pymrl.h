@@ -38,13 +38,14 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
+#include "ops/matmul.h"
 #include "ops/view.h"
 #include "vk/device.h"
 #include "vk/program.h"
 
 typedef struct mrl_state {
     PyTypeObject *Device, *Tensor, *Program;
-    PyTypeObject *Linear, *KVCache, *StepState, *Generator;
+    PyTypeObject *Linear, *MoE, *KVCache, *StepState, *Generator;
     PyObject *MarlinError, *ModelFormatError, *UnsupportedModelError;
     PyObject *DeviceError, *DeviceLostError, *DeviceOutOfMemory;
     PyObject *CancelledError, *QueueFull;
@@ -98,6 +99,7 @@ int mrl_py_device_add(PyObject *module, mrl_state *state);
 int mrl_py_tensor_add(PyObject *module, mrl_state *state);
 int mrl_py_program_add(PyObject *module, mrl_state *state);
 int mrl_py_linear_add(PyObject *module, mrl_state *state);
+int mrl_py_moe_add(PyObject *module, mrl_state *state);
 int mrl_py_attention_add(PyObject *module, mrl_state *state);
 int mrl_py_mla_add(PyObject *module, mrl_state *state);
 int mrl_py_generator_add(PyObject *module, mrl_state *state);
@@ -162,6 +164,11 @@ struct mrl_weight;
 int mrl_py_weight(const mrl_state *state, PyObject *obj, const char *name, const struct mrl_weight **out);
 /* The program of a captured Program object, borrowed from it. */
 int mrl_py_program(const mrl_state *state, PyObject *obj, const char *name, mrl_program **out);
+
+/* The C part of a Linear object, borrowed from it. */
+struct mrl_linear *mrl_py_linear_of(PyObject *linear);
+/* An activation by name, NULL for none; ValueError "what: activation must be ...". */
+int mrl_py_activation(const char *name, const char *what, mrl_activation *out);
 
 /* ---- Tensors --------------------------------------------------------------------------------- */
 
