@@ -209,6 +209,23 @@ done:
     return rc;
 }
 
+static void plan_gemm(const routed *r, const mrl_weight *w, const mrl_view *x, const mrl_view *y,
+                      mrl_activation activation, uint32_t n, mrl_gemv_plan *plan)
+{
+    const bool coopmat = r->how.kernel == MRL_KERNEL_moe_gemm_coopmat;
+    const uint32_t columns = coopmat ? 128 : GEMM_TILE;
+    const uint32_t spec[] = {256,        (uint32_t)x->dtype, (uint32_t)y->dtype,   (uint32_t)w->scale_type,
+                             w->has_zero, w->group,           (uint32_t)activation, columns,
+                             1,           r->how.tile};
+
+    plan->math = coopmat ? MRL_MATH_F16 : MRL_MATH_NONE;
+    plan->nspec = coopmat ? 10 : 7;
+    memcpy(plan->spec, spec, sizeof spec);
+    plan->groups[0] = mrl_div_up(n, columns);
+    plan->groups[1] = r->bound;
+    plan->groups[2] = 1;
+}
+
 /* y (pairs, n_out) = activation(norm(x) W[expert]^T) by the kernel of the strategy; `slots` pairs share a row of x. */
 static mrl_status pair_product(const routed *r, const mrl_weight *w, const mrl_view *x, const mrl_view *norm,
                                mrl_activation activation, const mrl_view *y, uint32_t n, uint32_t slots,
@@ -229,6 +246,8 @@ static mrl_status pair_product(const routed *r, const mrl_weight *w, const mrl_v
                                     .activation = activation,
                                     .norm = norm->buffer != NULL};
         mrl_plan_gemv(r->dev, &work, &defaults, &plan);
+    } else {
+        plan_gemm(r, w, x, y, activation, n, &plan);
     }
     return expert_product(r, w, r->how.kernel, &plan, x, norm, &absent, y, n, slots, err);
 }
@@ -330,28 +349,79 @@ done:
 
 /* ---- choice ---- */
 
+/* The dtype in which a normalised x is best kept: as the kernels will multiply it. */
+static mrl_dtype normal_dtype(const mrl_moe_args *args)
+{
+    return mrl_wants_f32(args->layer->gate_up->format, args->x.dtype, true) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
+}
+
+static bool coopmat_can(mrl_device *dev, const mrl_moe_args *args)
+{
+    const mrl_weight *const both[] = {args->layer->gate_up, args->layer->down};
+    const mrl_dtype x = args->norm.buffer != NULL ? normal_dtype(args) : args->x.dtype;
+
+    for (int i = 0; i < 2; i++)
+        if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, both[i]->format, MRL_MATH_F16) ||
+            both[i]->k % 8 != 0)
+            return false;
+    return mrl_device_info_of(dev)->subgroup_size == 32 && x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16 &&
+           (args->norm.buffer != NULL || args->x.offset % 16 == 0);
+}
+
+/* Low tiles where few pairs go to an expert: rows that are not there are multiplied too. */
+static uint32_t coopmat_tile(uint64_t pairs, uint32_t experts)
+{
+    const uint64_t mean = pairs / experts;
+    return mean <= 32 ? 32 : mean <= 96 ? 64 : 128;
+}
+
+static strategy best(mrl_device *dev, const mrl_moe_args *args)
+{
+    const uint32_t experts = args->layer->experts;
+    const uint64_t rows = args->x.shape[0], pairs = rows * args->layer->top_k;
+
+    /* A CPU gains nothing from tiles (see row_by_row of matmul.c). On a GPU two dispatches more cost less than
+     * reading experts twice, once the pairs are half as many as the experts. */
+    if (software(dev) || rows == 1 || (rows <= MRL_GEMV_MAX_ROWS && 2 * pairs <= experts))
+        return (strategy){MRL_KERNEL_moe_gemv, 0};
+    if (rows <= MRL_GEMV_MAX_ROWS)
+        return (strategy){MRL_KERNEL_moe_gemv, pairs <= 2 * (uint64_t)experts ? 2 : 4};
+    if (coopmat_can(dev, args))
+        return (strategy){MRL_KERNEL_moe_gemm_coopmat, coopmat_tile(pairs, experts)};
+    return (strategy){MRL_KERNEL_moe_gemm, GEMM_TILE};
+}
+
 static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
 {
-    const mrl_moe_layer *layer = args->layer;
-    const uint64_t rows = args->x.shape[0], pairs = rows * layer->top_k;
+    static const struct {
+        const char *name;
+        strategy standard;
+        uint32_t least, most; /* tile that may be asked for, a power of two */
+    } known[] = {{"rows", {MRL_KERNEL_moe_gemv, 0}, 0, 0},
+                 {"moe_gemv", {MRL_KERNEL_moe_gemv, 4}, 1, 8},
+                 {"moe_gemm", {MRL_KERNEL_moe_gemm, GEMM_TILE}, GEMM_TILE, GEMM_TILE},
+                 {"moe_gemm_coopmat", {MRL_KERNEL_moe_gemm_coopmat, 64}, 32, 128}};
     char name[32] = "";
     uint32_t tile = 0;
 
-    *out = (strategy){MRL_KERNEL_moe_gemv, 0};
-    if (args->kernel == NULL) {
-        /* A CPU gains nothing from tiles (see row_by_row of matmul.c). On a GPU two dispatches more cost less than
-         * reading experts twice once the pairs are about as many as the experts. */
-        if (software(dev) || rows == 1 || (rows <= MRL_GEMV_MAX_ROWS && 2 * pairs <= layer->experts))
-            return MRL_OK;
-        out->tile = pairs <= 2 * (uint64_t)layer->experts ? 2 : 4;
+    *out = best(dev, args);
+    if (args->kernel == NULL)
+        return MRL_OK;
+    int parts = sscanf(args->kernel, "%31[a-z_]@%u", name, &tile);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (strcmp(known[i].name, name) != 0)
+            continue;
+        *out = known[i].standard;
+        if (parts == 2 && (tile < known[i].least || tile > known[i].most || (tile & (tile - 1)) != 0))
+            return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel \"%s\" asks for a tile that there is not", args->kernel);
+        if (parts == 2)
+            out->tile = tile;
+        if (out->kernel == MRL_KERNEL_moe_gemm_coopmat && !coopmat_can(dev, args))
+            return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel %s cannot do this product on %s", name,
+                            mrl_device_info_of(dev)->name);
         return MRL_OK;
     }
-    if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > 8 || (tile & (tile - 1)) != 0 ||
-        (strcmp(name, "rows") != 0 && strcmp(name, "moe_gemv") != 0))
-        return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel called %s", args->kernel);
-    if (strcmp(name, "moe_gemv") == 0)
-        out->tile = tile == 0 ? 4 : tile;
-    return MRL_OK;
+    return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel called %s", args->kernel);
 }
 
 /* ---- the op ---- */
@@ -464,8 +534,7 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
     MRL_TRY(route(dev, args, &r.ids, &r.weights, err));
     if (r.norm.buffer != NULL && (rows > 1 || r.how.kernel != MRL_KERNEL_moe_gemv)) {
         /* Otherwise every workgroup of every pair would do it. */
-        const bool f32 = mrl_wants_f32(layer->gate_up->format, r.x.dtype, true);
-        MRL_TRY(normalise(dev, args, f32 ? MRL_DTYPE_f32 : MRL_DTYPE_f16, &normalised, err));
+        MRL_TRY(normalise(dev, args, normal_dtype(args), &normalised, err));
         r.x = normalised;
         r.norm = (mrl_view){0};
     }

@@ -19,6 +19,6 @@ layout(push_constant, scalar) uniform Push { mrl_push_matmul p; };
 #define UNIT_AT(row, unit, stride) ((row) * (stride) + (unit))
 #define GROUP_AT(row, k) ((row) * p.groups + group_of(k))
 #define UNIT_UNSCALED (SCALE == SCALE_NONE || GROUP == 0)
-#define X_AT(m, k) (m) * p.k + (k)
+#define X_AT(m, at) (m) * p.k + (at)
 #define STORE_PAIR store_pair
 #include "matmul/gemv.glsl"

@@ -6,6 +6,7 @@ layout(push_constant, scalar) uniform Push { mrl_push_moe p; };
 #include "moe/tile.glsl"
 #define ROW_SCALE(n) load_scale(p.scale, expert_row + (n), SCALE)
 #include "include/epilogue.glsl"
+#include "moe/store_tile.glsl"
 
 uint pairs[M];
 
@@ -18,17 +19,11 @@ bool gemv_prologue()
     return true;
 }
 
-void store_tile_pair(uint m, uint n, float a, float b, bool second)
-{
-    if (m < tile_rows)
-        store_pair(pairs[m], n, a, b, second);
-}
-
 #define GEMV_PROLOGUE
 #define K_LENGTH() k_padded()
 #define UNIT_AT(row, unit, stride) ((expert_row + (row)) * (stride) + (unit))
 #define GROUP_AT(row, k) ((expert_row + (row)) * p.groups + group_of(k))
 #define UNIT_UNSCALED (SCALE == SCALE_NONE || GROUP == 0)
-#define X_AT(m, k) (pairs[m] / p.slots) * p.k + (k)
+#define X_AT(m, at) (pairs[m] / p.slots) * p.k + (at)
 #define STORE_PAIR store_tile_pair
 #include "matmul/gemv.glsl"
