@@ -236,6 +236,63 @@ class Linear:
     def embed(self, ids: Tensor, dtype: str = "f32") -> Tensor: ...  # ids (rows) i32 -> (rows, k)
 
 @final
+# y = residual + the weighted sum over the experts that the router chooses for norm(x); x (rows, hidden) or (hidden).
+# router (experts [+ 1], hidden); gate_up ((experts + shared) * 2 * inner, hidden), gate and up rows alternating;
+# down ((experts + shared) * hidden, inner). NaN among a row's logits makes its result NaN.
+class MoE:
+    def __init__(
+        self,
+        router: Linear,
+        gate_up: Linear,
+        down: Linear,
+        *,
+        experts: int,
+        top_k: int,
+        shared: int = 0,
+        scoring: str = "softmax",
+        normalise: bool = True,
+        scale: float = 1.0,
+        groups: int = 1,
+        top_groups: int = 1,
+        group_best: int = 2,
+        bias: Tensor | None = None,
+        activation: str = "swiglu",
+    ) -> None: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def experts(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def shared(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def inner(self) -> int: ...
+    # (experts) u32: how often each was chosen.
+    @property
+    def usage(self) -> Tensor: ...
+    def reset_usage(self) -> None: ...
+    # (rows, top_k + shared): ids i32, -1 in idle rows, and weights f32.
+    def route(
+        self, x: Tensor, *, norm: Tensor | None = None, eps: float = 1e-6, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+    # dtype: of activations between the kernels, and of y without a residual. positions (rows) i32: rows with a
+    # negative one are idle, nothing is computed for them. kernel: "rows", "moe_gemv@tile", ...
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 1e-6,
+        residual: Tensor | None = None,
+        dtype: str | None = None,
+        out: Tensor | None = None,
+        positions: Tensor | None = None,
+        kernel: str | None = None,
+    ) -> Tensor: ...
+
 class KVCache:
     def __init__(
         self,
@@ -247,6 +304,7 @@ class KVCache:
         kv_heads: int,
         dim: int,
         dtype: str = "f16",
+        rank: int = 0,  # > 0: latent rows (kv_heads 1), the first rank elements are the values
     ) -> None: ...
     @property
     def device(self) -> Device: ...
@@ -260,7 +318,9 @@ class KVCache:
     def nbytes(self) -> int: ...
     @property
     def dtype(self) -> str: ...
-    # Views (slots, context, kv_heads, dim) of K and V.
+    @property
+    def rank(self) -> int: ...
+    # Views (slots, context, kv_heads, dim) of K and V; of a latent cache, its rows twice.
     def read(self, layer: int, /) -> tuple[Tensor, Tensor]: ...
 
 # y, or with residual (y, x + residual); x (rows, columns), weight (columns) f32.
@@ -312,6 +372,29 @@ def rope(
     eps: float = 1e-6,
     rope_scale: float = 1.0,
     interleaved: bool = False,
+    dtype: str | None = None,
+) -> Tensor: ...
+
+# Latent attention. kv (rows, rank + rope_dim), normed by norm (rank) f32 and turned, goes to a cache with a rank; q
+# (rows, heads * (nope + rope_dim)) attends over it. kv_b (heads * (nope + v_dim), rank) makes keys and values of
+# latents. -> (rows, heads * v_dim). Rows may be of one slot or of several.
+def mla(
+    q: Tensor,
+    kv: Tensor,
+    norm: Tensor,
+    kv_b: Linear,
+    cache: KVCache,
+    layer: int,
+    positions: Tensor,
+    slots: Tensor,
+    freq: Tensor,
+    *,
+    heads: int,
+    bound: int,
+    eps: float = 1e-6,
+    scale: float | None = None,
+    rope_scale: float = 1.0,
+    interleaved: bool = True,
     dtype: str | None = None,
 ) -> Tensor: ...
 

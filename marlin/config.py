@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marlin.errors import ModelFormatError, UnsupportedModelError
+from marlin.experts import Experts, read_experts
 from marlin.loaders.base import read_json, show
 
 ACTIVATIONS: Final[dict[str, str]] = {  # name in config.json -> name in Marlin
@@ -27,7 +28,9 @@ ACTIVATIONS: Final[dict[str, str]] = {  # name in config.json -> name in Marlin
 }
 HEAD_DIM_STEP: Final = 8  # what csrc/engine/kv_cache.h takes
 HEAD_DIM_MAX: Final = 256
+LATENT: Final = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")  # model types with latent attention
 ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
+PARTS: Final = ("base", "mla", "moe")  # files of marlin/models that are no model
 
 # Keys that config.json may leave out, where model types differ. "attention_bias" is about q, k, v;
 # "o_bias" (no key of config.json) says whether the same key adds a bias to the output projection.
@@ -52,6 +55,11 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "head_dim": 128, "max_position_embeddings": 32768,
         "sliding_window": 4096, "use_sliding_window": False,
     },
+    "mixtral": {"o_bias": False, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5},
+    "qwen3_moe": {
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096, "use_sliding_window": False,
+    },
 }  # fmt: skip
 
 
@@ -72,6 +80,35 @@ class Rope:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention: the cache holds rank + rope_dim numbers a position, for all heads.
+
+    q_rank: of the query's low-rank projection, None where it is one matrix. A query head has nope_dim +
+    rope_dim elements, a value head v_dim. softmax_scale includes YaRN's mscale_all_dim.
+    """
+
+    rank: int
+    q_rank: int | None
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    softmax_scale: float
+    interleaved: bool
+    # transformers leaves the norms of both projections at their default, whatever rms_norm_eps says.
+    norm_eps: float = 1e-6
+
+    @property
+    def q_dim(self) -> int:
+        """Elements of a query head."""
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def row(self) -> int:
+        """Elements of a cache row."""
+        return self.rank + self.rope_dim
 
 
 @dataclass(frozen=True)
@@ -110,22 +147,30 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     generation: GenerationDefaults
+    experts: Experts | None = None
+    latent: Latent | None = None
+    extra_layers: int = 0  # of the checkpoint behind the network's own: multi-token prediction
 
     @property
     def q_size(self) -> int:
         """Width of the query projection: heads * head_dim, which need not be hidden_size."""
-        return self.heads * self.head_dim
+        return self.heads * (self.latent.q_dim if self.latent else self.head_dim)
 
     @property
     def kv_size(self) -> int:
         """Width of the key projection, and of the value projection."""
         return self.kv_heads * self.head_dim
 
+    @property
+    def cache_row(self) -> int:
+        """Elements that the cache holds a token and layer."""
+        return self.latent.row if self.latent else 2 * self.kv_size
+
 
 def model_types() -> list[str]:
     """The model types that Marlin has: the file names of marlin/models."""
     folder = Path(__file__).parent / "models"
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem != "base" and file.stem[0] != "_")
+    return sorted(file.stem for file in folder.glob("*.py") if file.stem not in PARTS and file.stem[0] != "_")
 
 
 def load_config(folder: str | Path, *, context: int | None = None) -> ModelConfig:
@@ -162,7 +207,8 @@ def read_config(
     hidden = section.integer("hidden_size", 1, 1 << 18)
     heads = section.integer("num_attention_heads", 1, 1 << 14)
     layers = section.integer("num_hidden_layers", 1, 4096)
-    head_dim = section.optional_integer("head_dim", 1, 4096)
+    latent_attention = model_type in LATENT
+    head_dim = section.optional_integer("qk_rope_head_dim" if latent_attention else "head_dim", 1, 4096)
     if head_dim is None:
         if hidden % heads:
             raise ModelFormatError(
@@ -182,7 +228,7 @@ def read_config(
     _check_window(section, layers, min(context or limit, limit))
 
     rope = _rope(section, head_dim, limit)
-    if head_dim % HEAD_DIM_STEP or head_dim > HEAD_DIM_MAX:
+    if not latent_attention and (head_dim % HEAD_DIM_STEP or head_dim > HEAD_DIM_MAX):
         raise UnsupportedModelError(
             f"config.json: heads of {head_dim} dimensions (head_dim, or hidden_size / num_attention_heads) are not "
             f"supported; it must be a multiple of {HEAD_DIM_STEP} up to {HEAD_DIM_MAX}"
@@ -215,6 +261,9 @@ def read_config(
         ),
         eos_ids=ids.ids("eos_token_id", vocab),
         generation=_generation(notes, vocab),
+        experts=read_experts(section, model_type, layers),
+        latent=_latent(section, rope) if latent_attention else None,
+        extra_layers=section.optional_integer("num_nextn_predict_layers", 0, 64) or 0,
     )
 
 
@@ -271,6 +320,10 @@ class _Section:
 
     def __init__(self, where: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self.where, self.values, self.defaults = where, values, defaults
+
+    def over(self, defaults: Mapping[str, Any]) -> _Section:
+        """The same object with further defaults."""
+        return _Section(self.where, self.values, {**self.defaults, **defaults})
 
     def raw(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, self.defaults.get(key, default))
@@ -425,6 +478,32 @@ def _rope(section: _Section, head_dim: int, context: int) -> Rope:
         mscale_all_dim=part.optional_number("mscale_all_dim", 0.0, 1e6),
         truncate=part.boolean("truncate", True),
     )  # fmt: skip
+
+
+def _latent(section: _Section, rope: Rope) -> Latent:
+    """The sizes of latent attention. Kernels read rows by eights, so all must be multiples of 8."""
+
+    def size(key: str) -> int:
+        value = section.integer(key, 8, 1 << 14)
+        if value % 8:
+            raise UnsupportedModelError(f"config.json: {key} {value} is not supported: it must be a multiple of 8")
+        return value
+
+    rank, rope_dim, nope = size("kv_lora_rank"), size("qk_rope_head_dim"), size("qk_nope_head_dim")
+    if rope.dim != rope_dim:
+        raise UnsupportedModelError(f"config.json: partial_rotary_factor of qk_rope_head_dim {rope_dim}")
+    mscale = rope.mscale_all_dim if rope.kind == "yarn" else None
+    # DeepSeek's YaRN sharpens the scores by the square of what it would have scaled cos and sin by.
+    sharpen = (0.1 * mscale * math.log(rope.factor) + 1.0) ** 2 if mscale and rope.factor > 1 else 1.0
+    return Latent(
+        rank=rank,
+        q_rank=section.optional_integer("q_lora_rank", 1, 1 << 16),
+        nope_dim=nope,
+        rope_dim=rope_dim,
+        v_dim=size("v_head_dim"),
+        softmax_scale=sharpen / math.sqrt(nope + rope_dim),
+        interleaved=section.boolean("rope_interleave", True),
+    )
 
 
 def _generation(notes: _Section, vocab: int) -> GenerationDefaults:

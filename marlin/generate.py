@@ -124,9 +124,11 @@ class Engine:
     ) -> None:
         self.network, self.config, self.device = network, config, device
         self.context, self.slots, self.dtype = context, slots, dtype
+        latent = config.latent
         self.cache = _C.KVCache(
-            device, layers=config.layers, slots=slots, context=context, kv_heads=config.kv_heads,
-            dim=config.head_dim, dtype=kv,
+            device, layers=config.layers, slots=slots, context=context, dtype=kv,
+            kv_heads=1 if latent else config.kv_heads, dim=latent.row if latent else config.head_dim,
+            rank=latent.rank if latent else 0,
         )  # fmt: skip
         self.kept: dict[int, list[int]] = {}  # ids whose keys and values a slot still holds
         self._states: dict[int, _C.StepState] = {}

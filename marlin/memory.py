@@ -109,12 +109,14 @@ def kv_dtype(kv: str | None, dtype: str) -> str:
 
 
 def kv_bytes(config: ModelConfig, context: int, slots: int, kv: str) -> int:
-    """Bytes of keys and values."""
-    return 2 * config.layers * slots * context * config.kv_size * KV_BYTES[kv]
+    """Bytes of the cache."""
+    return config.layers * slots * context * config.cache_row * KV_BYTES[kv]
 
 
 def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str) -> int:
     """Activations of a prefill chunk (residual twice, qkv, attention, MLP), logits of a step, loader buffers."""
     rows, wide = min(CHUNK_ROWS, context), ACTIVATION_BYTES[dtype]
     row = 8 * config.hidden_size + wide * (2 * config.q_size + 2 * config.kv_size + config.intermediate_size)
+    if config.latent is not None:  # absorbed queries and chunk results, f32
+        row += 8 * config.heads * config.latent.row
     return rows * row + 4 * slots * config.vocab_size + UPLOAD_BYTES

@@ -111,6 +111,34 @@ class MatmulCase:
 
 
 @dataclass(frozen=True)
+class MoeCase:
+    """rows of x through a router and experts of a weight format; kernel None: the engine chooses. dtype: that of x."""
+
+    kernel: str | None
+    format: str
+    rows: int
+    experts: int
+    top_k: int
+    hidden: int
+    inner: int
+    dtype: str = "f32"
+    group: int | None = None
+    scale: str | None = None
+    zero: bool = False
+    shared: int = 0
+    norm: bool = False
+    residual: bool = False
+    one_expert: bool = False  # the router sends all rows to the same experts
+
+    def __str__(self) -> str:
+        weight = weight_id(self.format, self.group, self.scale, self.zero)
+        extras = [f"shared{self.shared}" if self.shared else None]
+        extras += [name for name in ("norm", "residual", "one_expert") if getattr(self, name)]
+        shape = f"r{self.rows}-e{self.top_k}of{self.experts}-h{self.hidden}-i{self.inner}-{self.dtype}"
+        return "-".join(["moe", self.kernel or "auto", weight, shape, *filter(None, extras)])
+
+
+@dataclass(frozen=True)
 class AttentionCase:
     """Rows that attend: `positions` of the last row of each slot, `rows` of them consecutive."""
 
@@ -262,8 +290,27 @@ def _matmul_cases() -> list[MatmulCase]:
     return cases
 
 
+def _moe_cases() -> list[MoeCase]:
+    kernels = ["rows", "moe_gemv@2", "moe_gemm", "moe_gemm_coopmat@32"]
+    cases = [MoeCase(None, f, 2, 4, 2, 64, 32, "f32", g, s, z) for f, g, s, z in default_variants()]
+    # Scales of a row differ between the experts that moe_down adds up.
+    cases += [MoeCase("rows", f, 1, 4, 3, 160, 130, "f32", 0, "f16") for f in ("int4", "int8")]
+    for kernel in kernels:
+        cases.append(MoeCase(kernel, "int4", 5, 8, 2, 256, 64, "f16", 32, "f16", norm=True, residual=True))
+        # Odd sizes, shared experts, more rows than a tile, and all of them with the same experts.
+        cases.append(MoeCase(kernel, "int8", 9, 3, 2, 72, 40, "f16", 0, "f16", shared=2))
+        cases.append(MoeCase(kernel, "f16", 70, 4, 1, 64, 32, "f16", one_expert=True, residual=True))
+    cases.append(MoeCase("rows", "f16", 1, 4, 2, 63, 31, "f32", residual=True))
+    cases.append(MoeCase("moe_gemm", "f16", 17, 4, 2, 63, 31, "f32", residual=True))
+    cases.append(MoeCase("rows", "int4", 1, 2, 2, 128, 8192, "f16", 128, "f16"))  # staged in parts
+    cases.append(MoeCase("moe_gemm_coopmat@64", "int4", 200, 8, 2, 256, 128, "f16", 128, "f16", norm=True))
+    cases.append(MoeCase("moe_gemm_coopmat@128", "int4", 300, 4, 2, 256, 128, "f16", 128, "f16", norm=True))
+    return cases
+
+
 FORMAT_CASES: Final = _format_cases()
 MATMUL_CASES: Final = _matmul_cases()
+MOE_CASES: Final = _moe_cases()
 ATTENTION_CASES: Final = [
     *(AttentionCase(4, kv, 64, positions=(p,)) for kv in (1, 2, 4) for p in (0, 1, 15, 16, 17, 300)),
     AttentionCase(8, 2, 128, positions=(5, 0, 63, 64, 65)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.cases import ATTENTION_CASES, FORMAT_CASES, MATMUL_CASES, ROWS_CASES, SAMPLE_CASES
-from tests.ref import attention, embedding, matmul, norm, rope, sample
+from tests.ref import attention, embedding, matmul, mla, norm, rope, sample
 from tests.tolerance import check
 
 RNG = np.random.default_rng(0)
@@ -46,6 +46,24 @@ def test_rope_is_a_complex_product(interleaved: bool) -> None:
     z = (x[..., first] + 1j * x[..., second]) * turn
     np.testing.assert_allclose(y[..., first] + 1j * y[..., second], z, atol=1e-12)
     np.testing.assert_array_equal(y[..., 8:], x[..., 8:])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_mla_absorbed_is_mla_expanded(interleaved: bool) -> None:
+    heads, nope, v_dim, rank, rope_dim, rows = 3, 8, 12, 16, 4, 4
+    positions, slots = np.array([0, 5, -1, 9]), np.array([1, 0, 0, 1])
+    freq = (10000.0 ** -np.linspace(0, 1, rope_dim // 2)).astype(np.float32)
+    q, kv = RNG.standard_normal((rows, heads * (nope + rope_dim))), RNG.standard_normal((20, rank + rope_dim))
+    kv_b, norms = RNG.standard_normal((heads * (nope + v_dim), rank)), RNG.uniform(0.5, 1.5, rank)
+    turn = {"scale": 1.1, "interleaved": interleaved}
+    cache = mla.mla_latent(kv, norms, np.tile(np.arange(10), 2), freq, **turn).reshape(2, 10, -1)
+    np.testing.assert_allclose((cache[..., :rank] ** 2 / norms**2).mean(-1), 1, rtol=1e-4)
+    absorbed = mla.mla_query(q, kv_b, positions, freq, heads=heads, **turn)
+    latent = mla.mla_decode(absorbed, cache, positions, slots, rank=rank, softmax_scale=0.3)
+    y = mla.mla_value(latent, kv_b, nope)
+    wanted = mla.mla_expanded(q, kv_b, cache, positions, slots, freq, heads=heads, softmax_scale=0.3, **turn)
+    assert wanted.shape == (rows, heads * v_dim) and not wanted[2].any() and wanted[3].all()
+    np.testing.assert_allclose(y, wanted, rtol=1e-11, atol=1e-12)
 
 
 def test_rope_block_writes_the_cache() -> None:

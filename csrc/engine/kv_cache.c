@@ -8,7 +8,7 @@ struct mrl_kv_cache {
     uint32_t layers;
     uint64_t layer_bytes;  /* of K */
     mrl_kv shape;          /* k and v NULL */
-    mrl_buffer *buffers[]; /* K and V of layer 0, of layer 1 .. */
+    mrl_buffer *buffers[]; /* K and V of layer 0, of layer 1 .. (V NULL in a latent cache) */
 };
 
 /* Bytes of K of one layer. Kernels count rows and 16-byte units in signed 32 bits. */
@@ -25,21 +25,28 @@ static mrl_status layer_size(const mrl_kv *shape, uint64_t *bytes, mrl_error *er
 }
 
 mrl_status mrl_kv_cache_create(mrl_device *dev, uint32_t layers, uint32_t slots, uint32_t context, uint32_t kv_heads,
-                               uint32_t dim, mrl_dtype dtype, mrl_kv_cache **out, mrl_error *err)
+                               uint32_t dim, uint32_t rank, mrl_dtype dtype, mrl_kv_cache **out, mrl_error *err)
 {
     mrl_status rc;
     mrl_kv_cache *cache = NULL;
-    mrl_kv shape = {.dtype = dtype, .slots = slots, .context = context, .kv_heads = kv_heads, .dim = dim};
-    uint64_t layer_bytes = 0, scratch = mrl_attention_scratch_bytes(dev, dim);
+    mrl_kv shape = {
+        .dtype = dtype, .slots = slots, .context = context, .kv_heads = kv_heads, .dim = dim, .rank = rank,
+    };
+    uint64_t layer_bytes = 0;
+    uint32_t most = rank == 0 ? MRL_HEAD_DIM_MAX : MRL_LATENT_DIM_MAX;
 
     *out = NULL;
     if (layers < 1 || slots < 1 || context < 1 || kv_heads < 1 || layers > 65535 || kv_heads > 65535)
         return mrl_fail(err, MRL_ERR_VALUE,
                         "KVCache: layers, slots, context and kv_heads must be positive, got %u, %u, %u, %u", layers,
                         slots, context, kv_heads);
-    if (dim < 8 || dim > MRL_HEAD_DIM_MAX || dim % 8 != 0)
-        return mrl_fail(err, MRL_ERR_VALUE, "KVCache: dim must be a multiple of 8 up to %u, got %u", MRL_HEAD_DIM_MAX,
-                        dim);
+    if (dim < 8 || dim > most || dim % 8 != 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "KVCache: dim must be a multiple of 8 up to %u, got %u", most, dim);
+    if (rank != 0 && (kv_heads != 1 || rank % 8 != 0 || rank >= dim))
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "KVCache: a latent cache has kv_heads 1 and a rank that is a multiple of 8 below dim %u, got "
+                        "kv_heads %u, rank %u",
+                        dim, kv_heads, rank);
     if (dtype != MRL_DTYPE_f16 && dtype != MRL_DTYPE_f32)
         return mrl_fail(err, MRL_ERR_TYPE, "KVCache: dtype must be f16 or f32, got %s", mrl_dtype_name(dtype));
     if (mrl_program_capturing(dev) != NULL)
@@ -50,9 +57,12 @@ mrl_status mrl_kv_cache_create(mrl_device *dev, uint32_t layers, uint32_t slots,
     cache->layers = layers;
     cache->layer_bytes = layer_bytes;
     cache->shape = shape;
-    MRL_TRY(mrl_buffer_create(dev, scratch, MRL_MEMORY_DEVICE, &cache->shape.scratch, err));
-    MRL_TRY(mrl_buffer_fill(cache->shape.scratch, 0, mrl_attention_counter_bytes(), 0, err));
-    for (uint32_t i = 0; i < 2 * layers; i++)
+    if (rank == 0) {
+        MRL_TRY(mrl_buffer_create(dev, mrl_attention_scratch_bytes(dev, dim), MRL_MEMORY_DEVICE, &cache->shape.scratch,
+                                  err));
+        MRL_TRY(mrl_buffer_fill(cache->shape.scratch, 0, mrl_attention_counter_bytes(), 0, err));
+    }
+    for (uint32_t i = 0; i < 2 * layers; i += rank == 0 ? 1 : 2)
         MRL_TRY(mrl_buffer_create(dev, layer_bytes, MRL_MEMORY_DEVICE, &cache->buffers[i], err));
     *out = cache;
     cache = NULL;
@@ -75,7 +85,7 @@ uint32_t mrl_kv_cache_layers(const mrl_kv_cache *cache)
 }
 uint64_t mrl_kv_cache_bytes(const mrl_kv_cache *cache)
 {
-    return 2 * cache->layers * cache->layer_bytes;
+    return (cache->shape.rank == 0 ? 2 : 1) * cache->layers * cache->layer_bytes;
 }
 
 mrl_status mrl_kv_cache_layer(const mrl_kv_cache *cache, uint32_t layer, mrl_kv *out, mrl_error *err)

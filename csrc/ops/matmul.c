@@ -5,26 +5,11 @@
 
 #include "push.h"
 
+#include "ops/gemv.h"
 #include "ops/norm.h"
+#include "ops/quantize.h"
 
-#define GEMV_MAX_ROWS 16u
-#define GEMV_MAX_LOADS 16u /* MAX_LOADS of gemv.comp */
-#define GEMV_MAX_SUBGROUPS 64u /* its partial sums have places for so many */
 #define GEMM_TILE 64u
-
-static const struct {
-    const char *name;
-    bool f16;
-    uint32_t bits;
-} formats[] = {
-#define F16 true
-#define F32 false
-#define FORMAT(name, bits, math, scale, zero, default_group, text) {#name, math, bits},
-#include "formats.def"
-#undef FORMAT
-#undef F16
-#undef F32
-};
 
 /* A kernel asked for by name: "gemv", or, for the tuner and benchmarks, "gemv@rows,split,prefetch,local,workgroups"
  * and "gemm_coopmat@columns / 128,buffers,rows / 128". */
@@ -43,97 +28,34 @@ typedef struct matmul_plan {
 
 static bool wants_f32(const mrl_matmul_args *args)
 {
-    /* f32 and bf16 activations may hold what f16 cannot; a normalised row cannot overflow it. */
-    return !formats[args->w->format].f16 ||
-           (args->x.dtype != MRL_DTYPE_f16 && args->norm.buffer == NULL);
-}
-
-/* ---- gemv ---- */
-
-static uint32_t floor_power_of_two(uint32_t x)
-{
-    while (x & (x - 1))
-        x &= x - 1;
-    return x;
+    return mrl_wants_f32(args->w->format, args->x.dtype, args->norm.buffer != NULL);
 }
 
 static mrl_status plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan,
                             mrl_error *err)
 {
-    const mrl_device_info *info = mrl_device_info_of(dev);
-    const mrl_weight *w = args->w;
-    const bool software = info->kind == MRL_DEVICE_SOFTWARE;
-    const uint32_t m = (uint32_t)args->x.shape[0], unit = 128 / formats[w->format].bits;
-    const bool f16 = mrl_device_has(dev, MRL_BIT(fp16)) && !wants_f32(args);
-    const bool gated = mrl_activation_gated(args->activation);
-    const uint32_t width = f16 ? 2 : 4;
-    /* Measured on an H200 (int4, 4096 to 28672 rows, k 2560 to 14336; benchmarks/kernels.py gemv --sweep): large
-     * workgroups stage x least often, two units in flight a row suffice, and splitting a row never pays. A CPU has
-     * no latency to hide and pays for every staging of x: many rows an owner. */
-    uint32_t local = software ? 8 * info->subgroup_size : 512, rows, split = 1, prefetch = software ? 1 : 2;
-    if (software)
-        rows = w->n < 256 || m > 4 ? 2 : m == 1 ? 8 : 4;
-    else
-        rows = gated || (m <= 4 && (uint64_t)w->n * w->k >= 32u << 20) ? 2 : 1;
-    if (asked->tune[0])
-        rows = asked->tune[0];
-    if (asked->tune[1])
-        split = asked->tune[1];
-    if (asked->tune[2])
-        prefetch = asked->tune[2];
-    if (asked->tune[3])
-        local = asked->tune[3];
-    if (local > info->max_workgroup)
-        local = info->max_workgroup;
-    if (local > GEMV_MAX_SUBGROUPS * info->subgroup_min)
-        local = GEMV_MAX_SUBGROUPS * info->subgroup_min;
-    uint32_t subgroups = local / info->subgroup_size;
-    while (rows * prefetch > GEMV_MAX_LOADS)
-        prefetch /= 2;
-    /* All of x is staged where it fits beside the other kernels' use of shared memory; else parts of it. */
-    uint32_t shared = info->shared_bytes >= 49152 ? 32768 : 14336;
-    uint32_t sums = GEMV_MAX_SUBGROUPS * m * sizeof(float), fixed = sums + (split > 1 ? rows * sums : sizeof(float));
-    if (fixed + shared > info->shared_bytes)
-        shared = fixed < info->shared_bytes ? info->shared_bytes - fixed : 0;
-    uint32_t chunk = w->k_padded;
-    if (chunk * m * width > shared)
-        chunk = floor_power_of_two(shared / (m * width)) & ~127u;
-    if (subgroups < split || chunk == 0 || (gated && rows == 1))
-        return mrl_fail(err, MRL_ERR_VALUE,
-                        "linear: gemv of %u rows, split %u, in workgroups of %u, with %u rows of x does not fit %s%s",
-                        rows, split, local, m, info->name, gated ? " or a gated activation" : "");
-    bool once = chunk == w->k_padded;
-    uint32_t blocks = mrl_div_up(w->n, rows * (subgroups / split));
-    uint32_t most = asked->tune[4] ? asked->tune[4] : software ? 64 : 264;
-    uint32_t pieces = w->k_padded / (unit < 8 ? 4 : 8); /* of a row of x: FMT_CHUNK of the shader */
-    uint32_t kept = once && m == 1 && args->norm.buffer != NULL && pieces <= 2 * local ? mrl_div_up(pieces, local) : 0;
-    uint32_t walk = once ? mrl_div_up(blocks, most) : 1;
+    mrl_status rc;
+    const mrl_gemv_work work = {.w = args->w,
+                                .n = args->w->n,
+                                .length = args->w->k_padded,
+                                .m = (uint32_t)args->x.shape[0],
+                                .copies = 1,
+                                .x = args->x.dtype,
+                                .y = args->y.dtype,
+                                .activation = args->activation,
+                                .norm = args->norm.buffer != NULL};
+    const uint32_t *tune = asked->tune;
+    const mrl_gemv_tuning wanted = {tune[0], tune[1], tune[2], tune[3], tune[4]};
+    mrl_gemv_plan made = {0};
 
+    MRL_TRY(mrl_plan_gemv(dev, &work, &wanted, &made, err));
     plan->kernel = MRL_KERNEL_gemv;
-    plan->math = f16 ? MRL_MATH_F16 : MRL_MATH_F32;
-    const uint32_t spec[] = {local,
-                             rows,
-                             split,
-                             m,
-                             prefetch,
-                             chunk,
-                             m * chunk * width / 16,
-                             (uint32_t)args->x.dtype,
-                             (uint32_t)args->y.dtype,
-                             (uint32_t)w->scale_type,
-                             w->has_zero,
-                             w->group,
-                             (uint32_t)args->activation,
-                             args->norm.buffer != NULL,
-                             software ? 0 : w->k_padded,
-                             once,
-                             w->group != 0 && w->group < unit ? unit / w->group : 1,
-                             kept};
-    memcpy(plan->spec, spec, sizeof spec);
-    plan->nspec = sizeof spec / sizeof *spec;
-    plan->groups[0] = mrl_div_up(blocks, walk);
-    plan->groups[1] = plan->groups[2] = 1;
-    return MRL_OK;
+    plan->math = made.math;
+    memcpy(plan->spec, made.spec, sizeof made.spec);
+    plan->nspec = made.nspec;
+    memcpy(plan->groups, made.groups, sizeof made.groups);
+done:
+    return rc;
 }
 
 /* ---- tiled kernels ---- */
@@ -177,7 +99,7 @@ static mrl_status plan_coopmat(mrl_device *dev, const mrl_matmul_args *args, con
     const uint32_t m = (uint32_t)args->x.shape[0], n = args->w->n;
     /* Tiles of 128 x 256 fill 48 KiB with one buffer and read least; high ones decode packed weights half as often.
      * Products with few tiles stay with 128 x 128, to use more of the device. */
-    const bool large = (uint64_t)mrl_div_up(m, 128) * mrl_div_up(n, 256) >= 96, packed = formats[args->w->format].bits < 16;
+    const bool large = (uint64_t)mrl_div_up(m, 128) * mrl_div_up(n, 256) >= 96, packed = mrl_format_bits(args->w->format) < 16;
     const uint32_t columns = asked->tune[0] ? 128 * asked->tune[0] : large && (!packed || m < 256) ? 256 : 128;
     const uint32_t height = asked->tune[2] ? 128 * asked->tune[2] : large && columns == 128 ? 256 : 128;
 
@@ -201,7 +123,7 @@ static mrl_status plan_coopmat(mrl_device *dev, const mrl_matmul_args *args, con
 static bool gemv_can(mrl_device *dev, const mrl_matmul_args *args)
 {
     (void)dev;
-    return args->x.shape[0] <= GEMV_MAX_ROWS;
+    return args->x.shape[0] <= MRL_GEMV_MAX_ROWS;
 }
 
 static bool coopmat_can(mrl_device *dev, const mrl_matmul_args *args)

@@ -9,6 +9,8 @@ mrl_status mrl_rope_check(const mrl_kv *kv, const mrl_rope_args *args, const cha
     uint64_t rows = args->qkv.ndim == 2 ? args->qkv.shape[0] : 1, dim = kv->dim;
     uint64_t half = args->freq.ndim == 1 ? args->freq.shape[0] : 1;
 
+    if (kv->rank != 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "%s: the cache holds latent rows (rank %u), which mla reads", op, kv->rank);
     if (args->heads == 0 || args->heads % kv->kv_heads != 0 || args->heads > 65535)
         return mrl_fail(err, MRL_ERR_VALUE, "%s: heads must be a multiple of the cache's %u kv heads, got %u", op,
                         kv->kv_heads, args->heads);

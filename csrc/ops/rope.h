@@ -6,6 +6,7 @@
 #include "ops/view.h"
 
 #define MRL_HEAD_DIM_MAX 256u
+#define MRL_LATENT_DIM_MAX 1024u /* of a row of a latent cache */
 
 /* A layer of the KV cache as ops see it; borrowed from mrl_kv_cache (engine/kv_cache.h), which has
  * checked the sizes: slots * context rows and 16-byte units of a layer are below 2^31. */
@@ -14,6 +15,8 @@ typedef struct mrl_kv {
     mrl_buffer *scratch; /* mrl_attention_scratch_bytes, its counters zero between dispatches */
     mrl_dtype dtype;     /* f16 | f32 */
     uint32_t slots, context, kv_heads, dim;
+    uint32_t rank;       /* 0, or the cache is latent (ops/mla.h): one head, the values are the first
+                          * rank elements of the rows of k, v and scratch are NULL */
 } mrl_kv;
 
 /* Operands of rope and of attention. Data on the device cannot be checked: kernels treat a row

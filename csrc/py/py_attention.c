@@ -13,8 +13,7 @@ typedef struct {
     mrl_kv_cache *cache;
 } mrl_py_kv_cache;
 
-/* PyArg_ParseTupleAndKeywords knows no required keyword-only arguments: they start as NULL. */
-static int missing(PyObject *given, const char *function, const char *keyword)
+int mrl_py_missing(PyObject *given, const char *function, const char *keyword)
 {
     if (given != NULL) return 0;
     PyErr_Format(PyExc_TypeError, "%s() missing required keyword-only argument: '%s'", function, keyword);
@@ -26,31 +25,33 @@ static int missing(PyObject *given, const char *function, const char *keyword)
 
 static PyObject *KVCache_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"device", "layers", "slots", "context", "kv_heads", "dim", "dtype", NULL};
+    static const char *const keywords[] = {"device", "layers", "slots", "context", "kv_heads", "dim",
+                                           "dtype",  "rank",   NULL};
     mrl_state *state = PyType_GetModuleState(type);
-    PyObject *device, *given[5] = {NULL}, *dtype_name = NULL;
-    uint32_t sizes[5] = {0};
+    PyObject *device, *given[5] = {NULL}, *dtype_name = NULL, *rank_given = NULL;
+    uint32_t sizes[5] = {0}, rank = 0;
     mrl_dtype dtype;
     mrl_device *dev;
     mrl_py_kv_cache *self;
     mrl_error err;
     mrl_status rc;
 
-    if (!MRL_PARSE(args, kwargs, "O|$OOOOOO:KVCache", keywords, &device, &given[0], &given[1], &given[2], &given[3],
-                   &given[4], &dtype_name) ||
+    if (!MRL_PARSE(args, kwargs, "O|$OOOOOOO:KVCache", keywords, &device, &given[0], &given[1], &given[2], &given[3],
+                   &given[4], &dtype_name, &rank_given) ||
         (dev = mrl_py_device(state, device, "KVCache: device")) == NULL ||
-        mrl_py_dtype(dtype_name, "KVCache: dtype", MRL_DTYPE_f16, &dtype) < 0)
+        mrl_py_dtype(dtype_name, "KVCache: dtype", MRL_DTYPE_f16, &dtype) < 0 ||
+        mrl_py_u32(rank_given, "KVCache: rank", 0, INT32_MAX, &rank) < 0)
         return NULL;
     for (int i = 0; i < 5; i++) {
         char name[32];
         PyOS_snprintf(name, sizeof name, "KVCache: %s", keywords[i + 1]);
-        if (missing(given[i], "KVCache", keywords[i + 1]) < 0 ||
+        if (mrl_py_missing(given[i], "KVCache", keywords[i + 1]) < 0 ||
             mrl_py_u32(given[i], name, 1, INT32_MAX, &sizes[i]) < 0)
             return NULL;
     }
     if ((self = mrl_py_alloc(type, state, device)) == NULL) return NULL;
-    MRL_NOGIL(
-        rc = mrl_kv_cache_create(dev, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], dtype, &self->cache, &err));
+    MRL_NOGIL(rc = mrl_kv_cache_create(dev, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], rank, dtype, &self->cache,
+                                       &err));
     if (rc != MRL_OK) {
         Py_DECREF(self);
         return mrl_raise(state, &err);
@@ -74,8 +75,7 @@ static mrl_kv layer_of(PyObject *obj, uint32_t layer)
     return kv;
 }
 
-/* -1 with ValueError or TypeError unless obj is a KVCache that has the layer. */
-static int parse_layer(const mrl_state *state, PyObject *obj, PyObject *layer, const char *op, mrl_kv *kv)
+int mrl_py_layer(const mrl_state *state, PyObject *obj, PyObject *layer, const char *op, mrl_kv *kv)
 {
     char name[64];
     uint32_t index = 0;
@@ -94,7 +94,7 @@ static PyObject *KVCache_read(PyObject *obj, PyObject *layer)
     PyObject *k, *v, *pair = NULL;
     mrl_kv kv;
 
-    if (parse_layer(self->state, obj, layer, "KVCache.read", &kv) < 0) return NULL;
+    if (mrl_py_layer(self->state, obj, layer, "KVCache.read", &kv) < 0) return NULL;
     mrl_view view = {
         .buffer = kv.k,
         .dtype = kv.dtype,
@@ -102,7 +102,7 @@ static PyObject *KVCache_read(PyObject *obj, PyObject *layer)
         .shape = {kv.slots, kv.context, kv.kv_heads, kv.dim},
     };
     k = mrl_py_tensor_wrap(self->state, self->device, &view);
-    view.buffer = kv.v;
+    if (kv.rank == 0) view.buffer = kv.v;
     v = mrl_py_tensor_wrap(self->state, self->device, &view);
     if (k != NULL && v != NULL) pair = PyTuple_Pack(2, k, v);
     Py_XDECREF(k);
@@ -136,6 +136,12 @@ static PyObject *KVCache_get_dtype(PyObject *obj, void *unused)
     return PyUnicode_FromString(mrl_dtype_name(layer_of(obj, 0).dtype));
 }
 
+static PyObject *KVCache_get_rank(PyObject *obj, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLong(layer_of(obj, 0).rank);
+}
+
 static PyObject *KVCache_repr(PyObject *obj)
 {
     mrl_kv kv = layer_of(obj, 0);
@@ -148,7 +154,7 @@ static PyObject *KVCache_repr(PyObject *obj)
 static PyMethodDef KVCache_methods[] = {
     {"read", KVCache_read, METH_O,
      "read($self, layer, /)\n--\n\nK and V of a layer as Tensors (slots, context, kv_heads, dim): views, "
-     "not copies. "
+     "not copies. A latent cache gives its rows twice. "
      "What no op has written is undefined."},
     MRL_PY_NO_PICKLE,
     {NULL, NULL, 0, NULL},
@@ -160,12 +166,16 @@ static PyGetSetDef KVCache_getset[] = {
     {"context", KVCache_get_context, NULL, "positions a slot", NULL},
     {"nbytes", KVCache_get_nbytes, NULL, "bytes of K and V in all layers", NULL},
     {"dtype", KVCache_get_dtype, NULL, "f16 or f32", NULL},
+    {"rank", KVCache_get_rank, NULL, "of a latent cache; 0: keys and values", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot KVCache_slots[] = {
-    {Py_tp_doc, "KVCache(device, *, layers, slots, context, kv_heads, dim, dtype='f16')\n--\n\n"
-                "Keys and values of all layers. dim: a multiple of 8 up to 256; dtype: f16 or f32."},
+    {Py_tp_doc, "KVCache(device, *, layers, slots, context, kv_heads, dim, dtype='f16', "
+                "rank=0)\n--\n\n"
+                "Keys and values of all layers. dim: a multiple of 8 up to 256; dtype: f16 or f32. rank: of a "
+                "latent cache, whose rows of dim (up to 1024) elements serve all heads (kv_heads 1) and hold the "
+                "values in their first rank."},
     {Py_tp_new, KVCache_new},
     {Py_tp_dealloc, KVCache_dealloc},
     {Py_tp_traverse, mrl_py_traverse},
@@ -263,12 +273,12 @@ static int parse_rope(const mrl_state *state, const rope_given *given, const cha
     double eps = 1e-6, rope_scale = 1;
     char name[64];
 
-    if (missing(given->heads, op, "heads") < 0) return -1;
+    if (mrl_py_missing(given->heads, op, "heads") < 0) return -1;
     for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
         if (mrl_py_view(state, tensors[i].obj, label(name, op, tensors[i].name), tensors[i].optional, tensors[i].view) <
             0)
             return -1;
-    if (parse_layer(state, given->cache, given->layer, op, kv) < 0 ||
+    if (mrl_py_layer(state, given->cache, given->layer, op, kv) < 0 ||
         mrl_py_u32(given->heads, label(name, op, "heads"), 1, 65535, &args->heads) < 0 ||
         mrl_py_float(given->eps, label(name, op, "eps"), 0, FLT_MAX, &eps) < 0 ||
         mrl_py_float(given->rope_scale, label(name, op, "rope_scale"), 0, FLT_MAX, &rope_scale) < 0 ||
@@ -350,7 +360,7 @@ static PyObject *module_attention(PyObject *module, PyObject *args, PyObject *kw
                    &given.positions, &given.slots, &given.freq, &given.heads, &bound, &given.q_norm, &given.k_norm,
                    &given.eps, &scale_given, &given.rope_scale, &given.interleaved, &sequence, &given.dtype, &kernel) ||
         parse_rope(state, &given, "attention", &kv, &attention.rope, &dtype) < 0 ||
-        missing(bound, "attention", "bound") < 0 ||
+        mrl_py_missing(bound, "attention", "bound") < 0 ||
         mrl_py_u32(bound, "attention: bound", 1, kv.context, &attention.bound) < 0 ||
         parse_kernel(kernel, &attention.kernel) < 0)
         return NULL;

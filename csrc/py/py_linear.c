@@ -13,9 +13,21 @@ typedef struct {
     mrl_linear *linear; /* its planes are ordered by the stream, its bias has a lock */
 } mrl_py_linear;
 
+struct mrl_linear *mrl_py_linear_of(PyObject *linear)
+{
+    return ((mrl_py_linear *)linear)->linear;
+}
+
 static const mrl_weight *weight_of(PyObject *obj)
 {
     return mrl_linear_weight(((mrl_py_linear *)obj)->linear);
+}
+
+int mrl_py_weight(const mrl_state *state, PyObject *obj, const char *name, const mrl_weight **out)
+{
+    if (!Py_IS_TYPE(obj, state->Linear)) return mrl_py_wrong_type(name, "a Linear", obj);
+    *out = weight_of(obj);
+    return 0;
 }
 
 /* The name of the scales' type, or NULL. */
@@ -235,7 +247,7 @@ static const struct {
     {"geglu", MRL_ACTIVATION_GEGLU},         {"geglu_tanh", MRL_ACTIVATION_GEGLU_TANH},
 };
 
-static int parse_activation(const char *name, mrl_activation *out)
+int mrl_py_activation(const char *name, const char *what, mrl_activation *out)
 {
     *out = MRL_ACTIVATION_NONE;
     if (name == NULL) return 0;
@@ -245,9 +257,9 @@ static int parse_activation(const char *name, mrl_activation *out)
             return 0;
         }
     PyErr_Format(PyExc_ValueError,
-                 "linear: activation must be None, silu, gelu, gelu_tanh, swiglu, geglu or "
+                 "%s: activation must be None, silu, gelu, gelu_tanh, swiglu, geglu or "
                  "geglu_tanh, got '%s'",
-                 name);
+                 what, name);
     return -1;
 }
 
@@ -282,7 +294,7 @@ static PyObject *Linear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
         mrl_py_view(self->state, norm, "linear: norm", true, &call.norm) < 0 ||
         mrl_py_view(self->state, residual, "linear: residual", true, &call.residual) < 0 ||
         mrl_py_float(eps, "linear: eps", 0, 1, &eps_value) < 0 ||
-        parse_activation(activation, &call.activation) < 0)
+        mrl_py_activation(activation, "linear", &call.activation) < 0)
         return NULL;
     bool gated = mrl_activation_gated(call.activation);
     if (gated && w->n % 2 != 0) {

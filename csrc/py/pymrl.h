@@ -38,13 +38,14 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
+#include "ops/matmul.h"
 #include "ops/view.h"
 #include "vk/device.h"
 #include "vk/program.h"
 
 typedef struct mrl_state {
     PyTypeObject *Device, *Tensor, *Program;
-    PyTypeObject *Linear, *KVCache, *StepState, *Generator;
+    PyTypeObject *Linear, *MoE, *KVCache, *StepState, *Generator;
     PyObject *MarlinError, *ModelFormatError, *UnsupportedModelError;
     PyObject *DeviceError, *DeviceLostError, *DeviceOutOfMemory;
     PyObject *CancelledError, *QueueFull;
@@ -98,7 +99,9 @@ int mrl_py_device_add(PyObject *module, mrl_state *state);
 int mrl_py_tensor_add(PyObject *module, mrl_state *state);
 int mrl_py_program_add(PyObject *module, mrl_state *state);
 int mrl_py_linear_add(PyObject *module, mrl_state *state);
+int mrl_py_moe_add(PyObject *module, mrl_state *state);
 int mrl_py_attention_add(PyObject *module, mrl_state *state);
+int mrl_py_mla_add(PyObject *module, mrl_state *state);
 int mrl_py_generator_add(PyObject *module, mrl_state *state);
 
 /* In a module function `self` is the module. */
@@ -141,6 +144,9 @@ int mrl_py_shape(PyObject *obj, const char *name, int *ndim, uint64_t *shape);
 /* A C-contiguous buffer of any format (PyBUF_FULL_RO: see buffer->format); PyBuffer_Release it. */
 int mrl_py_buffer(PyObject *obj, const char *name, Py_buffer *buffer);
 
+/* PyArg_ParseTupleAndKeywords knows no required keyword-only arguments: they start as NULL, which is
+ * a TypeError here. */
+int mrl_py_missing(PyObject *given, const char *function, const char *keyword);
 /* Sets TypeError "name must be expected, got <type>"; returns -1. */
 int mrl_py_wrong_type(const char *name, const char *expected, PyObject *got);
 
@@ -150,8 +156,19 @@ mrl_device *mrl_py_device(const mrl_state *state, PyObject *obj, const char *nam
 /* The view of a Tensor, borrowed from it. optional: None gives an absent view (buffer NULL). */
 int mrl_py_view(const mrl_state *state, PyObject *obj, const char *name, bool optional,
                 mrl_view *out);
+/* A layer of a KVCache object, borrowed from it; ValueError when there is no such layer. */
+struct mrl_kv;
+int mrl_py_layer(const mrl_state *state, PyObject *obj, PyObject *layer, const char *op, struct mrl_kv *kv);
+/* The weight of a Linear object, borrowed from it; its format must be one of formats.def. */
+struct mrl_weight;
+int mrl_py_weight(const mrl_state *state, PyObject *obj, const char *name, const struct mrl_weight **out);
 /* The program of a captured Program object, borrowed from it. */
 int mrl_py_program(const mrl_state *state, PyObject *obj, const char *name, mrl_program **out);
+
+/* The C part of a Linear object, borrowed from it. */
+struct mrl_linear *mrl_py_linear_of(PyObject *linear);
+/* An activation by name, NULL for none; ValueError "what: activation must be ...". */
+int mrl_py_activation(const char *name, const char *what, mrl_activation *out);
 
 /* ---- Tensors --------------------------------------------------------------------------------- */
 

@@ -6,8 +6,10 @@ many bytes it will take (that is all a memory plan needs); `load` then moves the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -129,6 +131,7 @@ class Source:
     ) -> None:
         self.checkpoint, self.format, self.exact = checkpoint, format, exact
         self._used: set[str] = set()
+        self._unused: tuple[str, ...] = ()  # beginnings of names
 
     def vector(self, name: str, size: int) -> TensorInfo | None:
         """A norm weight or bias (size)."""
@@ -154,9 +157,30 @@ class Source:
     def has(self, name: str) -> bool:
         return self.checkpoint is not None and name in self.checkpoint.tensors
 
+    def split(self, name: str, shape: tuple[int, ...], pieces: Mapping[str, int], rows: int) -> None:
+        """Let blocks of `rows` rows of the tensor `name` (..., columns) be found by names of their own.
+
+        pieces: name -> first row, the leading axes counted as one.
+        """
+        assert self.checkpoint is not None
+        info = self.checkpoint.tensor(name)
+        self._check(name, info.shape, shape)
+        self._check_dense(info)
+        self._used.add(name)
+        row_bytes = info.nbytes // math.prod(shape[:-1])
+        for piece, first in pieces.items():
+            self.checkpoint.tensors[piece] = dataclasses.replace(
+                info, name=piece, shape=(rows, shape[-1]), offset=info.offset + first * row_bytes,
+                nbytes=rows * row_bytes,
+            )  # fmt: skip
+
     def ignore(self, name: str) -> None:
         """A tensor that may be there and is not needed."""
         self._used.add(name)
+
+    def ignore_layers(self, first: int, count: int) -> None:
+        """Layers behind the network's own, which predict further tokens (multi-token prediction)."""
+        self._unused += tuple(f"model.layers.{first + i}." for i in range(count))
 
     def finish(self) -> None:
         """ModelFormatError for tensors that no module asked for: the network is not the one of the file."""
@@ -168,6 +192,7 @@ class Source:
             for name in self.checkpoint.tensors
             if name not in self._used
             and not name.endswith(UNUSED)
+            and not name.startswith(self._unused)
             and not (name.rpartition(".")[0] + "." in planes and not name.endswith(".bias"))
         ]
         if extra:
@@ -234,8 +259,8 @@ class Part:
 class Linear(Module):
     """One or several matrices of the checkpoint, multiplied by one kernel.
 
-    parts: (module name, rows). Stacked (q over k over v), or `interleaved`: row i of part p goes to row
-    i * parts + p, which is how gated activations want gate and up. bias: whether the modules have one.
+    parts: (module name, rows). Stacked (q over k over v); with `interleaved` = s, each s parts are dealt out row by
+    row before the next s: 2 is how gated activations want gate and up. bias: whether the modules have one.
     Raises UnsupportedModelError when parts are stored in different weight formats.
     """
 
@@ -249,18 +274,19 @@ class Linear(Module):
         k: int,
         *,
         bias: bool = False,
-        interleaved: bool = False,
+        interleaved: int = 1,
         kind: str = "",
         as_stored: bool = False,
     ) -> None:
         super().__init__(name)
         self.parts: list[Part] = []
-        start, stride = 0, len(parts) if interleaved else 1
-        for module, rows in parts:
+        above = 0  # rows of the groups before
+        for index, (module, rows) in enumerate(parts):
             weight = source.matrix(module, rows, k)
             vector = Vector(source, module + ".bias", rows, fill=0.0) if bias else None
-            self.parts.append(Part(module, rows, start, stride, weight, vector))
-            start += 1 if interleaved else rows
+            place = index % interleaved
+            self.parts.append(Part(module, rows, above + place, interleaved, weight, vector))
+            above += rows * interleaved if place == interleaved - 1 else 0
         self.n, self.k = sum(rows for _, rows in parts), k
         self.exact = source.exact
         self.part_kind = kind or self.kind

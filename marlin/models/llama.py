@@ -29,11 +29,18 @@ class Layer(Module):
     def __init__(self, config: ModelConfig, source: Source, index: int, rope: Rope) -> None:
         name = f"model.layers.{index}"
         super().__init__(name)
-        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        hidden, inner = config.hidden_size, config.intermediate_size
+        hidden = config.hidden_size
         self.eps, self.activation = config.norm_eps, GATED[config.activation]
 
         self.input_norm = Vector(source, f"{name}.input_layernorm.weight", hidden)
+        self.build_attention(config, source, index, rope)
+        self.mlp_norm = Vector(source, f"{name}.post_attention_layernorm.weight", hidden)
+        self.build_mlp(config, source, index)
+
+    def build_attention(self, config: ModelConfig, source: Source, index: int, rope: Rope) -> None:
+        """The weights of `attend`."""
+        name, hidden = self.name, config.hidden_size
+        attention = f"{name}.self_attn"
         self.qkv = Linear(
             source,
             f"{name}.qkv",
@@ -55,14 +62,18 @@ class Layer(Module):
             bias=config.o_bias,
             kind="attention",
         )
-        self.mlp_norm = Vector(source, f"{name}.post_attention_layernorm.weight", hidden)
+
+    def build_mlp(self, config: ModelConfig, source: Source, index: int) -> None:
+        """The weights of `mlp`."""
+        name, hidden, inner = self.name, config.hidden_size, config.intermediate_size
+        mlp = f"{name}.mlp"
         self.gate_up = Linear(
             source,
             f"{name}.gate_up",
             [(f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner)],
             hidden,
             bias=config.mlp_bias,
-            interleaved=True,
+            interleaved=2,
             kind="mlp",
         )
         self.down = Linear(
@@ -76,12 +87,17 @@ class Layer(Module):
 
     def __call__(self, h: _C.Tensor, run: Run) -> _C.Tensor:
         """h (rows, hidden) f32 -> the same after this layer."""
+        return self.seen(self.mlp(self.attend(h, run), run))
+
+    def attend(self, h: _C.Tensor, run: Run) -> _C.Tensor:
+        """h + attention(norm(h))."""
         qkv = self.qkv(h, norm=self.input_norm, eps=self.eps, dtype=run.dtype)
-        a = self.attention(qkv, run)
-        h = self.o(a, residual=h)
+        return self.o(self.attention(qkv, run), residual=h)
+
+    def mlp(self, h: _C.Tensor, run: Run) -> _C.Tensor:
+        """h + MLP(norm(h))."""
         m = self.gate_up(h, norm=self.mlp_norm, eps=self.eps, activation=self.activation, dtype=run.dtype)
-        h = self.down(m, residual=h)
-        return self.seen(h)
+        return self.down(m, residual=h)
 
 
 class Model(CausalLM):

@@ -1,14 +1,19 @@
 // What the matmul kernels do with a finished sum: per-row scale, bias, activation, residual, conversion.
-// Needs the push block p (mrl_push_matmul) and the constants SCALE, GROUP, ACTIVATION, Y_TYPE.
+// Needs the push block p (mrl_push_matmul, or one with its fields) and the constants SCALE, GROUP, ACTIVATION, Y_TYPE.
+// ROW_SCALE(n), where it is defined before, is the scale of column n of y in place of the scale plane's row n.
 #include "include/scale.glsl"
 #include "include/activation.glsl"
+
+#ifndef ROW_SCALE
+#define ROW_SCALE(n) load_scale(p.scale, n, SCALE)
+#endif
 
 // sum: x . W[n]; applies what is constant along a row of W.
 float finish(float sum, uint n)
 {
     float scale = p.global_scale;
     if (SCALE != SCALE_NONE && GROUP == 0)
-        scale *= load_scale(p.scale, n, SCALE);
+        scale *= ROW_SCALE(n);
     return sum * scale + (is_null(p.bias) ? 0.0 : BufF32(p.bias).v[n]);
 }
 

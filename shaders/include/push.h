@@ -40,6 +40,74 @@ PUSH_STRUCT(mrl_push_matmul)
     FLOAT global_scale;
 };
 
+/* The same over the experts of a layer, whose rows lie one expert after the other in W. A pair is a row of x and one of
+ * its chosen experts: pair = row * slots + slot. */
+PUSH_STRUCT(mrl_push_moe)
+{
+    ADDR quant;
+    ADDR scale;
+    ADDR zero;
+    ADDR x;           /* moe_gemv, moe_gemm*: (pairs / slots, k); moe_down: (pairs, k) */
+    ADDR norm;
+    ADDR bias;        /* 0 */
+    ADDR residual;    /* moe_down: (rows, n) f32 */
+    ADDR y;           /* (pairs, n_out); moe_down: (rows, n) */
+    ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
+    ADDR weights;     /* (pairs) f32: moe_down */
+    ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
+    ADDR order;       /* (pairs) u32: pairs sorted by expert */
+    UINT m;           /* rows of x */
+    UINT n;           /* rows of one expert */
+    UINT k;
+    UINT k_padded;
+    UINT groups;
+    FLOAT eps;
+    FLOAT global_scale;
+    UINT slots;       /* moe_down: experts a row; else pairs that share a row of x */
+};
+
+#define MRL_MOE_SLOTS_MAX 64  /* experts of a row, shared ones included */
+#define MRL_MOE_TOP_K_MAX 32
+#define MRL_MOE_EXPERTS_MAX 1024
+
+PUSH_STRUCT(mrl_push_router) /* scores of all experts for each row, and the choice of the best */
+{
+    ADDR w;           /* (experts, k_padded) f32, f16 or bf16 */
+    ADDR x;           /* (rows, k) */
+    ADDR norm;
+    ADDR bias;        /* (experts) f32, added to the scores that are compared */
+    ADDR logits;      /* (rows, experts) f32, experts counting the row that gates the shared ones */
+    ADDR counters;    /* (rows) u32, zero between dispatches */
+    ADDR positions;   /* (rows) i32 or 0: rows with a negative one are idle */
+    ADDR ids;         /* (rows, slots) i32 */
+    ADDR weights;     /* (rows, slots) f32 */
+    ADDR usage;       /* (experts) u32, counted up */
+    UINT k;
+    UINT k_padded;
+    FLOAT eps;
+    FLOAT scale;      /* of the weights */
+};
+
+PUSH_STRUCT(mrl_push_moe_plan) /* pairs sorted by expert, and tiles of pairs with one expert */
+{
+    ADDR ids;
+    ADDR tiles;
+    ADDR order;
+    UINT pairs;
+    UINT bound;       /* entries of tiles; those not needed get 0 pairs */
+};
+
+PUSH_STRUCT(mrl_push_moe_combine) /* y (rows, n) = residual + sum over slots of weight * x (rows * slots, n) */
+{
+    ADDR x;
+    ADDR ids;
+    ADDR weights;
+    ADDR residual;
+    ADDR y;
+    UINT n;
+    UINT slots;
+};
+
 PUSH_STRUCT(mrl_push_dequantize) /* w (rows, k) = dequantized W, or rows gathered by ids (embedding) */
 {
     ADDR quant;
@@ -122,6 +190,30 @@ PUSH_STRUCT(mrl_push_attention)
     FLOAT eps;
     FLOAT scale;      /* softmax scale */
     FLOAT rope_scale; /* multiplies cos and sin (YaRN) */
+};
+
+/* Latent attention, all kernels of shaders/mla. Sizes are specialization constants. */
+PUSH_STRUCT(mrl_push_mla)
+{
+    ADDR x;           /* what the kernel works on: kv, q, absorbed q, partial results */
+    ADDR y;
+    ADDR positions;   /* (rows) i32; negative: idle */
+    ADDR slots;       /* (rows) i32 */
+    ADDR freq;        /* (rope_dim / 2) f32 */
+    ADDR norm;        /* (rank) f32, of the latent */
+    ADDR cache;       /* (slots * context, rank + rope_dim) */
+    ADDR quant;       /* kv_b (heads * (nope + v_dim), rank): planes as in mrl_push_matmul */
+    ADDR scale;
+    ADDR zero;
+    UINT context;     /* positions a slot */
+    UINT chunks;      /* grid size along the cache */
+    UINT k_padded;
+    UINT groups;
+    FLOAT global_scale;
+    FLOAT eps;
+    FLOAT softmax;    /* scale of the scores */
+    FLOAT rope_scale; /* multiplies cos and sin (YaRN) */
+    UINT rows;
 };
 
 /* Step state, one row a slot (structure of arrays; see csrc/engine/step_state.h). */

@@ -1,9 +1,10 @@
-"""A dense decoder (Llama, Mistral, Qwen2, Qwen3) in NumPy: the whole forward pass in plain
-formulas.
+"""Decoders (Llama, Mistral, Qwen2, Qwen3; DeepSeek and GLM with latent attention and experts) in NumPy:
+the whole forward pass in plain formulas.
 
 Nothing here is fast and nothing is shared with the engine: weights come in as a dict of float
 arrays, so a test decides what rounding they have had. Source: the papers of Llama (arXiv
-2302.13971) and Qwen3 (arXiv 2505.09388), and transformers' modeling files for names.
+2302.13971), Qwen3 (arXiv 2505.09388) and DeepSeek-V3 (arXiv 2412.19437), and transformers'
+modeling files for names.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .moe import route
+
 Array = NDArray[Any]
 
 
@@ -22,23 +25,29 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
-def rotate(x: Array, positions: Array, frequencies: Array, scale: float = 1.0) -> Array:
-    """Half-split rope on (tokens, heads, dim); only the first 2 * len(frequencies) dimensions
-    turn."""
+def rotate(
+    x: Array, positions: Array, frequencies: Array, scale: float = 1.0, *, interleaved: bool = False
+) -> Array:
+    """Rope on (tokens, heads, dim); only the first 2 * len(frequencies) dimensions turn.
+
+    Pairs are half-split; interleaved ones come out half-split too, as in transformers: q and k agree.
+    """
     half = len(frequencies)
     angle = positions[:, None, None] * frequencies
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    if interleaved:
+        x = np.concatenate([x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2], x[..., 2 * half :]], axis=-1)
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x.dtype)
 
 
-def attention(q: Array, k: Array, v: Array) -> Array:
+def attention(q: Array, k: Array, v: Array, scale: float | None = None) -> Array:
     """Causal attention of (tokens, heads, dim) over (length, kv_heads, dim); the queries are the
-    last tokens."""
+    last tokens. Values may have another dim; scale is 1 / sqrt(dim) unless given."""
     tokens, heads, dim = q.shape
     length, kv_heads, _ = k.shape
     k, v = (np.repeat(part, heads // kv_heads, axis=1) for part in (k, v))
-    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(dim).astype(q.dtype)
+    scores = np.einsum("qhd,khd->hqk", q, k) * np.asarray(dim**-0.5 if scale is None else scale, q.dtype)
     future = np.arange(length) > np.arange(length - tokens, length)[:, None]
     scores = np.where(future, -np.inf, scores)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -78,17 +87,19 @@ class Model:
 
     def reset(self) -> None:
         """Forget the tokens seen."""
-        width = (0, self.config.kv_heads, self.config.head_dim)
-        self.cache = [(np.zeros(width, self.dtype), np.zeros(width, self.dtype)) for _ in range(self.config.layers)]
+        c = self.config
+        widths = (c.latent.q_dim, c.latent.v_dim) if c.latent else (c.head_dim, c.head_dim)
+        k, v = (np.zeros((0, c.kv_heads, width), self.dtype) for width in widths)
+        self.cache = [(k, v) for _ in range(c.layers)]
 
     def linear(self, x: Array, module: str) -> Array:
         """x W^T + bias, the bias if the checkpoint has one."""
         y = x @ self.weights[module + ".weight"].T
         return y + self.weights[module + ".bias"] if module + ".bias" in self.weights else y
 
-    def norm(self, x: Array, module: str) -> Array:
+    def norm(self, x: Array, module: str, eps: float | None = None) -> Array:
         """RMSNorm with the weight of that module."""
-        return rms_norm(x, self.weights[module + ".weight"], self.config.norm_eps)
+        return rms_norm(x, self.weights[module + ".weight"], self.config.norm_eps if eps is None else eps)
 
     def forward(self, ids: Sequence[int], *, hidden: list[Array] | None = None) -> Array:
         """Logits (tokens, vocab) of the next tokens of a text; appends to the cache.
@@ -102,7 +113,8 @@ class Model:
         for i in range(c.layers):
             if hidden is not None:
                 hidden.append(x)
-            x = x + self._attention(self.norm(x, f"model.layers.{i}.input_layernorm"), i, positions)
+            attend = self._latent_attention if c.latent else self._attention
+            x = x + attend(self.norm(x, f"model.layers.{i}.input_layernorm"), i, positions)
             x = x + self._mlp(self.norm(x, f"model.layers.{i}.post_attention_layernorm"), i)
         x = self.norm(x, "model.norm")
         if hidden is not None:
@@ -117,13 +129,56 @@ class Model:
         if at + ".q_norm.weight" in self.weights:
             q, k = self.norm(q, at + ".q_norm"), self.norm(k, at + ".k_norm")
         q, k = (rotate(part, positions, self.frequencies, self.rope_scale) for part in (q, k))
-        keys, values = self.cache[i]
-        keys, values = np.concatenate([keys, k]), np.concatenate([values, v])
-        self.cache[i] = keys, values
+        keys, values = self._append(i, k, v)
         return self.linear(attention(q, keys, values).reshape(len(x), -1), at + ".o_proj")
 
+    def _append(self, i: int, k: Array, v: Array) -> tuple[Array, Array]:
+        keys, values = self.cache[i]
+        self.cache[i] = np.concatenate([keys, k]), np.concatenate([values, v])
+        return self.cache[i]
+
+    def _latent_attention(self, x: Array, i: int, positions: Array) -> Array:
+        """The expanded form: the cache holds keys and values of every head."""
+        c, at, tokens = self.config, f"model.layers.{i}.self_attn", len(x)
+        latent, heads = c.latent, c.heads
+        if latent.q_rank is None:
+            q = self.linear(x, at + ".q_proj")
+        else:
+            low = self.norm(self.linear(x, at + ".q_a_proj"), at + ".q_a_layernorm", latent.norm_eps)
+            q = self.linear(low, at + ".q_b_proj")
+        q = q.reshape(tokens, heads, -1)
+        kv = self.linear(x, at + ".kv_a_proj_with_mqa")
+        rows = self.norm(kv[:, : latent.rank], at + ".kv_a_layernorm", latent.norm_eps)
+        each = self.linear(rows, at + ".kv_b_proj").reshape(tokens, heads, -1)
+        turned = [
+            rotate(part, positions, self.frequencies, self.rope_scale, interleaved=latent.interleaved)
+            for part in (q[..., latent.nope_dim :], kv[:, None, latent.rank :])
+        ]
+        q = np.concatenate([q[..., : latent.nope_dim], turned[0]], axis=-1)
+        k = np.concatenate([each[..., : latent.nope_dim], np.repeat(turned[1], heads, axis=1)], axis=-1)
+        keys, values = self._append(i, k, each[..., latent.nope_dim :])
+        y = attention(q, keys, values, latent.softmax_scale)
+        return self.linear(y.reshape(tokens, -1), at + ".o_proj")
+
     def _mlp(self, x: Array, i: int) -> Array:
-        at = f"model.layers.{i}.mlp"
+        at, experts = f"model.layers.{i}.mlp", self.config.experts
+        return self._experts(x, at) if experts and experts.sparse[i] else self._gated(x, at)
+
+    def _experts(self, x: Array, at: str) -> Array:
+        """The experts that the router picks, and the shared ones (names of DeepSeek and GLM)."""
+        c = self.config.experts
+        ids, weights = route(
+            self.linear(x, at + ".gate"), c.top_k, scoring=c.scoring, normalise=c.normalise, scale=c.scale,
+            bias=self.weights.get(at + ".gate.e_score_correction_bias"), groups=c.groups,
+            top_groups=c.top_groups, group_best=c.group_best,
+        )  # fmt: skip
+        y = self._gated(x, at + ".shared_experts") if c.shared_inner else np.zeros_like(x)
+        for expert in np.unique(ids):
+            rows, places = np.nonzero(ids == expert)
+            y[rows] += weights[rows, places, None].astype(self.dtype) * self._gated(x[rows], f"{at}.experts.{expert}")
+        return y
+
+    def _gated(self, x: Array, at: str) -> Array:
         gate = ACTIVATIONS[self.config.activation](self.linear(x, at + ".gate_proj"))
         return self.linear(gate * self.linear(x, at + ".up_proj"), at + ".down_proj")
 

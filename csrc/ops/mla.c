@@ -1,0 +1,324 @@
+#include "ops/mla.h"
+
+#include "../shaders/include/push.h"
+
+#define PARTIAL_EXTRA 4u   /* floats beside O in a chunk's result (PARTIAL of mla.glsl) */
+#define STAGE_BYTES 20480u /* of cache rows in shared memory */
+#define DIM_MAX 1024u      /* of nope and v_dim */
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+static uint32_t max_u32(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+mrl_status mrl_mla_dims(const mrl_kv *kv, const mrl_mla_args *args, uint32_t *nope, uint32_t *v_dim, mrl_error *err)
+{
+    uint32_t rope_dim = kv->dim - kv->rank, heads = args->heads;
+
+    if (kv->rank == 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "mla: the cache holds keys and values, it needs one with a rank");
+    if (args->q.ndim != 2 || heads == 0 || args->q.shape[1] % heads != 0 || args->q.shape[1] / heads <= rope_dim ||
+        args->q.shape[1] / heads > rope_dim + DIM_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "mla: q must be (rows, heads * (nope + %u)) for %u heads, nope up to %u, got %llu columns",
+                        rope_dim, heads, DIM_MAX, (unsigned long long)(args->q.ndim == 2 ? args->q.shape[1] : 0));
+    *nope = (uint32_t)(args->q.shape[1] / heads) - rope_dim;
+    if (args->kv_b->k != kv->rank || args->kv_b->n % heads != 0 || args->kv_b->n / heads <= *nope ||
+        args->kv_b->n / heads > *nope + DIM_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "mla: kv_b must be (heads * (%u + v_dim), %u) for %u heads, v_dim up to %u, got (%u, %u)", *nope,
+                        kv->rank, heads, DIM_MAX, args->kv_b->n, args->kv_b->k);
+    *v_dim = args->kv_b->n / heads - *nope;
+    return MRL_OK;
+}
+
+static mrl_status check(const mrl_kv *kv, const mrl_mla_args *args, const mrl_view *y, uint32_t v_dim, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_device *dev = mrl_buffer_device(kv->k);
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    uint64_t rows = args->q.shape[0], rank = kv->rank, half = (kv->dim - kv->rank) / 2;
+
+    if (mrl_buffer_device(args->kv_b->quant) != dev)
+        return mrl_fail(err, MRL_ERR_VALUE, "mla: kv_b is on another device than the cache");
+    MRL_TRY(mrl_view_check(&args->q, dev, "mla", "q", MRL_DTYPES_ACT, 2, args->q.shape, err));
+    MRL_TRY(mrl_view_check(&args->kv, dev, "mla", "kv", MRL_DTYPES_ACT, 2, (uint64_t[]){rows, kv->dim}, err));
+    MRL_TRY(mrl_view_check(&args->norm, dev, "mla", "norm", MRL_DTYPE_BIT(f32), 1, &rank, err));
+    MRL_TRY(mrl_view_check(&args->freq, dev, "mla", "freq", MRL_DTYPE_BIT(f32), 1, &half, err));
+    MRL_TRY(mrl_view_check(&args->positions, dev, "mla", "positions", MRL_DTYPE_BIT(i32), 1, &rows, err));
+    MRL_TRY(mrl_view_check(&args->slots, dev, "mla", "slots", MRL_DTYPE_BIT(i32), 1, &rows, err));
+    MRL_TRY(mrl_view_check(y, dev, "mla", "out", MRL_DTYPES_ACT, 2, (uint64_t[]){rows, (uint64_t)args->heads * v_dim},
+                           err));
+    if (args->bound < 1 || args->bound > kv->context)
+        return mrl_fail(err, MRL_ERR_VALUE, "mla: bound must be 1 to %u (the cache's context), got %u", kv->context,
+                        args->bound);
+    if (rows > info->max_groups[0] || rows > info->max_groups[2] || args->heads > info->max_groups[1])
+        return mrl_fail(err, MRL_ERR_VALUE, "mla: %llu rows of %u heads are more than the device takes",
+                        (unsigned long long)rows, args->heads);
+    if (args->q.shape[1] > INT32_MAX / 4)
+        rc = mrl_fail(err, MRL_ERR_VALUE, "mla: q has too many columns");
+done:
+    return rc;
+}
+
+/* How decode.comp divides its work; the fields are its specialization constants. */
+typedef struct decode_plan {
+    uint32_t lanes, group, tile, team, streams, staged, stage, work, keys;
+    uint32_t blocks, chunks;
+} decode_plan;
+
+static uint32_t power_of_two_down(uint32_t n)
+{
+    while (n & (n - 1)) n &= n - 1;
+    return n;
+}
+
+/* A GPU gets 8 teams of one head each: 4 heads, whose positions two teams share. A CPU compiles little
+ * code soon: one team, one head, one position (llvmpipe, 2 cores, rows of 384: 0.7 s to compile, 0.8 ms
+ * for 4 heads at position 100; two heads a team take 10 s and 0.6 ms, and four positions 2 s and 1 ms). */
+static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, uint32_t heads, uint32_t rows,
+                               uint32_t bound)
+{
+    const bool software = info->kind == MRL_DEVICE_SOFTWARE;
+    decode_plan plan = {.team = power_of_two_down(max_u32(info->subgroup_min, 4)), .streams = 1};
+    uint32_t row_bytes = kv->dim * mrl_dtype_bytes(kv->dtype);
+
+    plan.tile = 1;
+    plan.lanes = software ? info->subgroup_max : min_u32(8 * max_u32(plan.team, info->subgroup_max / 2), info->max_workgroup);
+    uint32_t teams = plan.lanes / plan.team;
+    plan.blocks = mrl_div_up(heads, software ? 1 : min_u32(4, teams));
+    plan.group = mrl_div_up(heads, plan.blocks);
+    if (!software) {
+        plan.streams = min_u32(2, max_u32(1, teams / mrl_div_up(plan.group, plan.tile)));
+        plan.staged = 1;
+        plan.stage = power_of_two_down(max_u32(STAGE_BYTES / row_bytes, 4 * plan.streams));
+    }
+    plan.keys = software ? 1 : 4;
+    plan.stage = max_u32(plan.stage, plan.keys);
+    uint32_t held = mrl_div_up(plan.group, plan.tile) * plan.tile * kv->rank / 4; /* O of the heads */
+    uint32_t merge = plan.streams > 1 ? plan.streams * held : 1;
+    plan.work = max_u32(plan.staged ? plan.stage * row_bytes / 16 : 1, merge);
+    /* Workgroups that fill the device, and the fewest positions worth one. */
+    uint32_t wanted = software ? 8 : 132, least = software ? 256 : 32;
+    plan.chunks = max_u32(1, min_u32(wanted / (plan.blocks * rows), mrl_div_up(bound, least)));
+    return plan;
+}
+
+static mrl_range whole(mrl_buffer *buffer)
+{
+    return buffer == NULL ? (mrl_range){0} : (mrl_range){buffer, 0, mrl_buffer_bytes(buffer)};
+}
+
+/* What the four dispatches have in common. */
+typedef struct mla_call {
+    const mrl_kv *kv;
+    const mrl_mla_args *args;
+    mrl_device *dev;
+    const mrl_device_info *info;
+    uint32_t rows, nope, v_dim;
+    mrl_push_mla push;
+    uint32_t spec[MRL_MAX_SPEC]; /* constants 1 .. 10 of mla.glsl; [0] is set by each kernel */
+} mla_call;
+
+#define SPECS 11 /* the first constant of a kernel's own */
+
+static mla_call call_of(const mrl_kv *kv, const mrl_mla_args *args, uint32_t nope, uint32_t v_dim)
+{
+    const mrl_weight *w = args->kv_b;
+    mrl_device *dev = mrl_buffer_device(kv->k);
+
+    return (mla_call){
+        .kv = kv,
+        .args = args,
+        .dev = dev,
+        .info = mrl_device_info_of(dev),
+        .rows = (uint32_t)args->q.shape[0],
+        .nope = nope,
+        .v_dim = v_dim,
+        .push =
+            {
+                .positions = mrl_view_address(&args->positions),
+                .slots = mrl_view_address(&args->slots),
+                .freq = mrl_view_address(&args->freq),
+                .norm = mrl_view_address(&args->norm),
+                .cache = mrl_buffer_address(kv->k),
+                .quant = mrl_buffer_address(w->quant),
+                .scale = w->scale ? mrl_buffer_address(w->scale) : 0,
+                .zero = w->zero ? mrl_buffer_address(w->zero) : 0,
+                .context = kv->context,
+                .chunks = 1,
+                .k_padded = w->k_padded,
+                .groups = w->groups,
+                .global_scale = w->global_scale,
+                .eps = args->eps,
+                .softmax = args->scale,
+                .rope_scale = args->rope_scale,
+                .rows = (uint32_t)args->q.shape[0],
+            },
+        .spec = {0, kv->rank, kv->dtype, kv->slots, 0, kv->dim - kv->rank, args->interleaved, 0, args->heads, nope,
+                 v_dim},
+    };
+}
+
+static mrl_status record(const mla_call *call, mrl_kernel kernel, const uint32_t *spec, int nspec,
+                         const mrl_push_mla *push, const uint32_t groups[3], mrl_range x, mrl_range y, double flops,
+                         mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_mla_args *args = call->args;
+    const bool weights = kernel == MRL_KERNEL_mla_query || kernel == MRL_KERNEL_mla_value;
+    const bool latent = kernel == MRL_KERNEL_mla_latent;
+    mrl_pipeline *pipeline;
+
+    MRL_TRY(mrl_pipeline_get(call->dev, kernel, weights ? args->kv_b->format : MRL_FORMAT_NONE, MRL_MATH_NONE, spec,
+                             nspec, &pipeline, err));
+    const mrl_range reads[] = {
+        x,
+        mrl_view_range(&args->positions),
+        mrl_view_range(&args->slots),
+        mrl_view_range(&args->freq),
+        latent ? mrl_view_range(&args->norm) : (mrl_range){0},
+        kernel == MRL_KERNEL_mla_decode ? whole(call->kv->k) : (mrl_range){0},
+        weights ? whole(args->kv_b->quant) : (mrl_range){0},
+        weights ? whole(args->kv_b->scale) : (mrl_range){0},
+        weights ? whole(args->kv_b->zero) : (mrl_range){0},
+    };
+    const mrl_dispatch dispatch = {
+        .pipeline = pipeline,
+        .push = push,
+        .push_bytes = sizeof *push,
+        .groups = {groups[0], groups[1], groups[2]},
+        .reads = reads,
+        .nreads = sizeof reads / sizeof *reads,
+        .writes = &y,
+        .nwrites = 1,
+        .flops = flops,
+    };
+    MRL_TRY(mrl_stream_dispatch(call->dev, &dispatch, err));
+done:
+    return rc;
+}
+
+static bool is_software(const mla_call *call)
+{
+    return call->info->kind == MRL_DEVICE_SOFTWARE;
+}
+
+/* A local size: one subgroup on a CPU. */
+static uint32_t lanes_of(const mla_call *call, uint32_t wanted)
+{
+    return is_software(call) ? call->info->subgroup_max : min_u32(wanted, call->info->max_workgroup);
+}
+
+static mrl_status latent(const mla_call *call, mrl_error *err)
+{
+    mrl_push_mla push = call->push;
+    uint32_t spec[MRL_MAX_SPEC];
+
+    for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
+    push.x = mrl_view_address(&call->args->kv);
+    spec[0] = lanes_of(call, 128);
+    spec[4] = call->args->kv.dtype;
+    return record(call, MRL_KERNEL_mla_latent, spec, SPECS, &push, (uint32_t[]){call->rows, 1, 1},
+                  mrl_view_range(&call->args->kv), whole(call->kv->k), 0, err);
+}
+
+static mrl_status query(const mla_call *call, mrl_buffer *y, mrl_error *err)
+{
+    const mrl_weight *w = call->args->kv_b;
+    mrl_push_mla push = call->push;
+    uint32_t spec[MRL_MAX_SPEC], across = 8;
+
+    for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
+    push.x = mrl_view_address(&call->args->q);
+    push.y = mrl_buffer_address(y);
+    spec[0] = lanes_of(call, 256);
+    if (is_software(call)) across = spec[0];
+    spec[4] = call->args->q.dtype;
+    spec[SPECS] = w->scale_type;
+    spec[SPECS + 1] = w->has_zero;
+    spec[SPECS + 2] = w->group;
+    spec[SPECS + 3] = spec[0] / across;
+    spec[SPECS + 4] = across;
+    return record(call, MRL_KERNEL_mla_query, spec, SPECS + 5, &push,
+                  (uint32_t[]){mrl_div_up(call->kv->rank, 8 * across) + 1, call->args->heads, call->rows},
+                  mrl_view_range(&call->args->q), whole(y),
+                  2.0 * call->rows * call->args->heads * call->nope * call->kv->rank, err);
+}
+
+static mrl_status decode(const mla_call *call, const decode_plan *plan, mrl_buffer *q, mrl_buffer *y, mrl_error *err)
+{
+    const mrl_kv *kv = call->kv;
+    mrl_push_mla push = call->push;
+    uint32_t spec[MRL_MAX_SPEC];
+
+    for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
+    push.x = mrl_buffer_address(q);
+    push.y = mrl_buffer_address(y);
+    push.chunks = plan->chunks;
+    const uint32_t own[] = {plan->lanes,   plan->group,  plan->tile,  plan->team, plan->streams,
+                            plan->staged, plan->stage,  plan->lanes, plan->work, plan->keys};
+    spec[0] = own[0];
+    for (int i = 1; i < 10; i++) spec[SPECS + i - 1] = own[i];
+    return record(call, MRL_KERNEL_mla_decode, spec, SPECS + 9, &push,
+                  (uint32_t[]){plan->chunks, plan->blocks, call->rows}, whole(q), whole(y),
+                  2.0 * call->rows * call->args->heads * (kv->dim + kv->rank) * call->args->bound, err);
+}
+
+static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, const mrl_view *y, mrl_error *err)
+{
+    const mrl_weight *w = call->args->kv_b;
+    mrl_push_mla push = call->push;
+    uint32_t spec[MRL_MAX_SPEC], rows = is_software(call) ? 8 : 4, turns = is_software(call) ? 12 : 1;
+
+    for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
+    push.x = mrl_buffer_address(x);
+    push.y = mrl_view_address(y);
+    push.chunks = chunks;
+    spec[0] = lanes_of(call, 256);
+    spec[7] = y->dtype;
+    spec[SPECS] = w->scale_type;
+    spec[SPECS + 1] = w->has_zero;
+    spec[SPECS + 2] = w->group;
+    spec[SPECS + 3] = rows;
+    spec[SPECS + 4] = turns;
+    spec[SPECS + 5] = is_software(call) ? 1 : 8;
+    /* Where subgroups may be smaller than subgroup_max there are more of them: some workgroups idle. */
+    uint32_t subgroups = spec[0] / call->info->subgroup_max;
+    return record(call, MRL_KERNEL_mla_value, spec, SPECS + 6, &push,
+                  (uint32_t[]){mrl_div_up(call->v_dim, subgroups * rows * turns), call->args->heads, call->rows},
+                  whole(x), mrl_view_range(y), 2.0 * call->rows * call->args->heads * call->v_dim * call->kv->rank,
+                  err);
+}
+
+mrl_status mrl_mla(const mrl_kv *kv, const mrl_mla_args *args, const mrl_view *y, mrl_error *err)
+{
+    mrl_status rc;
+    uint32_t nope = 0, v_dim = 0;
+    mrl_buffer *absorbed = NULL, *partial = NULL;
+
+    MRL_TRY(mrl_mla_dims(kv, args, &nope, &v_dim, err));
+    MRL_TRY(check(kv, args, y, v_dim, err));
+    if (args->q.shape[0] == 0) return MRL_OK;
+    const mla_call call = call_of(kv, args, nope, v_dim);
+    const decode_plan plan = plan_decode(call.info, kv, args->heads, call.rows, args->bound);
+    const uint64_t heads = (uint64_t)call.rows * args->heads, floats = kv->rank + PARTIAL_EXTRA;
+    if (heads * plan.chunks > INT32_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE, "mla: %u rows of %u heads are too many for one call", call.rows,
+                        args->heads);
+    MRL_TRY(mrl_buffer_create(call.dev, heads * kv->dim * sizeof(float), MRL_MEMORY_DEVICE, &absorbed, err));
+    MRL_TRY(mrl_buffer_create(call.dev, heads * plan.chunks * floats * sizeof(float), MRL_MEMORY_DEVICE, &partial,
+                              err));
+    MRL_TRY(latent(&call, err));
+    MRL_TRY(query(&call, absorbed, err));
+    MRL_TRY(decode(&call, &plan, absorbed, partial, err));
+    MRL_TRY(value(&call, plan.chunks, partial, y, err));
+done:
+    mrl_buffer_release(absorbed);
+    mrl_buffer_release(partial);
+    return rc;
+}

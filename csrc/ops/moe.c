@@ -1,0 +1,608 @@
+#include "ops/moe.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "push.h"
+
+#include "ops/gemv.h"
+#include "ops/norm.h"
+#include "ops/quantize.h"
+
+#define PAIRS_MAX 32768u /* of one walk through the kernels: more rows take several */
+#define GEMM_TILE 64u
+
+/* How the pairs of a call are multiplied. */
+typedef struct strategy {
+    mrl_kernel kernel; /* moe_gemv, moe_gemm, moe_gemm_coopmat */
+    uint32_t tile;     /* pairs of one expert that go together; 0: every pair by itself */
+} strategy;
+
+/* What the dispatches of one call share. */
+typedef struct routed {
+    mrl_device *dev;
+    const mrl_moe_args *args;
+    uint32_t rows, slots, pairs, inner, hidden;
+    mrl_view x, norm;    /* what gate and up read: the normalised rows and no norm, or as given */
+    mrl_view ids, weights, act;
+    strategy how;
+    mrl_view tiles, order; /* absent without tiles */
+    uint32_t bound;        /* tiles at most */
+} routed;
+
+static uint32_t slots_of(const mrl_moe_layer *layer) { return layer->top_k + layer->shared; }
+static uint32_t router_rows(const mrl_moe_layer *layer) { return layer->router->n; }
+static bool software(mrl_device *dev) { return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE; }
+
+/* ---- temporaries ---- */
+
+/* A new buffer under a view; the caller releases view->buffer. */
+static mrl_status temporary(mrl_device *dev, mrl_dtype dtype, uint64_t rows, uint64_t columns, mrl_view *out,
+                            mrl_error *err)
+{
+    *out = (mrl_view){.dtype = dtype, .ndim = 2, .shape = {rows, columns}};
+    return mrl_buffer_create(dev, mrl_view_bytes(out), MRL_MEMORY_DEVICE, &out->buffer, err);
+}
+
+/* Rows first .. first + count of a view (m, columns) or (m). */
+static mrl_view some_rows(const mrl_view *view, uint64_t first, uint64_t count)
+{
+    mrl_view out = *view;
+    if (view->buffer == NULL)
+        return out;
+    out.offset += first * (view->ndim == 2 ? view->shape[1] : 1) * mrl_dtype_bytes(view->dtype);
+    out.shape[0] = count;
+    return out;
+}
+
+static mrl_status normalise(mrl_device *dev, const mrl_moe_args *args, mrl_dtype dtype, mrl_view *out, mrl_error *err)
+{
+    const mrl_view absent = {0};
+    mrl_status rc = temporary(dev, dtype, args->x.shape[0], args->x.shape[1], out, err);
+    return rc == MRL_OK ? mrl_rms_norm(&args->x, &args->norm, args->eps, &absent, out, &absent, err) : rc;
+}
+
+/* ---- the router ---- */
+
+static mrl_status logits_by_matmul(mrl_device *dev, const mrl_moe_args *args, const mrl_view *logits, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_view x = {0};
+    mrl_matmul_args product = {.w = args->layer->router, .x = args->x, .y = *logits};
+
+    if (args->norm.buffer != NULL) {
+        MRL_TRY(normalise(dev, args, MRL_DTYPE_f32, &x, err));
+        product.x = x;
+    }
+    MRL_TRY(mrl_op_matmul(dev, &product, err));
+done:
+    mrl_buffer_release(x.buffer);
+    return rc;
+}
+
+static uint32_t router_lanes(mrl_device *dev, uint32_t k)
+{
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    /* One subgroup on a CPU: loops of several, some of which are done, end early on lavapipe (Mesa 22.3). */
+    uint32_t lanes = info->subgroup_max, most = software(dev) ? 1 : 256;
+    while (lanes * 2 <= most && lanes * 4 < k)
+        lanes *= 2;
+    return lanes;
+}
+
+static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_view *ids, const mrl_view *weights,
+                        mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_moe_layer *layer = args->layer;
+    const uint32_t rows = (uint32_t)args->x.shape[0];
+    /* Many rows on a GPU share the reading of the matrix. */
+    const bool given = rows > (software(dev) ? MRL_MOE_COUNTERS : MRL_GEMV_MAX_ROWS);
+    mrl_view logits = {0};
+    mrl_pipeline *pipeline;
+
+    MRL_TRY(temporary(dev, MRL_DTYPE_f32, rows, router_rows(layer), &logits, err));
+    if (given)
+        MRL_TRY(logits_by_matmul(dev, args, &logits, err));
+    static const mrl_dtype types[MRL_FORMAT_COUNT] = {[MRL_FORMAT_f32] = MRL_DTYPE_f32,
+                                                      [MRL_FORMAT_f16] = MRL_DTYPE_f16,
+                                                      [MRL_FORMAT_bf16] = MRL_DTYPE_bf16};
+    const uint32_t spec[] = {router_lanes(dev, layer->router->k),
+                             (uint32_t)args->x.dtype,
+                             (uint32_t)types[layer->router->format],
+                             args->norm.buffer != NULL,
+                             layer->router->k % 4 == 0 ? 4 : 1,
+                             given,
+                             layer->experts,
+                             layer->top_k,
+                             layer->shared,
+                             router_rows(layer) > layer->experts,
+                             layer->sigmoid,
+                             layer->normalise,
+                             layer->groups,
+                             layer->top_groups,
+                             layer->group_best};
+    const mrl_push_router push = {.w = mrl_buffer_address(layer->router->quant),
+                                  .x = mrl_view_address(&args->x),
+                                  .norm = mrl_view_address(&args->norm),
+                                  .bias = mrl_view_address(&layer->bias),
+                                  .logits = mrl_view_address(&logits),
+                                  .counters = mrl_buffer_address(layer->counters),
+                                  .positions = mrl_view_address(&args->positions),
+                                  .ids = mrl_view_address(ids),
+                                  .weights = mrl_view_address(weights),
+                                  .usage = mrl_buffer_address(layer->usage),
+                                  .k = layer->router->k,
+                                  .k_padded = layer->router->k_padded,
+                                  .eps = args->eps,
+                                  .scale = layer->scale};
+    const mrl_range reads[] = {mrl_plane_range(layer->router->quant), mrl_view_range(&args->x),
+                               mrl_view_range(&args->norm),           mrl_view_range(&layer->bias),
+                               mrl_view_range(&args->positions),      mrl_view_range(&logits),
+                               mrl_plane_range(layer->counters),      mrl_plane_range(layer->usage)};
+    const mrl_range writes[] = {mrl_view_range(&logits), mrl_view_range(ids), mrl_view_range(weights),
+                                mrl_plane_range(layer->counters), mrl_plane_range(layer->usage)};
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_moe_router, MRL_FORMAT_NONE, MRL_MATH_NONE, spec,
+                             sizeof spec / sizeof *spec, &pipeline, err));
+    const mrl_dispatch d = {.pipeline = pipeline,
+                            .push = &push,
+                            .push_bytes = sizeof push,
+                            .groups = {given ? 1 : router_rows(layer), rows, 1},
+                            .reads = reads,
+                            .nreads = sizeof reads / sizeof *reads,
+                            .writes = writes,
+                            .nwrites = sizeof writes / sizeof *writes,
+                            .flops = 2.0 * rows * router_rows(layer) * layer->router->k};
+    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
+done:
+    mrl_buffer_release(logits.buffer);
+    return rc;
+}
+
+/* ---- the products ---- */
+
+/* One dispatch over the rows of experts in w. down: over all slots of a row at once. */
+static mrl_status expert_product(const routed *r, const mrl_weight *w, mrl_kernel kernel, const mrl_gemv_plan *plan,
+                                 const mrl_view *x, const mrl_view *norm, const mrl_view *residual, const mrl_view *y,
+                                 uint32_t n, uint32_t slots, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_pipeline *pipeline;
+    const bool down = kernel == MRL_KERNEL_moe_down;
+    const mrl_push_moe push = {.quant = mrl_buffer_address(w->quant),
+                               .scale = mrl_plane_address(w->scale),
+                               .zero = mrl_plane_address(w->zero),
+                               .x = mrl_view_address(x),
+                               .norm = mrl_view_address(norm),
+                               .residual = mrl_view_address(residual),
+                               .y = mrl_view_address(y),
+                               .ids = mrl_view_address(&r->ids),
+                               .weights = down ? mrl_view_address(&r->weights) : 0,
+                               .tiles = mrl_view_address(&r->tiles),
+                               .order = mrl_view_address(&r->order),
+                               .m = r->rows,
+                               .n = n,
+                               .k = w->k,
+                               .k_padded = w->k_padded,
+                               .groups = w->groups,
+                               .eps = r->args->eps,
+                               .global_scale = w->global_scale,
+                               .slots = slots};
+    const mrl_range reads[] = {mrl_plane_range(w->quant), mrl_plane_range(w->scale), mrl_plane_range(w->zero),
+                               mrl_view_range(x),         mrl_view_range(norm),      mrl_view_range(residual),
+                               mrl_view_range(&r->ids),   mrl_view_range(&r->weights), mrl_view_range(&r->tiles),
+                               mrl_view_range(&r->order)};
+    const mrl_range writes[] = {mrl_view_range(y)};
+
+    MRL_TRY(mrl_pipeline_get(r->dev, kernel, w->format, plan->math, plan->spec, plan->nspec, &pipeline, err));
+    const mrl_dispatch d = {.pipeline = pipeline,
+                            .push = &push,
+                            .push_bytes = sizeof push,
+                            .groups = {plan->groups[0], plan->groups[1], plan->groups[2]},
+                            .reads = reads,
+                            .nreads = sizeof reads / sizeof *reads,
+                            .writes = writes,
+                            .nwrites = 1,
+                            .flops = 2.0 * r->pairs * n * w->k};
+    MRL_TRY(mrl_stream_dispatch(r->dev, &d, err));
+done:
+    return rc;
+}
+
+static void plan_gemm(const routed *r, const mrl_weight *w, const mrl_view *x, const mrl_view *y,
+                      mrl_activation activation, uint32_t n, mrl_gemv_plan *plan)
+{
+    const bool coopmat = r->how.kernel == MRL_KERNEL_moe_gemm_coopmat;
+    const uint32_t columns = coopmat ? 128 : GEMM_TILE;
+    const uint32_t spec[] = {256,        (uint32_t)x->dtype, (uint32_t)y->dtype,   (uint32_t)w->scale_type,
+                             w->has_zero, w->group,           (uint32_t)activation, columns,
+                             1,           r->how.tile};
+
+    plan->math = coopmat ? MRL_MATH_F16 : MRL_MATH_NONE;
+    plan->nspec = coopmat ? 10 : 7;
+    memcpy(plan->spec, spec, sizeof spec);
+    plan->groups[0] = mrl_div_up(n, columns);
+    plan->groups[1] = r->bound;
+    plan->groups[2] = 1;
+}
+
+/* y (pairs, n_out) = activation(norm(x) W[expert]^T) by the kernel of the strategy; `slots` pairs share a row of x. */
+static mrl_status pair_product(const routed *r, const mrl_weight *w, const mrl_view *x, const mrl_view *norm,
+                               mrl_activation activation, const mrl_view *y, uint32_t n, uint32_t slots,
+                               mrl_error *err)
+{
+    const mrl_view absent = {0};
+    const mrl_gemv_tuning defaults = {0};
+    mrl_gemv_plan plan = {0};
+
+    if (r->how.kernel == MRL_KERNEL_moe_gemv) {
+        const mrl_gemv_work work = {.w = w,
+                                    .n = n,
+                                    .length = w->k_padded,
+                                    .m = r->how.tile ? r->how.tile : 1,
+                                    .copies = r->how.tile ? r->bound : r->pairs,
+                                    .x = x->dtype,
+                                    .y = y->dtype,
+                                    .activation = activation,
+                                    .norm = norm->buffer != NULL};
+        mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
+        if (rc != MRL_OK)
+            return rc;
+    } else {
+        plan_gemm(r, w, x, y, activation, n, &plan);
+    }
+    return expert_product(r, w, r->how.kernel, &plan, x, norm, &absent, y, n, slots, err);
+}
+
+static mrl_status gate_up(const routed *r, mrl_error *err)
+{
+    const mrl_moe_layer *layer = r->args->layer;
+    return pair_product(r, layer->gate_up, &r->x, &r->norm, layer->activation, &r->act, 2 * r->inner, r->slots, err);
+}
+
+static mrl_status down_by_rows(const routed *r, mrl_error *err)
+{
+    const mrl_weight *w = r->args->layer->down;
+    const mrl_view absent = {0};
+    const mrl_gemv_tuning defaults = {0};
+    const mrl_gemv_work work = {.w = w,
+                                .n = r->hidden,
+                                .length = r->slots * w->k_padded,
+                                .m = 1,
+                                .copies = r->rows,
+                                .x = r->act.dtype,
+                                .y = r->args->y.dtype};
+    mrl_gemv_plan plan = {0};
+
+    mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
+    if (rc != MRL_OK)
+        return rc;
+    return expert_product(r, w, MRL_KERNEL_moe_down, &plan, &r->act, &absent, &r->args->residual, &r->args->y,
+                          r->hidden, r->slots, err);
+}
+
+static mrl_status plan_tiles(const routed *r, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_pipeline *pipeline;
+    const mrl_device_info *info = mrl_device_info_of(r->dev);
+    const uint32_t lanes = software(r->dev) ? info->subgroup_max : info->max_workgroup < 1024 ? info->max_workgroup : 1024;
+    const uint32_t spec[] = {lanes, r->args->layer->experts + r->args->layer->shared, r->how.tile};
+    const mrl_push_moe_plan push = {.ids = mrl_view_address(&r->ids),
+                                    .tiles = mrl_view_address(&r->tiles),
+                                    .order = mrl_view_address(&r->order),
+                                    .pairs = r->pairs,
+                                    .bound = r->bound};
+    const mrl_range reads[] = {mrl_view_range(&r->ids)};
+    const mrl_range writes[] = {mrl_view_range(&r->tiles), mrl_view_range(&r->order)};
+
+    MRL_TRY(mrl_pipeline_get(r->dev, MRL_KERNEL_moe_plan, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 3, &pipeline, err));
+    const mrl_dispatch d = {.pipeline = pipeline, .push = &push,     .push_bytes = sizeof push, .groups = {1, 1, 1},
+                            .reads = reads,       .nreads = 1,       .writes = writes,          .nwrites = 2};
+    MRL_TRY(mrl_stream_dispatch(r->dev, &d, err));
+done:
+    return rc;
+}
+
+static mrl_status combine(const routed *r, const mrl_view *parts, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_pipeline *pipeline;
+    const mrl_moe_args *args = r->args;
+    const uint32_t lanes = software(r->dev) ? mrl_device_info_of(r->dev)->subgroup_max : 256;
+    const uint32_t spec[] = {lanes, (uint32_t)args->y.dtype};
+    const mrl_push_moe_combine push = {.x = mrl_view_address(parts),
+                                       .ids = mrl_view_address(&r->ids),
+                                       .weights = mrl_view_address(&r->weights),
+                                       .residual = mrl_view_address(&args->residual),
+                                       .y = mrl_view_address(&args->y),
+                                       .n = r->hidden,
+                                       .slots = r->slots};
+    const mrl_range reads[] = {mrl_view_range(parts), mrl_view_range(&r->ids), mrl_view_range(&r->weights),
+                               mrl_view_range(&args->residual)};
+    const mrl_range writes[] = {mrl_view_range(&args->y)};
+
+    MRL_TRY(mrl_pipeline_get(r->dev, MRL_KERNEL_moe_combine, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 2, &pipeline, err));
+    const mrl_dispatch d = {.pipeline = pipeline,
+                            .push = &push,
+                            .push_bytes = sizeof push,
+                            .groups = {mrl_div_up(r->hidden, lanes), r->rows, 1},
+                            .reads = reads,
+                            .nreads = 4,
+                            .writes = writes,
+                            .nwrites = 1};
+    MRL_TRY(mrl_stream_dispatch(r->dev, &d, err));
+done:
+    return rc;
+}
+
+/* Down of every pair into a buffer of its own, then the weighted sums. */
+static mrl_status down_by_tiles(const routed *r, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_view parts = {0};
+    const mrl_view absent = {0};
+
+    MRL_TRY(temporary(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));
+    MRL_TRY(pair_product(r, r->args->layer->down, &r->act, &absent, MRL_ACTIVATION_NONE, &parts, r->hidden, 1, err));
+    MRL_TRY(combine(r, &parts, err));
+done:
+    mrl_buffer_release(parts.buffer);
+    return rc;
+}
+
+/* ---- choice ---- */
+
+/* The dtype in which a normalised x is best kept: as the kernels will multiply it. */
+static mrl_dtype normal_dtype(const mrl_moe_args *args)
+{
+    return mrl_wants_f32(args->layer->gate_up->format, args->x.dtype, true) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
+}
+
+static bool coopmat_can(mrl_device *dev, const mrl_moe_args *args)
+{
+    const mrl_weight *const both[] = {args->layer->gate_up, args->layer->down};
+    const mrl_dtype x = args->norm.buffer != NULL ? normal_dtype(args) : args->x.dtype;
+
+    for (int i = 0; i < 2; i++)
+        if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, both[i]->format, MRL_MATH_F16) ||
+            both[i]->k % 8 != 0)
+            return false;
+    return mrl_device_info_of(dev)->subgroup_size == 32 && x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16 &&
+           (args->norm.buffer != NULL || args->x.offset % 16 == 0);
+}
+
+/* Low tiles where few pairs go to an expert: rows that are not there are multiplied too. */
+static uint32_t coopmat_tile(uint64_t pairs, uint32_t experts)
+{
+    const uint64_t mean = pairs / experts;
+    return mean <= 32 ? 32 : mean <= 96 ? 64 : 128;
+}
+
+static strategy best(mrl_device *dev, const mrl_moe_args *args)
+{
+    const uint32_t experts = args->layer->experts;
+    const uint64_t rows = args->x.shape[0], pairs = rows * args->layer->top_k;
+
+    /* A CPU gains nothing from tiles (see row_by_row of matmul.c). On a GPU two dispatches more cost less than
+     * reading experts twice, once the pairs are half as many as the experts. */
+    if (software(dev) || rows == 1 || (rows <= MRL_GEMV_MAX_ROWS && 2 * pairs <= experts))
+        return (strategy){MRL_KERNEL_moe_gemv, 0};
+    if (rows <= MRL_GEMV_MAX_ROWS)
+        return (strategy){MRL_KERNEL_moe_gemv, pairs <= 2 * (uint64_t)experts ? 2 : 4};
+    if (coopmat_can(dev, args))
+        return (strategy){MRL_KERNEL_moe_gemm_coopmat, coopmat_tile(pairs, experts)};
+    return (strategy){MRL_KERNEL_moe_gemm, GEMM_TILE};
+}
+
+static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
+{
+    static const struct {
+        const char *name;
+        strategy standard;
+        uint32_t least, most; /* tile that may be asked for, a power of two */
+    } known[] = {{"rows", {MRL_KERNEL_moe_gemv, 0}, 0, 0},
+                 {"moe_gemv", {MRL_KERNEL_moe_gemv, 4}, 1, 8},
+                 {"moe_gemm", {MRL_KERNEL_moe_gemm, GEMM_TILE}, GEMM_TILE, GEMM_TILE},
+                 {"moe_gemm_coopmat", {MRL_KERNEL_moe_gemm_coopmat, 64}, 32, 128}};
+    char name[32] = "";
+    uint32_t tile = 0;
+
+    *out = best(dev, args);
+    if (args->kernel == NULL)
+        return MRL_OK;
+    int parts = sscanf(args->kernel, "%31[a-z_]@%u", name, &tile);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (strcmp(known[i].name, name) != 0)
+            continue;
+        *out = known[i].standard;
+        if (parts == 2 && (tile < known[i].least || tile > known[i].most || (tile & (tile - 1)) != 0))
+            return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel \"%s\" asks for a tile that there is not", args->kernel);
+        if (parts == 2)
+            out->tile = tile;
+        if (out->kernel == MRL_KERNEL_moe_gemm_coopmat && !coopmat_can(dev, args))
+            return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel %s cannot do this product on %s", name,
+                            mrl_device_info_of(dev)->name);
+        return MRL_OK;
+    }
+    return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel called %s", args->kernel);
+}
+
+/* ---- the op ---- */
+
+static bool dense(const mrl_weight *w)
+{
+    return w->format == MRL_FORMAT_f32 || w->format == MRL_FORMAT_f16 || w->format == MRL_FORMAT_bf16;
+}
+
+static mrl_status check_choice(const mrl_moe_layer *layer, mrl_error *err)
+{
+    const uint32_t limit = layer->experts < MRL_MOE_TOP_K_MAX ? layer->experts : MRL_MOE_TOP_K_MAX;
+
+    if (layer->experts < 1 || layer->experts + layer->shared > MRL_MOE_EXPERTS_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: experts must be 1 to %u, shared ones included, got %u and %u",
+                        MRL_MOE_EXPERTS_MAX, layer->experts, layer->shared);
+    if (layer->top_k < 1 || layer->top_k > limit)
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: top_k must be 1 to %u with %u experts, got %u", limit, layer->experts,
+                        layer->top_k);
+    if (slots_of(layer) > MRL_MOE_SLOTS_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: top_k and shared must be at most %u together, got %u",
+                        MRL_MOE_SLOTS_MAX, slots_of(layer));
+    if (layer->groups < 1 || layer->experts % layer->groups != 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: groups must divide the %u experts, got %u", layer->experts,
+                        layer->groups);
+    if (layer->top_groups < 1 || layer->top_groups > layer->groups ||
+        layer->experts / layer->groups * layer->top_groups < layer->top_k)
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: top_groups must be 1 to %u and leave top_k %u experts, got %u",
+                        layer->groups, layer->top_k, layer->top_groups);
+    if (layer->group_best < 1 || layer->group_best > 2)
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: group_best must be 1 or 2, got %u", layer->group_best);
+    if (!mrl_activation_gated(layer->activation))
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: activation must be a gated one");
+    return MRL_OK;
+}
+
+mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error *err)
+{
+    mrl_status rc;
+    const uint32_t all = layer->experts + layer->shared, hidden = layer->gate_up->k, inner = layer->down->k;
+
+    MRL_TRY(check_choice(layer, err));
+    if (!dense(layer->router))
+        return mrl_fail(err, MRL_ERR_TYPE, "moe: the router must be f32, f16 or bf16");
+    const bool gate = layer->router->n == layer->experts + 1 && layer->shared > 0;
+    if (layer->router->k != hidden || (layer->router->n != layer->experts && !gate))
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: router must be (%u, %u), or a row more to gate shared experts, got (%u, %u)",
+                        layer->experts, hidden, layer->router->n, layer->router->k);
+    if ((uint64_t)all * 2 * inner != layer->gate_up->n)
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: gate_up must have %u rows for %u experts of %u, it has %u",
+                        all * 2 * inner, all, inner, layer->gate_up->n);
+    if ((uint64_t)all * hidden != layer->down->n)
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: down must have %u rows for %u experts and %u columns of x, it has %u",
+                        all * hidden, all, hidden, layer->down->n);
+    if (layer->bias.buffer != NULL)
+        MRL_TRY(mrl_view_check(&layer->bias, dev, "moe", "bias", MRL_DTYPE_BIT(f32), 1, (uint64_t[]){layer->experts},
+                               err));
+done:
+    return rc;
+}
+
+static mrl_status check_input(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
+{
+    mrl_status rc;
+    const uint32_t hidden = args->layer->gate_up->k;
+
+    if (args->x.ndim != 2)
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: x must have 2 dimensions (m, %u), got %d", hidden, args->x.ndim);
+    const uint64_t m = args->x.shape[0];
+    MRL_TRY(mrl_view_check(&args->x, dev, "moe", "x", MRL_DTYPES_ACT, 2, (uint64_t[]){m, hidden}, err));
+    if (args->norm.buffer != NULL)
+        MRL_TRY(mrl_view_check(&args->norm, dev, "moe", "norm", MRL_DTYPE_BIT(f32), 1, (uint64_t[]){hidden}, err));
+    if (args->positions.buffer != NULL)
+        MRL_TRY(mrl_view_check(&args->positions, dev, "moe", "positions", MRL_DTYPE_BIT(i32), 1, (uint64_t[]){m}, err));
+done:
+    return rc;
+}
+
+static void release(routed *r, const mrl_view *normalised)
+{
+    mrl_buffer_release(normalised->buffer);
+    mrl_buffer_release(r->ids.buffer);
+    mrl_buffer_release(r->weights.buffer);
+    mrl_buffer_release(r->act.buffer);
+    mrl_buffer_release(r->tiles.buffer);
+    mrl_buffer_release(r->order.buffer);
+}
+
+/* Checked rows whose pairs fit one walk. */
+static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_moe_layer *layer = args->layer;
+    const uint32_t all = layer->experts + layer->shared, slots = slots_of(layer), rows = (uint32_t)args->x.shape[0];
+    routed r = {.dev = dev,
+                .args = args,
+                .rows = rows,
+                .slots = slots,
+                .pairs = rows * slots,
+                .inner = layer->down->k,
+                .hidden = layer->gate_up->k,
+                .x = args->x,
+                .norm = args->norm};
+    mrl_view normalised = {0};
+
+    MRL_TRY(choose(dev, args, &r.how, err));
+    MRL_TRY(temporary(dev, MRL_DTYPE_i32, rows, slots, &r.ids, err));
+    MRL_TRY(temporary(dev, MRL_DTYPE_f32, rows, slots, &r.weights, err));
+    MRL_TRY(temporary(dev, args->dtype, r.pairs, r.inner, &r.act, err));
+    MRL_TRY(route(dev, args, &r.ids, &r.weights, err));
+    if (r.norm.buffer != NULL && (rows > 1 || r.how.kernel != MRL_KERNEL_moe_gemv)) {
+        /* Otherwise every workgroup of every pair would do it. */
+        MRL_TRY(normalise(dev, args, normal_dtype(args), &normalised, err));
+        r.x = normalised;
+        r.norm = (mrl_view){0};
+    }
+    if (r.how.tile > 0) {
+        /* Every expert may end in a tile that is not full; no more tiles than pairs. */
+        const uint32_t full = r.pairs / r.how.tile + all;
+        r.bound = full < r.pairs ? full : r.pairs;
+        MRL_TRY(temporary(dev, MRL_DTYPE_i32, r.bound, 3, &r.tiles, err));
+        MRL_TRY(temporary(dev, MRL_DTYPE_i32, r.pairs, 1, &r.order, err));
+        MRL_TRY(plan_tiles(&r, err));
+    }
+    MRL_TRY(gate_up(&r, err));
+    MRL_TRY(r.how.tile > 0 ? down_by_tiles(&r, err) : down_by_rows(&r, err));
+done:
+    release(&r, &normalised);
+    return rc;
+}
+
+mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_moe_args args = *given;
+    const mrl_moe_layer *layer = args.layer;
+    const uint32_t hidden = layer->gate_up->k, inner = layer->down->k, wide = hidden > 2 * inner ? hidden : 2 * inner;
+
+    MRL_TRY(check_input(dev, &args, err));
+    const uint64_t m = args.x.shape[0], shape[] = {m, hidden};
+    MRL_TRY(mrl_view_check(&args.y, dev, "moe", "out", MRL_DTYPES_ACT, 2, shape, err));
+    if (args.residual.buffer != NULL)
+        MRL_TRY(mrl_view_check(&args.residual, dev, "moe", "residual", MRL_DTYPE_BIT(f32), 2, shape, err));
+    /* Kernels count elements in 31 bits and workgroups in 16. */
+    uint64_t pairs = (uint64_t)INT32_MAX / wide;
+    uint64_t step = (pairs < PAIRS_MAX ? pairs : PAIRS_MAX) / slots_of(layer);
+    if (step == 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row", slots_of(layer), wide);
+    for (uint64_t first = 0; first < m; first += step) {
+        const uint64_t count = m - first < step ? m - first : step;
+        args.x = some_rows(&given->x, first, count);
+        args.residual = some_rows(&given->residual, first, count);
+        args.positions = some_rows(&given->positions, first, count);
+        args.y = some_rows(&given->y, first, count);
+        MRL_TRY(mix(dev, &args, err));
+    }
+done:
+    return rc;
+}
+
+mrl_status mrl_op_route(mrl_device *dev, const mrl_moe_args *given, const mrl_view *ids, const mrl_view *weights,
+                        mrl_error *err)
+{
+    mrl_status rc;
+    mrl_moe_args args = *given;
+
+    MRL_TRY(check_input(dev, &args, err));
+    const uint64_t m = args.x.shape[0], shape[] = {m, slots_of(args.layer)};
+    MRL_TRY(mrl_view_check(ids, dev, "moe", "ids", MRL_DTYPE_BIT(i32), 2, shape, err));
+    MRL_TRY(mrl_view_check(weights, dev, "moe", "weights", MRL_DTYPE_BIT(f32), 2, shape, err));
+    for (uint64_t first = 0; first < m; first += PAIRS_MAX) {
+        const uint64_t count = m - first < PAIRS_MAX ? m - first : PAIRS_MAX;
+        const mrl_view some_ids = some_rows(ids, first, count), some_weights = some_rows(weights, first, count);
+        args.x = some_rows(&given->x, first, count);
+        args.positions = some_rows(&given->positions, first, count);
+        MRL_TRY(route(dev, &args, &some_ids, &some_weights, err));
+    }
+done:
+    return rc;
+}

@@ -1,0 +1,52 @@
+/* A mixture of experts: y = residual + sum over the chosen experts of weight * down(act(gate(x)) * up(x)).
+ *
+ * Rows by themselves (one row; few that share no experts; software devices):
+ *     router -> (row, slot) ids, weights -> moe_gemv gate and up of each pair -> moe_down over all slots of a row
+ * Rows that share experts, so that a chosen expert is read once for a tile of pairs:
+ *     router -> moe_plan -> gate and up of each tile -> down of each tile -> moe_combine
+ * with moe_gemv for small tiles, moe_gemm and moe_gemm_coopmat for large ones. */
+#ifndef MRL_OPS_MOE_H
+#define MRL_OPS_MOE_H
+
+#include "ops/matmul.h"
+
+#define MRL_MOE_COUNTERS 1024u /* rows whose logits the router computes itself, at most */
+
+/* What a layer has; checked by mrl_moe_check once. */
+typedef struct mrl_moe_layer {
+    const mrl_weight *router;  /* (experts [+ 1], hidden) f32, f16 or bf16: the row more gates the shared experts */
+    const mrl_weight *gate_up; /* ((experts + shared) * 2 * inner, hidden): gate 0, up 0, gate 1, ... of each expert */
+    const mrl_weight *down;    /* ((experts + shared) * hidden, inner) */
+    mrl_view bias;             /* (experts) f32, added to the scores that are compared, or absent */
+    uint32_t experts, top_k;
+    uint32_t shared;           /* experts that every row goes to, behind the others */
+    bool sigmoid;              /* scores are sigmoids of the logits; else their softmax */
+    bool normalise;            /* weights are divided by their sum */
+    float scale;               /* then multiplied by this */
+    uint32_t groups, top_groups, group_best; /* see shaders/moe/router.comp */
+    mrl_activation activation; /* a gated one */
+    mrl_buffer *counters;      /* MRL_MOE_COUNTERS u32, zero */
+    mrl_buffer *usage;         /* (experts) u32, counted up by every choice */
+} mrl_moe_layer;
+
+typedef struct mrl_moe_args {
+    const mrl_moe_layer *layer;
+    mrl_view x;         /* (m, hidden) f32, f16 or bf16 */
+    mrl_view norm;      /* (hidden) f32 or absent: x becomes x * rsqrt(mean(x^2) + eps) * norm first */
+    mrl_view residual;  /* (m, hidden) f32 or absent; may be the memory of y */
+    mrl_view positions; /* (m) i32 or absent: rows with a negative one are idle, their y is undefined */
+    mrl_view y;         /* (m, hidden) */
+    float eps;
+    mrl_dtype dtype;    /* of activations between gate_up and down */
+    const char *kernel; /* "rows", "moe_gemv@tile", "moe_gemm", "moe_gemm_coopmat", or NULL to choose */
+} mrl_moe_args;
+
+/* VALUE error for matrices and numbers that do not belong together, TYPE for a router in a quantized format. */
+mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error *err);
+
+mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *args, mrl_error *err);
+/* The router alone: ids (m, top_k + shared) i32 and weights of that shape f32. y, residual and dtype are not used. */
+mrl_status mrl_op_route(mrl_device *dev, const mrl_moe_args *args, const mrl_view *ids, const mrl_view *weights,
+                        mrl_error *err);
+
+#endif

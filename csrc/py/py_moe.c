@@ -1,0 +1,321 @@
+/* MoE: a router and experts, over Linears that hold their weights. */
+#include "py/pymrl.h"
+
+#include <string.h>
+
+#include "engine/moe.h"
+
+typedef struct {
+    MRL_PY_HEAD
+    mrl_moe *moe;
+    PyObject *router, *gate_up, *down; /* the Linears that moe borrows; they refer to no container */
+} mrl_py_moe;
+
+/* ---- life ---- */
+
+static int linear_of(const mrl_state *state, PyObject *obj, const char *name, PyObject *device,
+                     const mrl_linear **out)
+{
+    if (!PyObject_TypeCheck(obj, state->Linear))
+        return mrl_py_wrong_type(name, "a Linear", obj);
+    if (device != NULL && mrl_py_device_of(obj) != device) {
+        PyErr_Format(PyExc_ValueError, "%s must be on the device of router", name);
+        return -1;
+    }
+    *out = mrl_py_linear_of(obj);
+    return 0;
+}
+
+static int parse_scoring(const char *name, bool *sigmoid)
+{
+    *sigmoid = strcmp(name, "sigmoid") == 0;
+    if (*sigmoid || strcmp(name, "softmax") == 0)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "MoE: scoring must be softmax or sigmoid, got '%s'", name);
+    return -1;
+}
+
+static PyObject *MoE_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static const char *const keywords[] = {"router",     "gate_up",    "down",      "experts",    "top_k",
+                                           "shared",     "scoring",    "normalise", "scale",      "groups",
+                                           "top_groups", "group_best", "bias",      "activation", NULL};
+    mrl_state *state = PyType_GetModuleState(type);
+    mrl_moe_config config = {.groups = 1, .top_groups = 1, .group_best = 2};
+    PyObject *router, *gate_up, *down, *experts = NULL, *top_k = NULL, *shared = NULL, *scale = NULL, *groups = NULL;
+    PyObject *top_groups = NULL, *group_best = NULL, *bias = NULL;
+    const char *scoring = "softmax", *activation = "swiglu";
+    int normalise = 1;
+    double factor = 1.0;
+    mrl_py_moe *self;
+    mrl_device *dev;
+    mrl_error err;
+    mrl_status rc;
+    mrl_moe *moe;
+
+    if (!MRL_PARSE(args, kwargs, "OOO|$OOOspOOOOOs:MoE", keywords, &router, &gate_up, &down, &experts, &top_k, &shared,
+                   &scoring, &normalise, &scale, &groups, &top_groups, &group_best, &bias, &activation))
+        return NULL;
+    if (experts == NULL || top_k == NULL) { /* keywords that PyArg_Parse cannot ask for */
+        PyErr_Format(PyExc_TypeError, "MoE() missing required keyword '%s'", experts == NULL ? "experts" : "top_k");
+        return NULL;
+    }
+    if (linear_of(state, router, "MoE: router", NULL, &config.router) < 0)
+        return NULL;
+    PyObject *device = mrl_py_device_of(router);
+    if ((dev = mrl_py_device(state, device, "MoE")) == NULL ||
+        linear_of(state, gate_up, "MoE: gate_up", device, &config.gate_up) < 0 ||
+        linear_of(state, down, "MoE: down", device, &config.down) < 0 ||
+        mrl_py_u32(experts, "MoE: experts", 0, UINT32_MAX, &config.experts) < 0 ||
+        mrl_py_u32(top_k, "MoE: top_k", 0, UINT32_MAX, &config.top_k) < 0 ||
+        mrl_py_u32(shared, "MoE: shared", 0, UINT32_MAX, &config.shared) < 0 ||
+        mrl_py_u32(groups, "MoE: groups", 0, UINT32_MAX, &config.groups) < 0 ||
+        mrl_py_u32(top_groups, "MoE: top_groups", 0, UINT32_MAX, &config.top_groups) < 0 ||
+        mrl_py_u32(group_best, "MoE: group_best", 0, UINT32_MAX, &config.group_best) < 0 ||
+        mrl_py_float(scale, "MoE: scale", 0, 1e6, &factor) < 0 ||
+        mrl_py_view(state, bias, "MoE: bias", true, &config.bias) < 0 || parse_scoring(scoring, &config.sigmoid) < 0 ||
+        mrl_py_activation(activation, "MoE", &config.activation) < 0)
+        return NULL;
+    config.scale = (float)factor;
+    config.normalise = normalise;
+    MRL_NOGIL(rc = mrl_moe_create(dev, &config, &moe, &err));
+    if (rc != MRL_OK)
+        return mrl_raise(state, &err);
+    self = mrl_py_alloc(type, state, device);
+    if (self == NULL) {
+        mrl_moe_free(moe);
+        return NULL;
+    }
+    self->moe = moe;
+    self->router = Py_NewRef(router);
+    self->gate_up = Py_NewRef(gate_up);
+    self->down = Py_NewRef(down);
+    return (PyObject *)self;
+}
+
+static void MoE_dealloc(PyObject *obj)
+{
+    mrl_py_moe *self = (mrl_py_moe *)obj;
+    mrl_py_dealloc_begin(obj);
+    mrl_moe_free(self->moe);
+    Py_CLEAR(self->router);
+    Py_CLEAR(self->gate_up);
+    Py_CLEAR(self->down);
+    mrl_py_dealloc_end(obj);
+}
+
+static int MoE_traverse(PyObject *obj, visitproc visit, void *arg)
+{
+    mrl_py_moe *self = (mrl_py_moe *)obj;
+    Py_VISIT(self->router);
+    Py_VISIT(self->gate_up);
+    Py_VISIT(self->down);
+    return mrl_py_traverse(obj, visit, arg);
+}
+
+/* ---- use ---- */
+
+/* One row may come without its leading axis: the op sees (1, columns). */
+static void as_rows(mrl_view *view)
+{
+    if (view->buffer == NULL || view->ndim != 1)
+        return;
+    view->ndim = 2;
+    view->shape[1] = view->shape[0];
+    view->shape[0] = 1;
+}
+
+/* The input that call and route share; x must have the width of the experts. */
+static mrl_device *parse_input(mrl_py_moe *self, PyObject *x, PyObject *norm, PyObject *eps, PyObject *positions,
+                               mrl_moe_args *call)
+{
+    const uint32_t hidden = mrl_moe_layer_of(self->moe)->gate_up->k;
+    double eps_value = 1e-6;
+    mrl_device *dev;
+
+    call->layer = mrl_moe_layer_of(self->moe);
+    if ((dev = mrl_py_device(self->state, self->device, "moe")) == NULL ||
+        mrl_py_view(self->state, x, "moe: x", false, &call->x) < 0 ||
+        mrl_py_view(self->state, norm, "moe: norm", true, &call->norm) < 0 ||
+        mrl_py_view(self->state, positions, "moe: positions", true, &call->positions) < 0 ||
+        mrl_py_float(eps, "moe: eps", 0, 1, &eps_value) < 0)
+        return NULL;
+    if (call->x.ndim > 2 || call->x.shape[call->x.ndim - 1] != hidden || !mrl_dtype_is_float(call->x.dtype)) {
+        char got[192];
+        PyErr_Format(mrl_dtype_is_float(call->x.dtype) ? PyExc_ValueError : PyExc_TypeError,
+                     "moe: x must be (rows, %u) or (%u) f32|f16|bf16, got %s", (unsigned int)hidden,
+                     (unsigned int)hidden, mrl_view_text(&call->x, got, sizeof got));
+        return NULL;
+    }
+    call->eps = (float)eps_value;
+    return dev;
+}
+
+static PyObject *MoE_call(PyObject *obj, PyObject *args, PyObject *kwargs)
+{
+    static const char *const keywords[] = {"x",   "norm",      "eps",    "residual", "dtype",
+                                           "out", "positions", "kernel", NULL};
+    mrl_py_moe *self = (mrl_py_moe *)obj;
+    mrl_moe_args call = {0};
+    PyObject *x, *norm = NULL, *eps = NULL, *residual = NULL, *dtype = NULL, *out = NULL, *positions = NULL, *y;
+    mrl_device *dev;
+    mrl_error err;
+    mrl_status rc;
+
+    if (!MRL_PARSE(args, kwargs, "O|$OOOOOOz:MoE", keywords, &x, &norm, &eps, &residual, &dtype, &out, &positions,
+                   &call.kernel) ||
+        (dev = parse_input(self, x, norm, eps, positions, &call)) == NULL ||
+        mrl_py_view(self->state, residual, "moe: residual", true, &call.residual) < 0 ||
+        mrl_py_dtype(dtype, "moe: dtype", call.norm.buffer != NULL ? MRL_DTYPE_f16 : call.x.dtype, &call.dtype) < 0)
+        return NULL;
+    if (!mrl_dtype_is_float(call.dtype)) {
+        PyErr_Format(PyExc_TypeError, "moe: dtype must be f32, f16 or bf16, got %s", mrl_dtype_name(call.dtype));
+        return NULL;
+    }
+    const int ndim = call.x.ndim;
+    y = mrl_py_tensor_out(self->state, self->device, out, "moe: out",
+                          call.residual.buffer != NULL ? MRL_DTYPE_f32 : call.dtype, ndim, call.x.shape, &call.y);
+    if (y == NULL)
+        return NULL;
+    as_rows(&call.x);
+    as_rows(&call.y);
+    as_rows(&call.residual);
+    MRL_NOGIL(rc = mrl_op_moe(dev, &call, &err));
+    if (rc != MRL_OK) {
+        Py_DECREF(y);
+        return mrl_raise(self->state, &err);
+    }
+    return y;
+}
+
+static PyObject *MoE_route(PyObject *obj, PyObject *args, PyObject *kwargs)
+{
+    static const char *const keywords[] = {"x", "norm", "eps", "positions", NULL};
+    mrl_py_moe *self = (mrl_py_moe *)obj;
+    mrl_moe_args call = {0};
+    PyObject *x, *norm = NULL, *eps = NULL, *positions = NULL, *ids, *weights;
+    mrl_view ids_view, weights_view;
+    mrl_device *dev;
+    mrl_error err;
+    mrl_status rc;
+
+    if (!MRL_PARSE(args, kwargs, "O|$OOO:route", keywords, &x, &norm, &eps, &positions) ||
+        (dev = parse_input(self, x, norm, eps, positions, &call)) == NULL)
+        return NULL;
+    as_rows(&call.x);
+    const uint64_t shape[2] = {call.x.shape[0], call.layer->top_k + call.layer->shared};
+    ids = mrl_py_tensor_out(self->state, self->device, NULL, "", MRL_DTYPE_i32, 2, shape, &ids_view);
+    if (ids == NULL)
+        return NULL;
+    weights = mrl_py_tensor_out(self->state, self->device, NULL, "", MRL_DTYPE_f32, 2, shape, &weights_view);
+    if (weights == NULL) {
+        Py_DECREF(ids);
+        return NULL;
+    }
+    MRL_NOGIL(rc = mrl_op_route(dev, &call, &ids_view, &weights_view, &err));
+    if (rc != MRL_OK) {
+        Py_DECREF(ids);
+        Py_DECREF(weights);
+        return mrl_raise(self->state, &err);
+    }
+    return Py_BuildValue("(NN)", ids, weights);
+}
+
+static PyObject *MoE_reset_usage(PyObject *obj, PyObject *unused)
+{
+    mrl_py_moe *self = (mrl_py_moe *)obj;
+    mrl_error err;
+    mrl_status rc;
+
+    (void)unused;
+    if (mrl_py_device(self->state, self->device, "moe") == NULL)
+        return NULL;
+    MRL_NOGIL(rc = mrl_moe_reset_usage(self->moe, &err));
+    if (rc != MRL_OK)
+        return mrl_raise(self->state, &err);
+    Py_RETURN_NONE;
+}
+
+/* ---- attributes ---- */
+
+static PyObject *MoE_get_usage(PyObject *obj, void *unused)
+{
+    mrl_py_moe *self = (mrl_py_moe *)obj;
+    const mrl_view view = mrl_moe_usage(self->moe);
+    (void)unused;
+    return mrl_py_tensor_wrap(self->state, self->device, &view);
+}
+
+/* closure: 0 experts, 1 top_k, 2 shared, 3 hidden, 4 inner */
+static PyObject *MoE_get_number(PyObject *obj, void *closure)
+{
+    const mrl_moe_layer *layer = mrl_moe_layer_of(((mrl_py_moe *)obj)->moe);
+    const uint32_t numbers[] = {layer->experts, layer->top_k, layer->shared, layer->gate_up->k, layer->down->k};
+    return PyLong_FromUnsignedLong(numbers[(uintptr_t)closure]);
+}
+
+static PyObject *MoE_repr(PyObject *obj)
+{
+    mrl_py_moe *self = (mrl_py_moe *)obj;
+    const mrl_moe_layer *layer = mrl_moe_layer_of(self->moe);
+    return PyUnicode_FromFormat("<MoE %u of %u experts (%u, %u) %s%s>", (unsigned int)layer->top_k,
+                                (unsigned int)layer->experts, (unsigned int)layer->gate_up->k,
+                                (unsigned int)layer->down->k, mrl_linear_format(mrl_py_linear_of(self->gate_up)),
+                                layer->shared ? ", shared ones" : "");
+}
+
+/* ---- the type ---- */
+
+#define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
+
+static PyMethodDef MoE_methods[] = {
+    {"route", WITH_KEYWORDS(MoE_route),
+     "route($self, x, *, norm=None, eps=1e-06, positions=None)\n--\n\n"
+     "What the router chooses: experts (rows, top_k + shared) i32, the best first and the shared ones last, -1 in\n"
+     "idle rows, and their weights f32. Counted in usage like a call."},
+    {"reset_usage", MoE_reset_usage, METH_NOARGS, "reset_usage($self, /)\n--\n\nSets the counters of usage to 0."},
+    MRL_PY_NO_PICKLE,
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef MoE_getset[] = {
+    {"experts", MoE_get_number, NULL, "routed experts", (void *)0},
+    {"top_k", MoE_get_number, NULL, "experts that a row goes to", (void *)1},
+    {"shared", MoE_get_number, NULL, "experts that every row goes to", (void *)2},
+    {"hidden", MoE_get_number, NULL, "columns of x", (void *)3},
+    {"inner", MoE_get_number, NULL, "columns between gate/up and down of an expert", (void *)4},
+    {"usage", MoE_get_usage, NULL, "(experts) u32 Tensor: how often each was chosen, modulo 2^32", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot MoE_slots[] = {
+    {Py_tp_new, MoE_new},
+    {Py_tp_dealloc, MoE_dealloc},
+    {Py_tp_traverse, MoE_traverse},
+    {Py_tp_clear, mrl_py_clear},
+    {Py_tp_repr, MoE_repr},
+    {Py_tp_call, MoE_call},
+    {Py_tp_methods, MoE_methods},
+    {Py_tp_getset, MoE_getset},
+    {Py_tp_members, mrl_py_members},
+    {Py_tp_doc,
+     "MoE(router, gate_up, down, *, experts, top_k, shared=0, scoring='softmax', normalise=True, scale=1.0, "
+     "groups=1, top_groups=1, group_best=2, bias=None, activation='swiglu')\n--\n\n"
+     "A mixture of experts over three Linears: router (experts [+ 1], hidden) f32, f16 or bf16; gate_up\n"
+     "((experts + shared) * 2 * inner, hidden), rows of gate and up alternating in each expert; down\n"
+     "((experts + shared) * hidden, inner). Calling it with x (rows, hidden) gives residual + the weighted sum of\n"
+     "the experts that the router chooses for norm(x)."},
+    {0, NULL},
+};
+
+static PyType_Spec MoE_spec = {
+    .name = "marlin._C.MoE",
+    .basicsize = sizeof(mrl_py_moe),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = MoE_slots,
+};
+
+int mrl_py_moe_add(PyObject *module, mrl_state *state)
+{
+    return mrl_py_add_type(module, &MoE_spec, &state->MoE);
+}

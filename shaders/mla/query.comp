@@ -1,0 +1,64 @@
+// Absorbed queries, f32: y_h = [q_h[:NOPE] W_uk_h | rope(q_h[NOPE:])] * softmax scale * log2(e).
+// q (rows, HEADS * (NOPE + ROPE_DIM)) -> y (rows, HEADS, RANK + ROPE_DIM).
+//
+// W_uk_h is NOPE rows of kv_b, RANK long. A workgroup owns COLUMNS of them, 8 a lane; SPLIT groups of
+// lanes deal out the rows and add up in shared memory. Grid (column tiles + 1, HEADS, rows): the last
+// workgroup of a head turns the rope part.
+// Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.2 (W_uk absorbed into the query).
+#include "include/mla.glsl"
+#include "include/scale.glsl"
+layout(constant_id = 11) const uint SCALE = 0;
+layout(constant_id = 12) const uint ZERO = 0;
+layout(constant_id = 13) const uint GROUP = 0;
+layout(constant_id = 14) const uint SPLIT = 1;
+layout(constant_id = 15) const uint ACROSS = 8; // lanes along the columns: local size / SPLIT
+#include "matmul/load_weights.glsl"
+
+const uint COLUMNS = 8 * ACROSS;
+const float LOG2_E = 1.4426950408889634;
+
+shared float sums[SPLIT > 1 ? SPLIT * COLUMNS : 1];
+
+void main()
+{
+    uint head = gl_WorkGroupID.y, row = gl_WorkGroupID.z, q_head = head * (NOPE + ROPE_DIM);
+    uvec2 q = address_at(p.x, row, HEADS * (NOPE + ROPE_DIM) * act_bytes(X));
+    BufF32 y = BufF32(address_at(p.y, row * HEADS + head, ROW * 4));
+    float factor = p.softmax * LOG2_E;
+
+    if (gl_WorkGroupID.x == gl_NumWorkGroups.x - 1) {
+        int position = max(BufI32(p.positions).v[row], 0);
+        for (uint e = gl_LocalInvocationIndex; e < ROPE_DIM; e += gl_WorkGroupSize.x)
+            y.v[RANK + e] = factor * mla_turned(q, q_head + NOPE, e, position);
+        return;
+    }
+    uint lane = gl_LocalInvocationIndex % ACROSS, part = gl_LocalInvocationIndex / ACROSS;
+    uint tile = gl_WorkGroupID.x * COLUMNS, column = min(tile + lane * 8, RANK - 8);
+    float acc[8];
+    [[unroll]] for (uint j = 0; j < 8; j++)
+        acc[j] = 0.0;
+    for (uint n = part; n < NOPE; n += SPLIT) {
+        float w[8], x = load_act(q, q_head + n, X) * factor * p.global_scale;
+        uint w_row = head * (NOPE + VALUES) + n;
+        if (SCALE != SCALE_NONE && GROUP == 0)
+            x *= load_scale(p.scale, w_row, SCALE);
+        load_weights8(w_row, column, w);
+        [[unroll]] for (uint j = 0; j < 8; j++)
+            acc[j] = fma(x, w[j], acc[j]);
+    }
+    if (SPLIT == 1) {
+        if (tile + lane * 8 < RANK)
+            [[unroll]] for (uint j = 0; j < 8; j++)
+                y.v[column + j] = acc[j];
+        return;
+    }
+    [[unroll]] for (uint j = 0; j < 8; j++)
+        sums[part * COLUMNS + j * ACROSS + lane] = acc[j];
+    barrier();
+    for (uint i = gl_LocalInvocationIndex; i < COLUMNS && tile + i < RANK; i += gl_WorkGroupSize.x) {
+        float sum = 0.0;
+        for (uint s = 0; s < SPLIT; s++)
+            sum += sums[s * COLUMNS + i % 8 * ACROSS + i / 8];
+        y.v[tile + i] = sum;
+    }
+}

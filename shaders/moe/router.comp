@@ -1,0 +1,235 @@
+// The router of a mixture of experts, for each row of x:
+//
+//   logit[e] = norm(x) . W[e]                 in f32; W (experts, k)
+//   score[e] = softmax(logit)[e] or sigmoid(logit[e])
+//   chosen   = the TOP_K experts with the largest score + bias, of equal ones those with the lower number; with GROUPS
+//              only within the TOP_GROUPS groups whose GROUP_BEST largest such sums add up to most
+//   weight   = score of the chosen, divided by the sum of the chosen's (NORMALISE), times p.scale
+//
+// Behind the chosen ones come the shared experts, EXPERTS and up, with weight 1 or, with SHARED_GATE, the sigmoid of
+// logit EXPERTS. A row that has NaN among its logits gets valid experts and the weights NaN. Idle rows get expert -1.
+//
+// LOGITS 0: workgroup (e, row) computes a logit, and the last to arrive of a row chooses. LOGITS 1: the logits are
+// there already; workgroup (0, row) chooses.
+// Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 section 2.1.2 (bias, groups).
+#include "include/reduce.glsl"
+
+layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint X_TYPE = 0;
+layout(constant_id = 2) const uint W_TYPE = 0;
+layout(constant_id = 3) const uint NORM = 0;
+layout(constant_id = 4) const uint STEP = 1;      // 4: k is a multiple of it
+layout(constant_id = 5) const uint LOGITS = 0;
+layout(constant_id = 6) const uint EXPERTS = 1;   // routed
+layout(constant_id = 7) const uint TOP_K = 1;
+layout(constant_id = 8) const uint SHARED = 0;    // shared experts
+layout(constant_id = 9) const uint SHARED_GATE = 0;
+layout(constant_id = 10) const uint SIGMOID = 0;
+layout(constant_id = 11) const uint NORMALISE = 0;
+layout(constant_id = 12) const uint GROUPS = 1;
+layout(constant_id = 13) const uint TOP_GROUPS = 1;
+layout(constant_id = 14) const uint GROUP_BEST = 2;
+
+layout(push_constant, scalar) uniform Push { mrl_push_router p; };
+
+const uint ROWS = EXPERTS + SHARED_GATE; // of W
+
+shared float score[EXPERTS];
+shared uint key[EXPERTS];       // orders the experts; 0: not to be chosen
+shared uint group_key[GROUPS];
+shared uint chosen[TOP_K];
+shared uint ticket;
+
+float nan() { return uintBitsToFloat(0x7fc00000u); }
+bool is_nan(float x) { return (floatBitsToUint(x) & 0x7fffffffu) > 0x7f800000u; }
+float sigmoid(float x) { return 1.0 / (1.0 + exp(-x)); }
+
+// Greater for greater numbers, equal for equal ones, 1 for NaN.
+uint key_of(float x)
+{
+    const uint bits = x == 0.0 ? 0u : floatBitsToUint(x);
+    return is_nan(x) ? 1u : (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
+}
+
+// The number that key_of made the key of.
+float of_key(uint k) { return k == 1u ? nan() : uintBitsToFloat((k & 0x80000000u) != 0u ? k & 0x7fffffffu : ~k); }
+
+float workgroup_max(float x)
+{
+    x = subgroupMax(x);
+    if (gl_NumSubgroups == 1)
+        return x;
+    if (subgroupElect())
+        reduce_scratch[gl_SubgroupID] = x;
+    barrier();
+    x = reduce_scratch[0];
+    for (uint i = 1; i < gl_NumSubgroups; i++)
+        x = max(x, reduce_scratch[i]);
+    barrier();
+    return x;
+}
+
+float logit(uint row, uint expert) { return BufF32(p.logits).v[row * ROWS + expert]; }
+
+// One logit by the whole workgroup. Every invocation gets it.
+float compute_logit(uint row, uint expert)
+{
+    float sum = 0.0, squares = 0.0;
+    for (uint base = 0; base < p.k; base += gl_WorkGroupSize.x * STEP) {
+        const uint k = base + gl_LocalInvocationIndex * STEP;
+        if (k >= p.k)
+            continue;
+        if (STEP == 4) {
+            const vec4 x = load_act4(p.x, row * p.k + k, X_TYPE), w = load_act4(p.w, expert * p.k_padded + k, W_TYPE);
+            squares += dot(x, x);
+            sum += dot(NORM == 0 ? x : x * BufF32x4(p.norm).v[k >> 2], w);
+        } else {
+            const float x = load_act(p.x, row * p.k + k, X_TYPE), w = load_act(p.w, expert * p.k_padded + k, W_TYPE);
+            squares = fma(x, x, squares);
+            sum = fma(NORM == 0 ? x : x * BufF32(p.norm).v[k], w, sum);
+        }
+    }
+    sum = workgroup_add(sum);
+    return NORM == 0 ? sum : sum * inversesqrt(workgroup_add(squares) / float(p.k) + p.eps);
+}
+
+// Leaves the keys of all but the best TOP_GROUPS groups 0.
+void choose_groups()
+{
+    const uint size = EXPERTS / GROUPS;
+    for (uint base = 0; base < GROUPS; base += gl_WorkGroupSize.x) {
+        const uint group = min(base + gl_LocalInvocationIndex, GROUPS - 1);
+        uint best = 0, second = 0;
+        for (uint i = 0; i < size; i++) {
+            const uint k = key[group * size + i];
+            second = max(second, min(best, k));
+            best = max(best, k);
+        }
+        group_key[group] = GROUP_BEST == 1 || size == 1 ? best : key_of(of_key(best) + of_key(second));
+    }
+    barrier();
+    for (uint base = 0; base < EXPERTS; base += gl_WorkGroupSize.x) {
+        const uint expert = min(base + gl_LocalInvocationIndex, EXPERTS - 1), group = expert / size;
+        uint rank = 0;
+        for (uint i = 0; i < GROUPS; i++)
+            rank += uint(group_key[i] > group_key[group] || (group_key[i] == group_key[group] && i < group));
+        if (rank >= TOP_GROUPS && base + gl_LocalInvocationIndex < EXPERTS)
+            key[expert] = 0;
+    }
+    barrier();
+}
+
+// The expert with r others before it goes to place r.
+void choose_experts()
+{
+    for (uint base = 0; base < EXPERTS; base += gl_WorkGroupSize.x) {
+        const uint expert = min(base + gl_LocalInvocationIndex, EXPERTS - 1), own = key[expert];
+        uint rank = 0;
+        for (uint i = 0; i < EXPERTS; i++)
+            rank += uint(key[i] > own || (key[i] == own && i < expert));
+        if (rank < TOP_K)
+            chosen[rank] = expert;
+    }
+    barrier();
+}
+
+// Scores and keys of a row to shared memory; returns what every score is divided by, NaN if a logit is.
+float score_experts(uint row)
+{
+    float highest = -1e38, bad = 0.0, sum = 0.0;
+    for (uint base = 0; base < EXPERTS; base += gl_WorkGroupSize.x) {
+        const float x = logit(row, min(base + gl_LocalInvocationIndex, EXPERTS - 1));
+        if (is_nan(x))
+            bad = 1.0;
+        else
+            highest = max(highest, x);
+    }
+    if (SIGMOID == 0)
+        highest = workgroup_max(highest);
+    for (uint base = 0; base < EXPERTS; base += gl_WorkGroupSize.x) {
+        const uint expert = base + gl_LocalInvocationIndex;
+        if (expert >= EXPERTS)
+            continue;
+        const float x = logit(row, expert);
+        float s, rated;
+        if (SIGMOID == 0) {
+            s = exp(x - highest);
+            rated = GROUPS > 1 ? s : x; // sums of groups are of probabilities
+            sum += s;
+        } else {
+            s = sigmoid(x);
+            rated = is_null(p.bias) ? s : s + BufF32(p.bias).v[expert];
+        }
+        score[expert] = s;
+        key[expert] = key_of(is_nan(x) ? nan() : rated);
+    }
+    bad = workgroup_add(bad);
+    sum = SIGMOID == 0 ? workgroup_add(sum) : 1.0;
+    barrier();
+    return bad > 0.0 ? nan() : sum;
+}
+
+void choose(uint row)
+{
+    const float divisor = score_experts(row);
+    if (GROUPS > 1)
+        choose_groups();
+    choose_experts();
+    float total = 0.0;
+    for (uint i = 0; i < TOP_K; i++)
+        total += score[chosen[i]];
+    const uint slots = TOP_K + SHARED;
+    for (uint base = 0; base < slots; base += gl_WorkGroupSize.x) {
+        const uint slot = base + gl_LocalInvocationIndex;
+        if (slot >= slots)
+            continue;
+        uint expert = EXPERTS + slot - TOP_K;
+        float weight = SHARED_GATE != 0 ? sigmoid(logit(row, EXPERTS)) : 1.0;
+        if (slot < TOP_K) {
+            expert = chosen[slot];
+            // The sum of the chosen sigmoids may be 0; that of the softmax holds the largest one unless all are bad.
+            weight = NORMALISE != 0 ? score[expert] / (SIGMOID != 0 ? total + 1e-20 : total) : score[expert] / divisor;
+            weight *= p.scale;
+            if (is_nan(divisor))
+                weight = nan();
+            atomicAdd(BufU32(p.usage).v[expert], 1u);
+        }
+        BufI32(p.ids).v[row * slots + slot] = int(expert);
+        BufF32(p.weights).v[row * slots + slot] = weight;
+    }
+}
+
+void mark_idle(uint row)
+{
+    const uint slots = TOP_K + SHARED;
+    for (uint slot = gl_LocalInvocationIndex; slot < slots; slot += gl_WorkGroupSize.x) {
+        BufI32(p.ids).v[row * slots + slot] = -1;
+        BufF32(p.weights).v[row * slots + slot] = 0.0;
+    }
+}
+
+void main()
+{
+    const uint row = gl_WorkGroupID.y;
+    if (!is_null(p.positions) && BufI32(p.positions).v[row] < 0) {
+        if (gl_WorkGroupID.x == 0)
+            mark_idle(row);
+        return;
+    }
+    if (LOGITS == 0) {
+        const float x = compute_logit(row, gl_WorkGroupID.x);
+        if (gl_LocalInvocationIndex == 0) {
+            BufF32(p.logits).v[row * ROWS + gl_WorkGroupID.x] = x;
+            memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
+            ticket = atomicAdd(BufU32(p.counters).v[row], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
+                               gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
+        }
+        barrier();
+        if (ticket != ROWS - 1)
+            return;
+        memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
+        if (gl_LocalInvocationIndex == 0)
+            BufU32(p.counters).v[row] = 0; // for the next dispatch
+    }
+    choose(row);
+}
