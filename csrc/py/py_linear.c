@@ -235,7 +235,7 @@ static const struct {
     {"geglu", MRL_ACTIVATION_GEGLU},         {"geglu_tanh", MRL_ACTIVATION_GEGLU_TANH},
 };
 
-static int parse_activation(const char *name, mrl_activation *out)
+int mrl_py_activation(const char *name, mrl_activation *out)
 {
     *out = MRL_ACTIVATION_NONE;
     if (name == NULL) return 0;
@@ -249,15 +249,6 @@ static int parse_activation(const char *name, mrl_activation *out)
                  "geglu_tanh, got '%s'",
                  name);
     return -1;
-}
-
-/* One row may come without its leading axis: the op sees (1, columns). */
-static void as_rows(mrl_view *view)
-{
-    if (view->buffer == NULL || view->ndim != 1) return;
-    view->ndim = 2;
-    view->shape[1] = view->shape[0];
-    view->shape[0] = 1;
 }
 
 static PyObject *Linear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
@@ -282,7 +273,7 @@ static PyObject *Linear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
         mrl_py_view(self->state, norm, "linear: norm", true, &call.norm) < 0 ||
         mrl_py_view(self->state, residual, "linear: residual", true, &call.residual) < 0 ||
         mrl_py_float(eps, "linear: eps", 0, 1, &eps_value) < 0 ||
-        parse_activation(activation, &call.activation) < 0)
+        mrl_py_activation(activation, &call.activation) < 0)
         return NULL;
     bool gated = mrl_activation_gated(call.activation);
     if (gated && w->n % 2 != 0) {
@@ -308,9 +299,9 @@ static PyObject *Linear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
     y = mrl_py_tensor_out(self->state, self->device, out, "linear: out", result, ndim,
                           shape + 2 - ndim, &call.y);
     if (y == NULL) return NULL;
-    as_rows(&call.x);
-    as_rows(&call.y);
-    as_rows(&call.residual);
+    mrl_py_as_rows(&call.x);
+    mrl_py_as_rows(&call.y);
+    mrl_py_as_rows(&call.residual);
     call.eps = (float)eps_value;
     MRL_NOGIL({
         call.bias = mrl_linear_bias(self->linear);

@@ -1,0 +1,73 @@
+// The two transforms of an EXL3 layer on their own, for the kernels of many rows (and for tests and tools).
+//
+//   input    partial (m, k_padded) f16 | f32 = x_scale * (x * suh) P       REFERENCE: x * suh rounded to f16 first
+//   output   y (m, n) = epilogue(sum over s of partial (s, m, n_padded) P / x_scale * svh)
+//
+// Workgroup (b, row) transforms LANES / 16 blocks of 128.
+layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint OUTPUT = 0;
+layout(constant_id = 2) const uint X_TYPE = 0;   // of x
+layout(constant_id = 3) const uint Y_TYPE = 0;   // of y, or of what the input transform makes
+layout(constant_id = 4) const uint ACTIVATION = 0;
+layout(constant_id = 5) const uint SPLITS = 1;
+layout(constant_id = 6) const uint REFERENCE = 0;
+layout(constant_id = 7) const uint LANES = 64;
+
+layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
+#include "include/hadamard.glsl"
+#include "trellis/epilogue.glsl"
+
+const uint ROUND = LANES / 16;
+
+shared float work[ROUND * HADAMARD_PITCH];
+
+// Element k of the row before the transform.
+float element(uint m, uint k)
+{
+    if (OUTPUT != 0) {
+        float sum = 0.0;
+        for (uint s = 0; s < SPLITS; s++)
+            sum += BufF32(address_at(p.partial, s * p.m + m, p.n_padded * 4)).v[k];
+        return sum;
+    }
+    if (k >= p.k)
+        return 0.0;
+    const float v = load_act(p.x, m * p.k + k, X_TYPE) *
+                    (is_null(p.suh) ? 1.0 : half_to_float(uint(BufU16(p.suh).v[k])));
+    return REFERENCE != 0 ? half_to_float(float_to_half(v)) : v;
+}
+
+void main()
+{
+    const uint t = gl_LocalInvocationIndex, m = gl_WorkGroupID.y, width = OUTPUT != 0 ? p.n_padded : p.k_padded;
+    const uint first = gl_WorkGroupID.x * ROUND * 128;
+
+    if (first + t * 8 < width) {
+        float v[8];
+        [[unroll]] for (uint j = 0; j < 8; j++)
+            v[j] = element(m, first + t * 8 + j);
+        butterflies8(v);
+        [[unroll]] for (uint j = 0; j < 8; j++)
+            work[t / 16 * HADAMARD_PITCH + t % 16 * 8 + j] = v[j];
+    }
+    barrier();
+    if (t < ROUND * 8) {
+        const uint at = t / 8 * HADAMARD_PITCH + t % 8;
+        float v[16];
+        [[unroll]] for (uint j = 0; j < 16; j++)
+            v[j] = work[at + 8 * j];
+        butterflies16(v);
+        [[unroll]] for (uint j = 0; j < 16; j++)
+            work[at + 8 * j] = v[j] * HADAMARD_SCALE;
+    }
+    barrier();
+    for (uint i = t; i < ROUND * 128; i += LANES) {
+        if (first + i >= width)
+            continue;
+        const float v = work[i / 128 * HADAMARD_PITCH + i % 128];
+        if (OUTPUT != 0)
+            finish_column(m, first + i, v / p.x_scale);
+        else
+            store_act(p.partial, m * p.k_padded + first + i, Y_TYPE, v * p.x_scale);
+    }
+}
