@@ -23,7 +23,7 @@ from marlin.device import Device
 from marlin.errors import DeviceOutOfMemory, MarlinError
 from marlin.generate import CHUNK, Chunk, Continuation, Engine, Generation, run, token_ids
 from marlin.keywords import checked_keywords
-from marlin.linear import WeightFormat
+from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import open_checkpoint
 from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan
 from marlin.models import build
@@ -178,7 +178,7 @@ class Model:
     ) -> Model:
         """A model with random weights of a config.json's shapes, for measuring speed. It has no tokenizer."""
         parsed = read_config(config, context=context)
-        network = build(parsed, Source(None, WeightFormat.parse(format), exact=dtype == "f32"))
+        network = build(parsed, Source(None, parse_format(format), exact=dtype == "f32"))
         opened, name = Device(device), f"random {parsed.model_type}"
         plan = make_plan(
             network, name, device=opened.name, budget=budget_of(opened, None), context=context, slots=slots,
