@@ -139,7 +139,7 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
     const bool dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
                      mrl_pipeline_available(c.dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16);
     const uint32_t m = c.push.m, unit_rows = t->rate2 % 2 == 0 ? 64 : 128;
-    const uint32_t blocks = gemv_blocks(info, t, (f32 || args->int8 ? 512 : 256) * m, asked->tune[0]);
+    const uint32_t blocks = gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
     const uint32_t splits = mrl_div_up(t->k_padded / MRL_TRELLIS_BLOCK, blocks);
     const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
     const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : software ? 1 : 4, info->max_workgroup / 64);
@@ -159,7 +159,7 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
         args->norm.buffer != NULL,
         (uint32_t)args->activation,
         splits > 1,
-        asked->tune[2] ? asked->tune[2] - 1 : !software,
+        !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
         info->subgroup_min >= 8,
         args->int8,
         t->k % 4 == 0 && c.push.x % alignment == 0,
@@ -204,19 +204,20 @@ static mrl_status transform(const call *c, int side, mrl_dtype y_type, uint32_t 
                              side == OUTPUT ? (uint32_t)args->activation : 0,
                              splits,
                              false,
-                             lanes};
+                             lanes,
+                             info->kind == MRL_DEVICE_SOFTWARE};
     const uint32_t groups[3] = {mrl_div_up(width, lanes * 8), c->push.m, 1};
     if (c->push.m > info->max_groups[1])
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", c->push.m);
     if (side == INPUT) {
         const mrl_range reads[] = {mrl_view_range(&args->x), whole(args->t->suh)};
         const mrl_range writes[] = {whole(partial)};
-        return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 8, groups, reads, 2, writes, 1, 0, err);
+        return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 2, writes, 1, 0, err);
     }
     const mrl_range reads[] = {whole(partial), whole(args->t->svh), mrl_view_range(&args->bias),
                                mrl_view_range(&args->residual), mrl_view_range(&args->gate)};
     const mrl_range writes[] = {c->y};
-    return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 8, groups, reads, 5, writes, 1, 0, err);
+    return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 5, writes, 1, 0, err);
 }
 
 /* ---- gemm: input transform, product, output transform ---- */
@@ -312,11 +313,10 @@ static bool coopmat_can(const call *c)
            mrl_device_info_of(c->dev)->subgroup_size == 32 && c->args->x.dtype == MRL_DTYPE_f16;
 }
 
-/* Without a kernel asked for: gemv for few rows. A CPU gains from gemm, which decodes once for 32 rows, sooner. */
+/* Without a kernel asked for. */
 static mrl_kernel choose(const call *c)
 {
-    const uint32_t few = mrl_device_info_of(c->dev)->kind == MRL_DEVICE_SOFTWARE ? 1 : GEMV_MAX_ROWS;
-    if (c->push.m <= few || (c->args->int8 && c->push.m <= GEMV_MAX_ROWS)) return MRL_KERNEL_trellis_gemv;
+    if (c->push.m <= GEMV_MAX_ROWS) return MRL_KERNEL_trellis_gemv;
     return coopmat_can(c) ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm;
 }
 
@@ -375,6 +375,23 @@ done:
     return rc;
 }
 
+/* Row `row` of a view (m, columns), as a view (1, columns). */
+static mrl_view one_row(const mrl_view *view, uint64_t row)
+{
+    mrl_view out = *view;
+    if (view->buffer == NULL) return out;
+    out.offset += row * view->shape[1] * mrl_dtype_bytes(view->dtype);
+    out.shape[0] = 1;
+    return out;
+}
+
+/* Software devices take several rows of x one by one, as in matmul.c: a kernel for M rows takes them seconds to
+ * compile, and rows are the same alone and in a batch. */
+static bool row_by_row(mrl_device *dev, const mrl_trellis_args *args)
+{
+    return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE && args->x.shape[0] > 1 && args->kernel == NULL;
+}
+
 mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_error *err)
 {
     mrl_status rc;
@@ -383,6 +400,16 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_er
     tuning asked;
 
     MRL_TRY(check(dev, &args, err));
+    if (row_by_row(dev, &args)) {
+        for (uint64_t row = 0; row < given->x.shape[0]; row++) {
+            args.x = one_row(&given->x, row);
+            args.y = one_row(&given->y, row);
+            args.gate = one_row(&given->gate, row);
+            args.residual = one_row(&given->residual, row);
+            MRL_TRY(mrl_op_trellis(dev, &args, err));
+        }
+        return MRL_OK;
+    }
     MRL_TRY(parse_kernel(args.kernel, &asked, err));
     call c = begin(dev, &args);
     mrl_kernel kernel = choose(&c);
@@ -423,10 +450,12 @@ static mrl_status copy(mrl_device *dev, const mrl_trellis *t, mrl_kernel kernel,
     mrl_status rc;
     mrl_pipeline *pipeline;
     const uint32_t local = kernel == MRL_KERNEL_trellis_pack ? 256 : 64;
-    const uint32_t spec[] = {local, t->rate2, (uint32_t)t->codebook, option};
+    const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
+    const uint32_t spec[] = {local, t->rate2, (uint32_t)t->codebook, option, software};
     const mrl_range reads[] = {read, whole(t->suh)};
 
-    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 4, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, kernel == MRL_KERNEL_trellis_pack ? 4 : 5,
+                             &pipeline, err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
         .push = push,
@@ -537,13 +566,14 @@ mrl_status mrl_op_hadamard(mrl_device *dev, const mrl_view *x, const mrl_view *s
         .k_padded = (uint32_t)k,
         .x_scale = 1.0f,
     };
-    const uint32_t spec[] = {64, INPUT, (uint32_t)x->dtype, (uint32_t)y->dtype, 0, 1, y->dtype == MRL_DTYPE_f16, 64};
+    const uint32_t spec[] = {64, INPUT, (uint32_t)x->dtype, (uint32_t)y->dtype, 0, 1, y->dtype == MRL_DTYPE_f16, 64,
+                             mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE};
     const uint32_t groups[3] = {mrl_div_up((uint32_t)k, 512), push.m, 1};
     const mrl_range reads[] = {mrl_view_range(x), mrl_view_range(scales)}, writes[] = {mrl_view_range(y)};
     const call c = {.dev = dev, .push = push};
     if (push.m > mrl_device_info_of(dev)->max_groups[1])
         return mrl_fail(err, MRL_ERR_VALUE, "hadamard: %u rows are too many for one call", push.m);
-    MRL_TRY(record(&c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 8, groups, reads, 2, writes, 1, 0, err));
+    MRL_TRY(record(&c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 2, writes, 1, 0, err));
 done:
     return rc;
 }

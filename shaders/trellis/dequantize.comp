@@ -7,13 +7,18 @@ layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint RATE2 = 8;
 layout(constant_id = 2) const uint CODEBOOK = 0;
 layout(constant_id = 3) const uint LEFT = 0;
+layout(constant_id = 4) const bool LOOPS = false;
 
 layout(push_constant, scalar) uniform Push { mrl_push_trellis_copy p; };
 #include "include/trellis.glsl"
-#include "include/hadamard.glsl"
 #include "include/address.glsl"
 
-shared float columns[16 * HADAMARD_PITCH]; // [column][row]
+#define HADAMARD_PITCH 132
+const uint LANES = 64;
+
+shared float work[16 * HADAMARD_PITCH]; // [column][row]
+
+#include "include/hadamard_work.glsl"
 
 void main()
 {
@@ -25,34 +30,14 @@ void main()
     load_tile(p.trellis, unit_at(gl_WorkGroupID.x / 8, unit, units), lane, tile % TILES, w);
     [[unroll]] for (uint c = 0; c < 32; c++) {
         const uint column = m + c / 4 % 2 * 8, row = c / 8 * 2 + c / 2 % 2 * 8 + c % 2;
-        columns[column * HADAMARD_PITCH + tile * 16 + row] = value_of(state_of(w, c));
+        work[column * HADAMARD_PITCH + tile * 16 + row] = value_of(state_of(w, c));
     }
     barrier();
-    if (LEFT != 0) {
-        for (uint i = t; i < 256; i += 64) {
-            const uint at = i / 16 * HADAMARD_PITCH + i % 16 * 8;
-            float v[8];
-            [[unroll]] for (uint j = 0; j < 8; j++)
-                v[j] = columns[at + j];
-            butterflies8(v);
-            [[unroll]] for (uint j = 0; j < 8; j++)
-                columns[at + j] = v[j];
-        }
-        barrier();
-        for (uint i = t; i < 128; i += 64) {
-            const uint at = i / 8 * HADAMARD_PITCH + i % 8;
-            float v[16];
-            [[unroll]] for (uint j = 0; j < 16; j++)
-                v[j] = columns[at + 8 * j];
-            butterflies16(v);
-            [[unroll]] for (uint j = 0; j < 16; j++)
-                columns[at + 8 * j] = v[j] * HADAMARD_SCALE;
-        }
-        barrier();
-    }
+    if (LEFT != 0)
+        hadamard_work(16);
     for (uint i = t; i < 2048; i += 64) {
         const uint row = gl_WorkGroupID.y * 128 + i / 16, column = i % 16;
-        const float v = columns[column * HADAMARD_PITCH + i / 16];
+        const float v = work[column * HADAMARD_PITCH + i / 16];
         const uvec2 y = address_at(p.file, row, p.n * (LEFT != 0 ? 4 : 2));
         if (LEFT != 0)
             BufF32(y).v[gl_WorkGroupID.x * 16 + column] =

@@ -12,14 +12,17 @@ layout(constant_id = 4) const uint ACTIVATION = 0;
 layout(constant_id = 5) const uint SPLITS = 1;
 layout(constant_id = 6) const uint REFERENCE = 0;
 layout(constant_id = 7) const uint LANES = 64;
+layout(constant_id = 8) const bool LOOPS = false;
 
 layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
-#include "include/hadamard.glsl"
-#include "trellis/epilogue.glsl"
 
+#define HADAMARD_PITCH 132
 const uint ROUND = LANES / 16;
 
 shared float work[ROUND * HADAMARD_PITCH];
+
+#include "include/hadamard_work.glsl"
+#include "trellis/epilogue.glsl"
 
 // Element k of the row before the transform.
 float element(uint m, uint k)
@@ -40,31 +43,16 @@ float element(uint m, uint k)
 void main()
 {
     const uint t = gl_LocalInvocationIndex, m = gl_WorkGroupID.y, width = OUTPUT != 0 ? p.n_padded : p.k_padded;
-    const uint first = gl_WorkGroupID.x * ROUND * 128;
+    const uint first = gl_WorkGroupID.x * ROUND * 128, blocks = min(ROUND, (width - first) / 128);
 
-    if (first + t * 8 < width) {
-        float v[8];
-        [[unroll]] for (uint j = 0; j < 8; j++)
-            v[j] = element(m, first + t * 8 + j);
-        butterflies8(v);
-        [[unroll]] for (uint j = 0; j < 8; j++)
-            work[t / 16 * HADAMARD_PITCH + t % 16 * 8 + j] = v[j];
-    }
+    for (uint i = t; i < ROUND * 128; i += LANES)
+        work[i / 128 * HADAMARD_PITCH + i % 128] = element(m, min(first + i, width - 1));
     barrier();
-    if (t < ROUND * 8) {
-        const uint at = t / 8 * HADAMARD_PITCH + t % 8;
-        float v[16];
-        [[unroll]] for (uint j = 0; j < 16; j++)
-            v[j] = work[at + 8 * j];
-        butterflies16(v);
-        [[unroll]] for (uint j = 0; j < 16; j++)
-            work[at + 8 * j] = v[j] * HADAMARD_SCALE;
-    }
-    barrier();
+    hadamard_work(blocks);
     for (uint i = t; i < ROUND * 128; i += LANES) {
+        const float v = work[i / 128 * HADAMARD_PITCH + i % 128];
         if (first + i >= width)
             continue;
-        const float v = work[i / 128 * HADAMARD_PITCH + i % 128];
         if (OUTPUT != 0)
             finish_column(m, first + i, v / p.x_scale);
         else
