@@ -235,6 +235,53 @@ class Linear:
     def dequantize(self, dtype: str = "f32") -> Tensor: ...  # (n, k)
     def embed(self, ids: Tensor, dtype: str = "f32") -> Tensor: ...  # ids (rows) i32 -> (rows, k)
 
+# EXL3 trellis weights of a layer with n outputs and k inputs; zeros at first. bits: 1 .. 8, or 1.5, 2.5, 3.5
+# with mul1. codebook: 3inst mcg mul1.
+@final
+class TrellisLinear:
+    def __init__(self, device: Device, n: int, k: int, bits: float, codebook: str = "mul1") -> None: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def bits(self) -> float: ...
+    @property
+    def codebook(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def device(self) -> Device: ...
+    # Packed codes (k / 16, n / 16, 16 * bits) u16, of sizes rounded up to 128; repacked on the device.
+    def load_trellis(self, path: str | PathLike[str], offset: int, nbytes: int) -> None: ...
+    def set_trellis(self, data: _Data, /) -> None: ...
+    def read_trellis(self) -> bytes: ...  # as they were loaded
+    def set_scales(self, suh: _Data, svh: _Data) -> None: ...  # (k), (n) f16, rounded up to 128; finite
+    def set_bias(self, bias: Tensor | None, /) -> None: ...  # (n) f32
+    # y = epilogue(norm(x) W + bias), as Linear. With swiglu, geglu, geglu_tanh: y = act(gate) * (x W + bias), gate
+    # (m, n) in the dtype of y. out may have more columns: n of them from `column` on are written. activations:
+    # f16 or int8 (mul1, at most 16 rows). kernel forces trellis_gemv, trellis_gemm or trellis_gemm_coopmat.
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 1e-6,
+        activation: str | None = None,
+        gate: Tensor | None = None,
+        residual: Tensor | None = None,
+        dtype: str | None = None,
+        out: Tensor | None = None,
+        column: int = 0,
+        activations: str | None = None,
+        kernel: str | None = None,
+    ) -> Tensor: ...
+    def inner(self) -> Tensor: ...  # the decoded matrix (k, n) f16, sizes rounded up to 128; exact
+    def dequantize(self, dtype: str = "f32") -> Tensor: ...  # W (k, n)
+
+# (x * scales) P: x (rows, k), scales (k) f16, k a multiple of 128; P of orthonormal 128 x 128 Hadamard blocks. dtype
+# f16: rounded as ExLlamaV3 rounds.
+def hadamard(x: Tensor, scales: Tensor | None = None, dtype: str = "f32") -> Tensor: ...
 @final
 # y = residual + the weighted sum over the experts that the router chooses for norm(x); x (rows, hidden) or (hidden).
 # router (experts [+ 1], hidden); gate_up ((experts + shared) * 2 * inner, hidden), gate and up rows alternating;

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from marlin.sampling import SamplingParams
     from marlin.tensors import Tensor, tensor
     from marlin.tokenizer import Tokenizer
+    from marlin.trellis import TrellisLinear
 
 __version__ = "0.1.0"
 
@@ -59,6 +60,7 @@ _HOMES: Final = {
     "Session": "model",
     "Tensor": "tensors",
     "Tokenizer": "tokenizer",
+    "TrellisLinear": "trellis",
     "UnsupportedModelError": "errors",
     "WeightFormat": "linear",
     "devices": "device",
@@ -86,6 +88,7 @@ __all__ = [
     "Session",
     "Tensor",
     "Tokenizer",
+    "TrellisLinear",
     "UnsupportedModelError",
     "WeightFormat",
     "devices",

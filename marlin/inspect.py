@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from marlin import html
-from marlin.loaders import Checkpoint, QuantizedTensor, TensorInfo, open_checkpoint
+from marlin.loaders import Checkpoint, QuantizedTensor, TensorInfo, TrellisTensor, open_checkpoint
+from marlin.trellis import TrellisFormat
 
 # Part of a tensor's name -> its class; the first that fits.
 CLASSES: Final = (
@@ -121,28 +122,33 @@ def inspect(source: str | Path, *, revision: str | None = None, local_files_only
 
 
 def _entries(checkpoint: Checkpoint) -> Iterable[Entry]:
-    planes: dict[str, list[TensorInfo]] = {module: [] for module in checkpoint.quantized}
+    quantized = checkpoint.quantized | checkpoint.trellis
+    planes: dict[str, list[TensorInfo]] = {module: [] for module in quantized}
     for name, tensor in checkpoint.tensors.items():
         module = name.rpartition(".")[0]
-        # X.weight_packed, X.weight_scale, X.weight_shape ... are planes of X; X.bias is not.
-        if module in planes and name[len(module) + 1 :].startswith("weight"):
+        # X.weight_packed, X.weight_scale, X.weight_shape, X.trellis, X.suh ... are planes of X; X.bias is not.
+        if module in planes and (module in checkpoint.trellis or name[len(module) + 1 :].startswith("weight")) and (
+            not name.endswith(".bias")
+        ):
             planes[module].append(tensor)
         else:
             file = tensor.path.name
             yield Entry(name, _class(name), tensor.dtype, tensor.shape, tensor.nbytes, file)
-    for module, quantized in checkpoint.quantized.items():
+    for module, weight in quantized.items():
         yield Entry(
             f"{module}.weight",
             _class(module),
-            _form(quantized),
-            quantized.shape,
+            _form(weight),
+            weight.shape,
             sum(tensor.nbytes for tensor in planes[module]),
-            quantized.weight.path.name,
+            (weight.trellis if isinstance(weight, TrellisTensor) else weight.weight).path.name,
             quantized=True,
         )
 
 
-def _form(weight: QuantizedTensor) -> str:
+def _form(weight: QuantizedTensor | TrellisTensor) -> str:
+    if isinstance(weight, TrellisTensor):
+        return str(TrellisFormat(weight.bits, weight.codebook))
     group = f"group {weight.group}" if weight.group else "per channel"
     zero = ", zero points" if weight.zero else ""
     return f"{weight.format}, {group}, {weight.scale.dtype} scales{zero}"

@@ -13,9 +13,19 @@ from marlin.device import Device
 from marlin.formats import FORMATS, group_count, row_bytes
 from marlin.keywords import checked_keywords, nearest
 from marlin.tensors import DTYPES, Tensor, host_array, upload
+from marlin.trellis import TrellisFormat
 
 SCALE_BYTES: Final = {"f16": 2, "f32": 4, "e8m0": 1, "e4m3": 1}
 NV_PEAK: Final = 2688.0  # 6 * 448: the largest weight that fp4 times an e4m3 scale can be, at global scale 1
+
+
+def parse_format(text: str | WeightFormat | TrellisFormat) -> WeightFormat | TrellisFormat:
+    """WeightFormat.parse, and "exl3:4" for EXL3 trellises of 4 bits."""
+    if isinstance(text, TrellisFormat):
+        return text
+    if isinstance(text, str) and text.partition(":")[0] == TrellisFormat.name:
+        return TrellisFormat.parse(text)
+    return WeightFormat.parse(text)
 
 
 @dataclass(frozen=True)

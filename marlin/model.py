@@ -24,7 +24,7 @@ from marlin.device import Device
 from marlin.errors import DeviceOutOfMemory, MarlinError
 from marlin.generate import CHUNK, Chunk, Continuation, Engine, Generation, run, token_ids
 from marlin.keywords import checked_keywords
-from marlin.linear import WeightFormat
+from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import open_checkpoint
 from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_dtype
 from marlin.models import build
@@ -182,7 +182,7 @@ class Model:
         check_choice("dtype", dtype, ACTIVATION_BYTES)
         check_choice("kv", kv_dtype(kv, dtype), KV_BYTES)
         parsed = read_config(config, context=context)
-        network = build(parsed, Source(None, WeightFormat.parse(format), exact=dtype == "f32"))
+        network = build(parsed, Source(None, parse_format(format), exact=dtype == "f32"))
         opened, name = Device(device), f"random {parsed.model_type}"
         plan = make_plan(
             network, name, device=opened.name, budget=budget_of(opened, None), context=context, slots=slots,

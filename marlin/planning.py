@@ -9,7 +9,7 @@ from marlin.config import ModelConfig, read_config
 from marlin.device import Device, find
 from marlin.errors import DeviceError, DeviceOutOfMemory, UnsupportedModelError
 from marlin.keywords import checked_keywords
-from marlin.linear import WeightFormat
+from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import Checkpoint, open_checkpoint
 from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_bytes, kv_dtype, scratch_bytes
 from marlin.models import build
@@ -38,7 +38,7 @@ def read_network(
     config = read_config(checkpoint.config, checkpoint.generation_config, context=limit)
     if context is not None and not 1 <= context <= config.context:
         raise ValueError(f"context must be 1 to {config.context} tokens for this model, got {context}")
-    wanted = WeightFormat.parse(format) if format is not None else None
+    wanted = parse_format(format) if format is not None else None
     return config, build(config, Source(checkpoint, wanted, exact=dtype == "f32"))
 
 

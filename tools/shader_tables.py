@@ -28,7 +28,7 @@ ENTRY = struct.Struct("<64sQQQII")
 SPIRV_MAGIC = 0x07230203
 SPIRV_1_5, SPIRV_1_6 = 0x00010500, 0x00010600
 TABLES = ("kernels", "formats", "features")
-VARIANTS = ("PLAIN", "MATH", "FORMAT", "FORMAT_MATH", "FORMAT_F16")
+VARIANTS = ("PLAIN", "MATH", "F16", "FORMAT", "FORMAT_MATH", "FORMAT_F16")
 # Part of every source hash: raise it when the same text must be compiled anew.
 RECIPE = "1"
 

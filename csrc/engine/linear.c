@@ -1,17 +1,11 @@
 #include "engine/linear.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/lock.h"
 #include "vk/program.h"
-
-#define CHUNK_BYTES (32u << 20)
 
 struct mrl_linear {
     mrl_device *dev;
@@ -247,71 +241,11 @@ mrl_status mrl_linear_plane(const mrl_linear *linear, const char *name, mrl_plan
                     w->scale ? ", scale" : "", w->zero ? ", zero" : "");
 }
 
-/* ---- sources ---- */
-
-typedef struct reader {
-    const mrl_source *source;
-    int fd; /* -1: memory */
-} reader;
-
-static mrl_status reader_open(reader *r, const mrl_source *source, mrl_error *err)
-{
-    struct stat info;
-    uint64_t end;
-
-    *r = (reader){source, -1};
-    if (source->path == NULL) return MRL_OK;
-    /* O_NONBLOCK: opening a named pipe must not wait for its writer. */
-    r->fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (r->fd < 0 || fstat(r->fd, &info) != 0)
-        return mrl_fail(err, MRL_ERR_IO, "%s: %s", source->path, strerror(errno));
-    if (!S_ISREG(info.st_mode))
-        return mrl_fail(err, MRL_ERR_FORMAT, "%s is not a regular file", source->path);
-    if (!mrl_add_u64(source->offset, source->bytes, &end) || end > (uint64_t)info.st_size)
-        return mrl_fail(err, MRL_ERR_FORMAT,
-                        "%s is cut short: %" PRIu64 " bytes from %" PRIu64
-                        " are wanted, it has %" PRIu64,
-                        source->path, source->bytes, source->offset, (uint64_t)info.st_size);
-    return MRL_OK;
-}
-
-static void reader_close(reader *r)
-{
-    if (r->fd >= 0) close(r->fd);
-    r->fd = -1;
-}
-
-/* Bytes at..at + bytes of the source to the start of a device buffer. */
-static mrl_status reader_to_device(reader *r, uint64_t at, uint64_t bytes, mrl_buffer *to,
-                                   mrl_error *err)
-{
-    if (r->fd < 0)
-        return mrl_buffer_write(to, 0, (const uint8_t *)r->source->data + at, bytes, err);
-    return mrl_buffer_load(to, 0, r->fd, r->source->offset + at, bytes, err);
-}
-
-static mrl_status reader_to_host(reader *r, uint64_t at, uint64_t bytes, uint8_t *to,
-                                 mrl_error *err)
-{
-    if (r->fd < 0) {
-        memcpy(to, (const uint8_t *)r->source->data + at, bytes);
-        return MRL_OK;
-    }
-    for (uint64_t done = 0; done < bytes;) {
-        ssize_t got = pread(r->fd, to + done, bytes - done, (off_t)(r->source->offset + at + done));
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return mrl_fail(err, MRL_ERR_IO, "%s: %s", r->source->path, strerror(errno));
-        if (got == 0)
-            return mrl_fail(err, MRL_ERR_FORMAT, "%s became shorter while it was read",
-                            r->source->path);
-        done += (uint64_t)got;
-    }
-    return MRL_OK;
-}
+/* ---- chunks ---- */
 
 static uint32_t chunk_rows(uint64_t row_bytes, uint32_t rows)
 {
-    uint64_t most = CHUNK_BYTES / row_bytes;
+    uint64_t most = MRL_CHUNK_BYTES / row_bytes;
     return most == 0 ? 1 : most < rows ? (uint32_t)most : rows;
 }
 
@@ -333,7 +267,7 @@ mrl_status mrl_linear_load_rows(mrl_linear *linear, const mrl_source *source, co
     mrl_dtype dtype = mrl_dtype_parse(source->dtype);
     uint32_t status_words[MRL_QUANTIZE_STATUS] = {0, 0, UINT32_MAX};
     mrl_buffer *status = NULL, *buffer = NULL;
-    reader r = {0};
+    mrl_reader r = {0};
 
     r.fd = -1;
     if (dtype == MRL_DTYPE_COUNT || !mrl_dtype_is_float(dtype))
@@ -346,7 +280,7 @@ mrl_status mrl_linear_load_rows(mrl_linear *linear, const mrl_source *source, co
         return mrl_fail(err, MRL_ERR_VALUE,
                         "linear: %u rows of %u %s are %" PRIu64 " bytes, got %" PRIu64, rows->count,
                         w->k, source->dtype, rows->count * row_bytes, source->bytes);
-    MRL_TRY(reader_open(&r, source, err));
+    MRL_TRY(mrl_reader_open(&r, source, err));
 
     uint32_t step = chunk_rows(row_bytes, rows->count);
     MRL_TRY(mrl_buffer_create(linear->dev, sizeof status_words, MRL_MEMORY_DEVICE, &status, err));
@@ -355,7 +289,7 @@ mrl_status mrl_linear_load_rows(mrl_linear *linear, const mrl_source *source, co
     for (uint32_t first = 0; first < rows->count; first += step) {
         mrl_rows chunk = chunk_of(rows, first, step);
         mrl_view x = {buffer, 0, dtype, 2, {chunk.count, w->k}};
-        MRL_TRY(reader_to_device(&r, first * row_bytes, chunk.count * row_bytes, buffer, err));
+        MRL_TRY(mrl_reader_to_device(&r, first * row_bytes, chunk.count * row_bytes, buffer, err));
         MRL_TRY(mrl_op_quantize(linear->dev, w, &chunk, &x, status, err));
     }
     MRL_TRY(mrl_buffer_read(status, 0, status_words, sizeof status_words, err));
@@ -367,7 +301,7 @@ mrl_status mrl_linear_load_rows(mrl_linear *linear, const mrl_source *source, co
                       w->groups ? " with scales of " : "",
                       w->groups ? scales[w->scale_type].name : "");
 done:
-    reader_close(&r);
+    mrl_reader_close(&r);
     mrl_buffer_release(buffer);
     mrl_buffer_release(status);
     return rc;
@@ -498,15 +432,15 @@ static uint64_t first_bad(const recipe *how, const uint8_t *data, uint64_t count
 }
 
 /* Chunk rows first.. into buffer, looked at by the host where the recipe says so. */
-static mrl_status fetch(const mrl_linear *linear, const char *name, const recipe *how, reader *r,
+static mrl_status fetch(const mrl_linear *linear, const char *name, const recipe *how, mrl_reader *r,
                         uint32_t first, uint32_t count, uint8_t *bounce, mrl_buffer *buffer,
                         mrl_error *err)
 {
     mrl_status rc;
     uint64_t row_bytes = (uint64_t)how->columns * mrl_dtype_bytes(how->from),
              bytes = count * row_bytes;
-    if (!how->check) return reader_to_device(r, first * row_bytes, bytes, buffer, err);
-    MRL_TRY(reader_to_host(r, first * row_bytes, bytes, bounce, err));
+    if (!how->check) return mrl_reader_to_device(r, first * row_bytes, bytes, buffer, err);
+    MRL_TRY(mrl_reader_to_host(r, first * row_bytes, bytes, bounce, err));
     uint64_t elements = (uint64_t)count * how->columns, bad = first_bad(how, bounce, elements);
     if (bad < elements)
         return mrl_fail(err, MRL_ERR_VALUE,
@@ -526,13 +460,13 @@ mrl_status mrl_linear_load_plane(mrl_linear *linear, const char *name, const mrl
     recipe how;
     mrl_buffer *buffer = NULL;
     uint8_t *bounce = NULL;
-    reader r = {0};
+    mrl_reader r = {0};
 
     r.fd = -1;
     MRL_TRY(refuse_capture(linear->dev, err));
     MRL_TRY(mrl_rows_check(rows, linear->weight.n, "linear", err));
     MRL_TRY(plane_recipe(linear, name, source, rows->count, &how, err));
-    MRL_TRY(reader_open(&r, source, err));
+    MRL_TRY(mrl_reader_open(&r, source, err));
 
     uint64_t row_bytes = (uint64_t)how.columns * mrl_dtype_bytes(how.from);
     bool broadcast = source->bytes == row_bytes && rows->count > 1;
@@ -559,7 +493,7 @@ mrl_status mrl_linear_load_plane(mrl_linear *linear, const char *name, const mrl
         MRL_TRY(mrl_op_copy(linear->dev, &copy, err));
     }
 done:
-    reader_close(&r);
+    mrl_reader_close(&r);
     free(bounce);
     mrl_buffer_release(buffer);
     return rc;

@@ -10,6 +10,7 @@
 #ifndef MRL_ENGINE_LINEAR_H
 #define MRL_ENGINE_LINEAR_H
 
+#include "engine/source.h"
 #include "ops/quantize.h"
 
 #define MRL_LINEAR_N_MAX (1u << 24)
@@ -47,15 +48,6 @@ typedef struct mrl_plane {
 } mrl_plane;
 mrl_status mrl_linear_plane(const mrl_linear *linear, const char *name, mrl_plane *out,
                             mrl_error *err);
-
-/* Where rows come from: bytes of a file from offset on, or memory (path NULL). */
-typedef struct mrl_source {
-    const char *path;
-    uint64_t offset;
-    const void *data;
-    uint64_t bytes;
-    const char *dtype;
-} mrl_source;
 
 /* Dense rows (rows, k) f32 | f16 | bf16, rounded to the format on the device. IO error when the
  * file cannot be read, FORMAT when it is shorter than offset + bytes, VALUE when bytes is not that

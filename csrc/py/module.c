@@ -181,8 +181,8 @@ static int module_exec(PyObject *module)
 {
     static int (*const add[])(PyObject *, mrl_state *) = {
         add_exceptions,    mrl_py_device_add,    mrl_py_tensor_add,    mrl_py_program_add,
-        mrl_py_linear_add, mrl_py_moe_add,       mrl_py_attention_add, mrl_py_mla_add,
-        mrl_py_generator_add,
+        mrl_py_linear_add, mrl_py_trellis_add,   mrl_py_moe_add,       mrl_py_attention_add,
+        mrl_py_mla_add,    mrl_py_generator_add,
     };
     mrl_state *state = mrl_py_state(module);
     for (size_t i = 0; i < sizeof add / sizeof add[0]; i++)
@@ -191,7 +191,8 @@ static int module_exec(PyObject *module)
     return 0;
 }
 
-#define STATE_TYPES(X) X(Device) X(Tensor) X(Program) X(Linear) X(MoE) X(KVCache) X(StepState) X(Generator)
+#define STATE_TYPES(X) \
+    X(Device) X(Tensor) X(Program) X(Linear) X(TrellisLinear) X(MoE) X(KVCache) X(StepState) X(Generator)
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {

@@ -263,15 +263,6 @@ int mrl_py_activation(const char *name, const char *what, mrl_activation *out)
     return -1;
 }
 
-/* One row may come without its leading axis: the op sees (1, columns). */
-static void as_rows(mrl_view *view)
-{
-    if (view->buffer == NULL || view->ndim != 1) return;
-    view->ndim = 2;
-    view->shape[1] = view->shape[0];
-    view->shape[0] = 1;
-}
-
 static PyObject *Linear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
     static const char *const keywords[] = {"x",     "norm", "eps",    "activation", "residual",
@@ -320,9 +311,9 @@ static PyObject *Linear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
     y = mrl_py_tensor_out(self->state, self->device, out, "linear: out", result, ndim,
                           shape + 2 - ndim, &call.y);
     if (y == NULL) return NULL;
-    as_rows(&call.x);
-    as_rows(&call.y);
-    as_rows(&call.residual);
+    mrl_py_as_rows(&call.x);
+    mrl_py_as_rows(&call.y);
+    mrl_py_as_rows(&call.residual);
     call.eps = (float)eps_value;
     MRL_NOGIL({
         call.bias = mrl_linear_bias(self->linear);

@@ -45,7 +45,7 @@
 
 typedef struct mrl_state {
     PyTypeObject *Device, *Tensor, *Program;
-    PyTypeObject *Linear, *MoE, *KVCache, *StepState, *Generator;
+    PyTypeObject *Linear, *TrellisLinear, *MoE, *KVCache, *StepState, *Generator;
     PyObject *MarlinError, *ModelFormatError, *UnsupportedModelError;
     PyObject *DeviceError, *DeviceLostError, *DeviceOutOfMemory;
     PyObject *CancelledError, *QueueFull;
@@ -100,6 +100,7 @@ int mrl_py_tensor_add(PyObject *module, mrl_state *state);
 int mrl_py_program_add(PyObject *module, mrl_state *state);
 int mrl_py_linear_add(PyObject *module, mrl_state *state);
 int mrl_py_moe_add(PyObject *module, mrl_state *state);
+int mrl_py_trellis_add(PyObject *module, mrl_state *state);
 int mrl_py_attention_add(PyObject *module, mrl_state *state);
 int mrl_py_mla_add(PyObject *module, mrl_state *state);
 int mrl_py_generator_add(PyObject *module, mrl_state *state);
@@ -141,6 +142,7 @@ int mrl_py_float(PyObject *obj, const char *name, double min, double max, double
 int mrl_py_dtype(PyObject *obj, const char *name, mrl_dtype fallback, mrl_dtype *out);
 /* A sequence of 1..MRL_MAX_DIMS integers >= 1 whose product with 8 fits 63 bits. */
 int mrl_py_shape(PyObject *obj, const char *name, int *ndim, uint64_t *shape);
+/* An activation by name; absent: none. */
 /* A C-contiguous buffer of any format (PyBUF_FULL_RO: see buffer->format); PyBuffer_Release it. */
 int mrl_py_buffer(PyObject *obj, const char *name, Py_buffer *buffer);
 
@@ -181,6 +183,14 @@ PyObject *mrl_py_tensor_wrap(mrl_state *state, PyObject *device, const mrl_view 
  * new one of this dtype and shape. *view (borrowed from it) goes to the op, which checks it. */
 PyObject *mrl_py_tensor_out(mrl_state *state, PyObject *device, PyObject *out, const char *name,
                             mrl_dtype dtype, int ndim, const uint64_t *shape, mrl_view *view);
+/* One row may come without its leading axis: the op sees (1, columns). */
+static inline void mrl_py_as_rows(mrl_view *view)
+{
+    if (view->buffer == NULL || view->ndim != 1) return;
+    view->ndim = 2;
+    view->shape[1] = view->shape[0];
+    view->shape[0] = 1;
+}
 /* The Device object of a Tensor, borrowed. */
 static inline PyObject *mrl_py_device_of(PyObject *tensor)
 {

@@ -15,12 +15,13 @@ from typing import Final
 
 from marlin.errors import MarlinError, ModelFormatError, UnsupportedModelError
 from marlin.loaders import safetensors
-from marlin.loaders.base import Checkpoint, QuantizedTensor, TensorInfo, read_json, show
+from marlin.loaders.base import Checkpoint, QuantizedTensor, TensorInfo, TrellisTensor, read_json, show
 
 __all__ = [
     "Checkpoint",
     "QuantizedTensor",
     "TensorInfo",
+    "TrellisTensor",
     "find_folder",
     "loaders",
     "open_checkpoint",
@@ -55,7 +56,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, local_fi
             f"{path.name}: config.json: quant_method {show(section.get('quant_method'))} has no "
             "loader; "
             ""
-            f"known are compressed-tensors and unquantized weights"
+            f"known are compressed-tensors, exl3 and unquantized weights"
         )
     raise ModelFormatError(
         f"{path.name}: no weights that a loader knows ({', '.join(known)}); "

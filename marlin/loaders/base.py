@@ -179,6 +179,39 @@ class QuantizedTensor:
         return np.repeat(plane, self.group or self.shape[1], axis=1)[:, : self.shape[1]]
 
 
+@dataclass(frozen=True)
+class TrellisTensor:
+    """The weight of a linear layer as an EXL3 trellis (marlin.loaders.exl3 says what its tensors are).
+
+    suh and svh are f16, or i16 with packed signs in old files.
+    """
+
+    name: str
+    bits: float
+    codebook: str
+    trellis: TensorInfo
+    suh: TensorInfo
+    svh: TensorInfo
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, k): outputs and inputs, rounded up to multiples of 128."""
+        return 16 * self.trellis.shape[1], 16 * self.trellis.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors in the files."""
+        return self.trellis.nbytes + self.suh.nbytes + self.svh.nbytes
+
+    def read_scales(self) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        """suh (k) and svh (n)."""
+        from marlin.trellis import unpack_signs
+
+        stored = self.suh.read(), self.svh.read()
+        suh, svh = (scale if scale.dtype == np.float16 else unpack_signs(scale) for scale in stored)
+        return suh, svh
+
+
 def unpack_words(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
     """(rows, words) uint32 -> (rows, words * 32 / bits) codes; code j lies at bit j * bits % 32.
     bits 4 or 8."""
@@ -192,7 +225,7 @@ class Checkpoint:
     """An opened model: every tensor by name, with nothing read but headers.
 
     tensors     what lies in the files, planes of quantized weights included
-    quantized   quantized weights, by the name of their module ("model.layers.0.mlp.up_proj")
+    quantized   quantized weights, by the name of their module ("model.layers.0.mlp.up_proj"); trellis likewise
     config      config.json ({} if the folder has none); generation_config likewise
     """
 
@@ -202,6 +235,7 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     generation_config: dict[str, Any] = field(default_factory=dict)
     quantized: dict[str, QuantizedTensor] = field(default_factory=dict)
+    trellis: dict[str, TrellisTensor] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -221,9 +255,9 @@ class Checkpoint:
             self._missing(name)
         return self.tensors[name]
 
-    def linear(self, module: str) -> TensorInfo | QuantizedTensor:
+    def linear(self, module: str) -> TensorInfo | QuantizedTensor | TrellisTensor:
         """The weight of a module, in whichever form the checkpoint has it."""
-        return self.quantized.get(module) or self.tensor(module + ".weight")
+        return self.quantized.get(module) or self.trellis.get(module) or self.tensor(module + ".weight")
 
     def read(self, name: str) -> NDArray[Any]:
         """A small tensor as an array."""

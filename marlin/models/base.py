@@ -20,11 +20,13 @@ from marlin import _C
 from marlin.config import ModelConfig, rope_frequencies
 from marlin.errors import ModelFormatError, UnsupportedModelError
 from marlin.linear import WeightFormat, global_scale
-from marlin.loaders.base import Checkpoint, QuantizedTensor, TensorInfo, open_file, show
-from marlin.tensors import upload
+from marlin.loaders.base import Checkpoint, QuantizedTensor, TensorInfo, TrellisTensor, open_file, show
+from marlin.tensors import to_numpy, upload
+from marlin.trellis import TrellisFormat, padded, trellis_bytes
 
 GATED: Final = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
 DENSE: Final = ("f32", "f16", "bf16")
+Weight = TensorInfo | QuantizedTensor | TrellisTensor  # as a checkpoint has it
 BLOCK_BYTES: Final = 32 << 20  # of a file or of random numbers held in host memory at a time
 
 # Tensors that checkpoints carry and nobody needs: recomputed tables, scales of activations and caches.
@@ -125,7 +127,7 @@ class Source:
     def __init__(
         self,
         checkpoint: Checkpoint | None,
-        format: WeightFormat | None = None,
+        format: WeightFormat | TrellisFormat | None = None,
         *,
         exact: bool = False,
     ) -> None:
@@ -143,15 +145,18 @@ class Source:
         self._used.add(name)
         return info
 
-    def matrix(self, module: str, rows: int, columns: int) -> TensorInfo | QuantizedTensor | None:
+    def matrix(self, module: str, rows: int, columns: int) -> Weight | None:
         """The weight (rows, columns) of a module."""
         if self.checkpoint is None:
             return None
         found = self.checkpoint.linear(module)
-        self._check(found.name, found.shape, (rows, columns))
+        if isinstance(found, TrellisTensor):
+            self._check(found.name, found.shape, (padded(rows), padded(columns)))
+        else:
+            self._check(found.name, found.shape, (rows, columns))
         if isinstance(found, TensorInfo):
             self._check_dense(found)
-        self._used.add(module + "." if isinstance(found, QuantizedTensor) else found.name)
+        self._used.add(found.name if isinstance(found, TensorInfo) else module + ".")
         return found
 
     def has(self, name: str) -> bool:
@@ -252,7 +257,7 @@ class Part:
     rows: int
     start: int
     stride: int
-    weight: TensorInfo | QuantizedTensor | None
+    weight: Weight | None
     bias: Vector | None
 
 
@@ -261,6 +266,7 @@ class Linear(Module):
 
     parts: (module name, rows). Stacked (q over k over v); with `interleaved` = s, each s parts are dealt out row by
     row before the next s: 2 is how gated activations want gate and up. bias: whether the modules have one.
+    EXL3 trellises stay apart, for each has its own scales on x: one kernel a part, with the same result.
     Raises UnsupportedModelError when parts are stored in different weight formats.
     """
 
@@ -292,9 +298,17 @@ class Linear(Module):
         self.part_kind = kind or self.kind
         self.form, self.global_scale = self._choose(None if as_stored else source.format)
         self.weight: _C.Linear | None = None
+        self.trellises: list[_C.TrellisLinear] = []
 
-    def _choose(self, wanted: WeightFormat | None) -> tuple[WeightFormat, float]:
+    def _choose(self, wanted: WeightFormat | TrellisFormat | None) -> tuple[WeightFormat | TrellisFormat, float]:
         """The format on the device, and the global scale where all parts have the same."""
+        trellises = [part.weight for part in self.parts if isinstance(part.weight, TrellisTensor)]
+        if trellises and (wanted is None or isinstance(wanted, TrellisFormat)):
+            return self._choose_trellis(trellises), 1.0
+        if isinstance(wanted, TrellisFormat):
+            if any(part.weight is not None for part in self.parts):
+                raise UnsupportedModelError(f"{self.name}: weights can be loaded from EXL3, not rounded to it")
+            return wanted, 1.0
         stored = [part.weight for part in self.parts if isinstance(part.weight, QuantizedTensor)]
         if not stored:
             if wanted is not None:
@@ -303,8 +317,7 @@ class Linear(Module):
             return WeightFormat("f32" if "f32" in dense else "f16"), 1.0
         forms = {stored_format(tensor) for tensor in stored}
         if len(forms) > 1 or len(stored) < len(self.parts):
-            kinds = ", ".join(f"{part.module} {_kind_of(part.weight)}" for part in self.parts)
-            raise UnsupportedModelError(f"{self.name}: its parts must be stored in one weight format, got {kinds}")
+            raise self._mixed()
         form = forms.pop()
         if wanted is not None and not wanted.accepts(form):
             return wanted, 1.0
@@ -313,15 +326,38 @@ class Linear(Module):
             return WeightFormat(form.name, form.group, "f32", form.zero), 1.0
         return form, scales.pop() if form.scale == "e4m3" else 1.0
 
+    def _choose_trellis(self, stored: list[TrellisTensor]) -> TrellisFormat:
+        codebooks = {tensor.codebook for tensor in stored}
+        if len(stored) < len(self.parts) or len(codebooks) > 1:
+            raise self._mixed()
+        weights = [tensor.shape[0] for tensor in stored]
+        bits = sum(tensor.bits * n for tensor, n in zip(stored, weights, strict=True)) / sum(weights)
+        return TrellisFormat(bits, codebooks.pop())
+
+    def _mixed(self) -> UnsupportedModelError:
+        kinds = ", ".join(f"{part.module} {_kind_of(part.weight)}" for part in self.parts)
+        return UnsupportedModelError(f"{self.name}: its parts must be stored in one weight format, got {kinds}")
+
+    def _bits(self, part: Part) -> float:
+        assert isinstance(self.form, TrellisFormat)
+        return part.weight.bits if isinstance(part.weight, TrellisTensor) else self.form.bits
+
     @property
     def nbytes(self) -> int:
-        return self.form.nbytes(self.n, self.k) + (4 * self.n if self.parts[0].bias else 0)
+        if isinstance(self.form, TrellisFormat):
+            weights = sum(trellis_bytes(part.rows, self.k, self._bits(part)) for part in self.parts)
+        else:
+            weights = self.form.nbytes(self.n, self.k)
+        return weights + (4 * self.n if self.parts[0].bias else 0)
 
     @property
     def parameters_here(self) -> int:
         return self.n * self.k + (self.n if self.parts[0].bias else 0)
 
     def load(self, device: _C.Device) -> None:
+        if isinstance(self.form, TrellisFormat):
+            self.trellises = [self._load_trellis(device, part) for part in self.parts]
+            return
         try:
             self.weight = self._load(device, self.form)
         except ValueError as error:
@@ -350,6 +386,9 @@ class Linear(Module):
                 fill(weight, part.rows, where)
             elif isinstance(stored, TensorInfo):
                 weight.load_rows(str(stored.path), stored.offset, stored.nbytes, stored.dtype, part.rows, **where)
+            elif isinstance(stored, TrellisTensor):
+                decoded = load_trellis(device, stored, part.rows, self.k).dequantize("f32")
+                weight.set_rows(np.ascontiguousarray(to_numpy(decoded).T), "f32", part.rows, **where)
             elif keeps(form, stored):
                 load_planes(weight, stored, where)
             else:
@@ -367,12 +406,46 @@ class Linear(Module):
         dtype: str | None = None,
     ) -> _C.Tensor:
         """activation(norm(x) W^T + bias) + residual."""
-        assert self.weight is not None
         weight = norm.weight if norm is not None else None
         if weight is not None and self.exact:
             x, weight = _C.rms_norm(x, weight, eps, dtype="f32"), None
+        if self.trellises:
+            return self.seen(self._call_trellises(x, weight, eps, activation, residual, dtype))
+        assert self.weight is not None
         y = self.weight(x, norm=weight, eps=eps, activation=activation, residual=residual, dtype=dtype)
         return self.seen(y)
+
+    def _call_trellises(
+        self,
+        x: _C.Tensor,
+        norm: _C.Tensor | None,
+        eps: float,
+        activation: str | None,
+        residual: _C.Tensor | None,
+        dtype: str | None,
+    ) -> _C.Tensor:
+        first = self.trellises[0]
+        if len(self.trellises) == 1:
+            return first(x, norm=norm, eps=eps, activation=activation, residual=residual, dtype=dtype)
+        assert residual is None
+        dtype = dtype or ("f16" if norm is not None else x.dtype)
+        if activation in GATED.values():
+            gate = first(x, norm=norm, eps=eps, dtype=dtype)
+            return self.trellises[1](x, norm=norm, eps=eps, activation=activation, gate=gate, dtype=dtype)
+        y = _C.empty(x.device, (x.shape[0], self.n), dtype)
+        for part, trellis in zip(self.parts, self.trellises, strict=True):
+            trellis(x, norm=norm, eps=eps, activation=activation, out=y, column=part.start)
+        return y
+
+    def _load_trellis(self, device: _C.Device, part: Part) -> _C.TrellisLinear:
+        assert isinstance(self.form, TrellisFormat)
+        if isinstance(part.weight, TrellisTensor):
+            trellis = load_trellis(device, part.weight, part.rows, self.k)
+        else:
+            trellis = random_trellis(device, part.rows, self.k, self.form)
+        if part.bias is not None:
+            trellis.set_bias(upload(part.bias.read(), device))
+        return trellis
 
     def embed(self, ids: _C.Tensor) -> _C.Tensor:
         """Rows of the matrix by id: (rows) i32 -> (rows, k) f32."""
@@ -518,6 +591,30 @@ def random_block(k: int) -> NDArray[np.float16]:
     rows = max(1, BLOCK_BYTES // (2 * k))
     numbers = np.random.default_rng(0).standard_normal((rows, k), np.float32) * np.float32(0.02)
     return numbers.astype(np.float16)
+def load_trellis(device: _C.Device, stored: TrellisTensor, n: int, k: int) -> _C.TrellisLinear:
+    """A trellis of a checkpoint, for a layer of n outputs and k inputs."""
+    trellis = _C.TrellisLinear(device, n, k, stored.bits, stored.codebook)
+    info = stored.trellis
+    try:
+        trellis.load_trellis(str(info.path), info.offset, info.nbytes)
+        trellis.set_scales(*stored.read_scales())
+    except ModelFormatError:
+        raise
+    except ValueError as error:
+        raise ModelFormatError(f"{stored.name}: {error}") from error
+    return trellis
+
+
+def random_trellis(device: _C.Device, n: int, k: int, form: TrellisFormat) -> _C.TrellisLinear:
+    """Random codes, all of which mean something, and weights of the size that `fill` gives."""
+    trellis = _C.TrellisLinear(device, n, k, form.bits, form.codebook)
+    rng = np.random.default_rng(0)
+    words = int(padded(n) * padded(k) * form.bits) // 16
+    block = rng.integers(0, 1 << 16, min(words, BLOCK_BYTES // 2), np.uint16)
+    trellis.set_trellis(np.resize(block, words))
+    suh = rng.choice([np.float16(-0.016), np.float16(0.016)], padded(k))
+    trellis.set_scales(suh, rng.choice([np.float16(-1), np.float16(1)], padded(n)))
+    return trellis
 
 
 def fill(weight: _C.Linear, rows: int, where: dict[str, int]) -> None:
@@ -530,12 +627,14 @@ def fill(weight: _C.Linear, rows: int, where: dict[str, int]) -> None:
         weight.set_rows(half[:count], "f16", count, row_start=start, row_stride=where["row_stride"])
 
 
-def peak(stored: TensorInfo | QuantizedTensor | None) -> float:
+def peak(stored: Weight | None) -> float:
     """The largest |w|, read in blocks: e4m3 scales need one number of the whole matrix before its first row."""
     if stored is None:
         return 0.1
     if isinstance(stored, QuantizedTensor):
         return float(np.abs(stored.dequantize()).max())
+    if isinstance(stored, TrellisTensor):
+        raise UnsupportedModelError(f"{stored.name}: an EXL3 trellis cannot become e4m3-scaled fp4")
     # The magnitudes of floats order like the integers of their bits.
     wide = stored.dtype == "f32"
     most = 0
@@ -557,7 +656,9 @@ def peak(stored: TensorInfo | QuantizedTensor | None) -> float:
     return float(np.uint32(most if wide else most << 16).view(np.float32))
 
 
-def _kind_of(stored: TensorInfo | QuantizedTensor | None) -> str:
+def _kind_of(stored: Weight | None) -> str:
+    if isinstance(stored, TrellisTensor):
+        return f"({TrellisFormat(stored.bits, stored.codebook)})"
     if isinstance(stored, QuantizedTensor):
         return f"({stored_format(stored)})"
     return f"({stored.dtype})" if stored else ""

@@ -141,6 +141,42 @@ PUSH_STRUCT(mrl_push_quantize) /* planes of W rows row_start + i * row_stride = 
     FLOAT global_scale;
 };
 
+/* y (m, n) = epilogue(norm(x) (m, k) . W), W an EXL3 trellis: gemv and gemm; and the transforms on their own. */
+PUSH_STRUCT(mrl_push_trellis)
+{
+    ADDR trellis;     /* units in kernel layout (include/trellis.glsl) */
+    ADDR suh;         /* (k_padded) f16 */
+    ADDR svh;         /* (n_padded) f16 */
+    ADDR x;           /* (m, k) activations */
+    ADDR norm;        /* (k) f32 weights of the RMS norm applied to x first, or 0 */
+    ADDR bias;        /* (n) f32 or 0 */
+    ADDR residual;    /* (m, n) f32 or 0, added to the result */
+    ADDR gate;        /* (m, n) in the type of y: gated activations multiply by act(gate) */
+    ADDR y;           /* (m, y_stride), from its first column on */
+    ADDR partial;     /* (splits, m, n_padded) f32 sums of workgroups; or what lies between two dispatches */
+    ADDR counters;    /* (n_padded / 128) u32, zero between calls */
+    UINT m;
+    UINT n;
+    UINT k;
+    UINT k_padded;    /* rows and columns of the trellis: multiples of 128 */
+    UINT n_padded;
+    UINT y_stride;    /* elements */
+    FLOAT eps;
+    FLOAT x_scale;    /* power of two that x was multiplied by, to stay in range of f16 (gemm) */
+};
+
+/* A trellis in the file's layout to kernel layout or back, or decoded. */
+PUSH_STRUCT(mrl_push_trellis_copy)
+{
+    ADDR file;        /* (k / 16, n / 16, 16 * bits) u16, from tile row `row` on; or the decoded matrix */
+    ADDR trellis;     /* units */
+    ADDR suh;         /* (k) f16 */
+    UINT row;         /* first tile row; a multiple of 8 */
+    UINT rows;        /* tile rows */
+    UINT k;
+    UINT n;
+};
+
 /* Strided copy with conversion of plane rows: used by weight loading (segments) and Tensor.astype. */
 PUSH_STRUCT(mrl_push_copy)
 {

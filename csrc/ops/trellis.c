@@ -1,0 +1,579 @@
+#include "ops/trellis.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "push.h"
+
+#include "ops/norm.h"
+
+_Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_copy) <= 128, "push constants");
+
+#define GEMV_MAX_ROWS 16u
+#define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
+#define COPY_ROWS 1024u     /* rows of W that are in f32 at a time while it is dequantized */
+
+static const char *const codebooks[] = {"3inst", "mcg", "mul1"};
+
+const char *mrl_codebook_name(mrl_codebook codebook)
+{
+    return codebooks[codebook];
+}
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+static uint32_t max_u32(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+static mrl_range whole(mrl_buffer *buffer)
+{
+    return buffer == NULL ? (mrl_range){0} : (mrl_range){buffer, 0, mrl_buffer_bytes(buffer)};
+}
+
+/* ---- what a call is made of ---- */
+
+typedef struct call {
+    mrl_device *dev;
+    const mrl_trellis_args *args;
+    mrl_push_trellis push;
+    mrl_range y; /* what is written of it */
+} call;
+
+static call begin(mrl_device *dev, const mrl_trellis_args *args)
+{
+    const mrl_trellis *t = args->t;
+    const uint32_t m = (uint32_t)args->x.shape[0], stride = (uint32_t)args->y.shape[1];
+    const uint64_t size = mrl_dtype_bytes(args->y.dtype), start = args->y_column * size;
+    const mrl_range all = mrl_view_range(&args->y);
+
+    return (call){
+        .dev = dev,
+        .args = args,
+        .push =
+            {
+                .trellis = mrl_buffer_address(t->units),
+                .suh = mrl_buffer_address(t->suh),
+                .svh = mrl_buffer_address(t->svh),
+                .x = mrl_view_address(&args->x),
+                .norm = mrl_view_address(&args->norm),
+                .bias = mrl_view_address(&args->bias),
+                .residual = mrl_view_address(&args->residual),
+                .gate = mrl_view_address(&args->gate),
+                .y = mrl_view_address(&args->y) + start,
+                .counters = mrl_buffer_address(t->counters),
+                .m = m,
+                .n = t->n,
+                .k = t->k,
+                .k_padded = t->k_padded,
+                .n_padded = t->n_padded,
+                .y_stride = stride,
+                .eps = args->eps,
+                .x_scale = 1.0f,
+            },
+        .y = {all.buffer, all.offset + start, m == 0 ? 0 : ((m - 1) * (uint64_t)stride + t->n) * size},
+    };
+}
+
+static mrl_status record(const call *c, mrl_kernel kernel, mrl_math math, const uint32_t *spec, int nspec,
+                         const uint32_t *groups, const mrl_range *reads, int nreads, const mrl_range *writes,
+                         int nwrites, double flops, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_pipeline *pipeline;
+
+    MRL_TRY(mrl_pipeline_get(c->dev, kernel, MRL_FORMAT_NONE, math, spec, nspec, &pipeline, err));
+    const mrl_dispatch d = {
+        .pipeline = pipeline,
+        .push = &c->push,
+        .push_bytes = sizeof c->push,
+        .groups = {groups[0], groups[1], groups[2]},
+        .reads = reads,
+        .nreads = nreads,
+        .writes = writes,
+        .nwrites = nwrites,
+        .flops = flops,
+    };
+    MRL_TRY(mrl_stream_dispatch(c->dev, &d, err));
+done:
+    return rc;
+}
+
+static bool wants_f32(mrl_device *dev, const mrl_trellis_args *args)
+{
+    return !mrl_device_has(dev, MRL_BIT(fp16)) || (args->x.dtype == MRL_DTYPE_f32 && args->norm.buffer == NULL);
+}
+
+/* ---- gemv ---- */
+
+/* A kernel asked for by name: "trellis_gemv", or, for the tuner and benchmarks, "trellis_gemv@splits,groups,prefetch
+ * + 1" and "trellis_gemm_coopmat@splits,rows". */
+typedef struct tuning {
+    char name[32];    /* empty: choose */
+    uint32_t tune[3]; /* 0: the default */
+} tuning;
+
+/* Blocks of 128 rows of Q for one workgroup, so that enough of them run at once and x fits in shared memory. */
+static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, uint32_t block_bytes, uint32_t splits)
+{
+    const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
+    const uint32_t shared = info->shared_bytes >= 49152 ? 24576 : 14336;
+    uint32_t wanted = splits ? splits : info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(528, columns);
+
+    wanted = max_u32(wanted, mrl_div_up(all, max_u32(1, shared / block_bytes)));
+    return mrl_div_up(all, min_u32(wanted, all));
+}
+
+static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
+{
+    mrl_status rc;
+    call c = *given;
+    const mrl_trellis_args *args = c.args;
+    const mrl_trellis *t = args->t;
+    const mrl_device_info *info = mrl_device_info_of(c.dev);
+    const bool software = info->kind == MRL_DEVICE_SOFTWARE, f32 = wants_f32(c.dev, args);
+    const bool dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
+                     mrl_pipeline_available(c.dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16);
+    const uint32_t m = c.push.m, unit_rows = t->rate2 % 2 == 0 ? 64 : 128;
+    const uint32_t blocks = gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
+    const uint32_t splits = mrl_div_up(t->k_padded / MRL_TRELLIS_BLOCK, blocks);
+    const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
+    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : software ? 1 : 4, info->max_workgroup / 64);
+    uint32_t groups = 1;
+    mrl_buffer *partial = NULL;
+
+    while (groups * 2 <= min_u32(most, units)) groups *= 2;
+    const uint64_t alignment = 4 * mrl_dtype_bytes(args->x.dtype);
+    const uint32_t spec[] = {
+        64 * groups,
+        t->rate2,
+        (uint32_t)t->codebook,
+        m,
+        blocks,
+        (uint32_t)args->x.dtype,
+        (uint32_t)args->y.dtype,
+        args->norm.buffer != NULL,
+        (uint32_t)args->activation,
+        splits > 1,
+        !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
+        info->subgroup_min >= 8,
+        args->int8,
+        t->k % 4 == 0 && c.push.x % alignment == 0,
+        64 * groups,
+    };
+    if (splits > 1) {
+        const uint64_t bytes = (uint64_t)splits * m * t->n_padded * sizeof(float);
+        MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
+        c.push.partial = mrl_buffer_address(partial);
+    }
+    const mrl_range counters = splits > 1 ? whole(t->counters) : (mrl_range){0};
+    const mrl_range reads[] = {
+        whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
+        mrl_view_range(&args->bias), mrl_view_range(&args->residual), mrl_view_range(&args->gate), counters,
+    };
+    const mrl_range writes[] = {c.y, whole(partial), counters};
+    const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, splits, 1};
+    MRL_TRY(record(&c, dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv, f32 ? MRL_MATH_F32 : MRL_MATH_F16,
+                   spec, sizeof spec / sizeof *spec, grid, reads, sizeof reads / sizeof *reads, writes,
+                   sizeof writes / sizeof *writes, 2.0 * m * t->n * t->k, err));
+done:
+    mrl_buffer_release(partial);
+    return rc;
+}
+
+/* ---- transforms ---- */
+
+enum { INPUT, OUTPUT };
+
+/* c->push has partial; from (INPUT) or into (OUTPUT) it. */
+static mrl_status transform(const call *c, int side, mrl_dtype y_type, uint32_t splits, mrl_buffer *partial,
+                            mrl_error *err)
+{
+    const mrl_trellis_args *args = c->args;
+    const mrl_device_info *info = mrl_device_info_of(c->dev);
+    const uint32_t width = side == OUTPUT ? c->push.n_padded : c->push.k_padded;
+    const uint32_t lanes = info->kind == MRL_DEVICE_SOFTWARE ? 64 : 128;
+    const uint32_t spec[] = {lanes,
+                             (uint32_t)side,
+                             (uint32_t)args->x.dtype,
+                             (uint32_t)y_type,
+                             side == OUTPUT ? (uint32_t)args->activation : 0,
+                             splits,
+                             false,
+                             lanes,
+                             info->kind == MRL_DEVICE_SOFTWARE};
+    const uint32_t groups[3] = {mrl_div_up(width, lanes * 8), c->push.m, 1};
+    if (c->push.m > info->max_groups[1])
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", c->push.m);
+    if (side == INPUT) {
+        const mrl_range reads[] = {mrl_view_range(&args->x), whole(args->t->suh)};
+        const mrl_range writes[] = {whole(partial)};
+        return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 2, writes, 1, 0, err);
+    }
+    const mrl_range reads[] = {whole(partial), whole(args->t->svh), mrl_view_range(&args->bias),
+                               mrl_view_range(&args->residual), mrl_view_range(&args->gate)};
+    const mrl_range writes[] = {c->y};
+    return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 5, writes, 1, 0, err);
+}
+
+/* ---- gemm: input transform, product, output transform ---- */
+
+static mrl_status product(const call *given, bool coopmat, const tuning *asked, mrl_buffer *x, uint32_t *splits,
+                          mrl_buffer **sums, mrl_error *err)
+{
+    mrl_status rc;
+    call c = *given;
+    const mrl_trellis *t = c.args->t;
+    const mrl_device_info *info = mrl_device_info_of(c.dev);
+    const uint32_t m = c.push.m, columns = t->n_padded / MRL_TRELLIS_BLOCK, steps = t->k_padded / GEMM_STEP;
+    uint32_t rows = 32;
+
+    if (coopmat)
+        rows = asked->tune[1] ? asked->tune[1] : m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 ? 64 : 128;
+    const uint32_t tiles = columns * mrl_div_up(m, rows);
+    const uint32_t wanted = info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(264, tiles);
+    const uint32_t share = mrl_div_up(steps, min_u32(asked->tune[0] ? asked->tune[0] : wanted, mrl_div_up(steps, 4)));
+    *splits = mrl_div_up(steps, share);
+
+    const uint64_t bytes = (uint64_t)*splits * m * t->n_padded * sizeof(float);
+    if (bytes / sizeof(float) > INT32_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", m);
+    MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, sums, err));
+    c.push.x = mrl_buffer_address(x);
+    c.push.partial = mrl_buffer_address(*sums);
+    const uint32_t spec[] = {256, t->rate2, (uint32_t)t->codebook, share, rows};
+    const uint32_t grid[3] = {columns, mrl_div_up(m, rows), *splits};
+    const mrl_range reads[] = {whole(t->units), whole(x)};
+    const mrl_range writes[] = {whole(*sums)};
+    MRL_TRY(record(&c, coopmat ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm,
+                   coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 5 : 4, grid, reads, 2, writes, 1,
+                   2.0 * m * t->n * t->k, err));
+done:
+    return rc;
+}
+
+static mrl_status gemm(const call *given, bool coopmat, const tuning *asked, mrl_error *err)
+{
+    mrl_status rc;
+    call c = *given;
+    const mrl_trellis *t = c.args->t;
+    const mrl_dtype dtype = coopmat ? MRL_DTYPE_f16 : MRL_DTYPE_f32;
+    mrl_buffer *x = NULL, *sums = NULL;
+    uint32_t splits;
+
+    MRL_TRY(mrl_buffer_create(c.dev, (uint64_t)c.push.m * t->k_padded * mrl_dtype_bytes(dtype), MRL_MEMORY_DEVICE, &x,
+                              err));
+    c.push.partial = mrl_buffer_address(x);
+    c.push.x_scale = coopmat ? ldexpf(1.0f, t->x_exponent) : 1.0f;
+    MRL_TRY(transform(&c, INPUT, dtype, 1, x, err));
+    MRL_TRY(product(&c, coopmat, asked, x, &splits, &sums, err));
+    c.push.partial = mrl_buffer_address(sums);
+    MRL_TRY(transform(&c, OUTPUT, c.args->y.dtype, splits, sums, err));
+done:
+    mrl_buffer_release(x);
+    mrl_buffer_release(sums);
+    return rc;
+}
+
+/* ---- choice ---- */
+
+static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
+{
+    static const struct {
+        mrl_kernel kernel;
+        uint32_t most[3];
+    } limits[] = {
+        {MRL_KERNEL_trellis_gemv, {65536, 8, 2}},
+        {MRL_KERNEL_trellis_gemm, {65536, 0, 0}},
+        {MRL_KERNEL_trellis_gemm_coopmat, {65536, 128, 0}},
+    };
+    memset(out, 0, sizeof *out);
+    if (text == NULL) return MRL_OK;
+    if (sscanf(text, "%31[a-z0-9_]@%u,%u,%u", out->name, &out->tune[0], &out->tune[1], &out->tune[2]) < 1)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel must be a name of kernels.def, got \"%s\"", text);
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        if (strcmp(out->name, mrl_kernel_name(limits[i].kernel)) != 0) continue;
+        for (int j = 0; j < 3; j++)
+            if (out->tune[j] > limits[i].most[j] || (j == 1 && (out->tune[j] & (out->tune[j] - 1))))
+                return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel \"%s\" asks for what cannot be tuned", text);
+        if (limits[i].kernel == MRL_KERNEL_trellis_gemm_coopmat && out->tune[1] && out->tune[1] < 16)
+            return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel \"%s\" asks for fewer than 16 rows", text);
+        return MRL_OK;
+    }
+    return mrl_fail(err, MRL_ERR_VALUE, "trellis: there is no trellis kernel called %s", out->name);
+}
+
+static bool coopmat_can(const call *c)
+{
+    return mrl_pipeline_available(c->dev, MRL_KERNEL_trellis_gemm_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
+           mrl_device_info_of(c->dev)->subgroup_size == 32 && c->args->x.dtype == MRL_DTYPE_f16;
+}
+
+/* Without a kernel asked for. */
+static mrl_kernel choose(const call *c)
+{
+    if (c->push.m <= GEMV_MAX_ROWS) return MRL_KERNEL_trellis_gemv;
+    return coopmat_can(c) ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm;
+}
+
+/* x normalised into a temporary, for the tiled kernels. The caller releases out->buffer. */
+static mrl_status normalise(mrl_device *dev, const mrl_trellis_args *args, mrl_view *out, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_buffer *buffer = NULL;
+    const mrl_view absent = {0};
+
+    *out = args->x;
+    out->dtype = wants_f32(dev, args) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
+    out->offset = 0;
+    MRL_TRY(mrl_buffer_create(dev, mrl_view_bytes(out), MRL_MEMORY_DEVICE, &buffer, err));
+    out->buffer = buffer;
+    MRL_TRY(mrl_rms_norm(&args->x, &args->norm, args->eps, &absent, out, &absent, err));
+    buffer = NULL;
+done:
+    mrl_buffer_release(buffer);
+    return rc;
+}
+
+static mrl_status check(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_trellis *t = args->t;
+    const bool gated = mrl_activation_gated(args->activation);
+    const uint64_t m = args->x.ndim == 2 ? args->x.shape[0] : 0, columns = args->y.ndim == 2 ? args->y.shape[1] : 0;
+    const uint64_t widest = max_u32(t->n_padded, t->k_padded);
+    uint64_t elements;
+
+    if (args->x.ndim != 2)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: x must have 2 dimensions (m, %u), got %d", t->k, args->x.ndim);
+    if (!mrl_mul_u64(m, widest > columns ? widest : columns, &elements) || elements > INT32_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %llu rows are too many for one call", (unsigned long long)m);
+    MRL_TRY(mrl_view_check(&args->x, dev, "trellis", "x", MRL_DTYPES_ACT, 2, (uint64_t[]){m, t->k}, err));
+    if (columns < (uint64_t)args->y_column + t->n)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: out must have %u columns from column %u on, it has %llu", t->n,
+                        args->y_column, (unsigned long long)columns);
+    MRL_TRY(mrl_view_check(&args->y, dev, "trellis", "out", MRL_DTYPES_ACT, 2, (uint64_t[]){m, columns}, err));
+    if (gated != (args->gate.buffer != NULL))
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: gate and a gated activation (swiglu, geglu, geglu_tanh) go together");
+    if (gated)
+        MRL_TRY(mrl_view_check(&args->gate, dev, "trellis", "gate", 1u << args->y.dtype, 2, (uint64_t[]){m, t->n}, err));
+    if (args->norm.buffer != NULL)
+        MRL_TRY(mrl_view_check(&args->norm, dev, "trellis", "norm", MRL_DTYPE_BIT(f32), 1, (uint64_t[]){t->k}, err));
+    if (args->bias.buffer != NULL)
+        MRL_TRY(mrl_view_check(&args->bias, dev, "trellis", "bias", MRL_DTYPE_BIT(f32), 1, (uint64_t[]){t->n}, err));
+    if (args->residual.buffer != NULL)
+        MRL_TRY(mrl_view_check(&args->residual, dev, "trellis", "residual", MRL_DTYPE_BIT(f32), 2,
+                               (uint64_t[]){m, t->n}, err));
+    if (args->int8 && t->codebook != MRL_CODEBOOK_MUL1)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: activations in int8 need the codebook mul1, this is %s",
+                        mrl_codebook_name(t->codebook));
+done:
+    return rc;
+}
+
+/* Row `row` of a view (m, columns), as a view (1, columns). */
+static mrl_view one_row(const mrl_view *view, uint64_t row)
+{
+    mrl_view out = *view;
+    if (view->buffer == NULL) return out;
+    out.offset += row * view->shape[1] * mrl_dtype_bytes(view->dtype);
+    out.shape[0] = 1;
+    return out;
+}
+
+/* Software devices take several rows of x one by one, as in matmul.c: a kernel for M rows takes them seconds to
+ * compile, and rows are the same alone and in a batch. */
+static bool row_by_row(mrl_device *dev, const mrl_trellis_args *args)
+{
+    return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE && args->x.shape[0] > 1 && args->kernel == NULL;
+}
+
+mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_trellis_args args = *given;
+    mrl_view normalised = {0};
+    tuning asked;
+
+    MRL_TRY(check(dev, &args, err));
+    if (row_by_row(dev, &args)) {
+        for (uint64_t row = 0; row < given->x.shape[0]; row++) {
+            args.x = one_row(&given->x, row);
+            args.y = one_row(&given->y, row);
+            args.gate = one_row(&given->gate, row);
+            args.residual = one_row(&given->residual, row);
+            MRL_TRY(mrl_op_trellis(dev, &args, err));
+        }
+        return MRL_OK;
+    }
+    MRL_TRY(parse_kernel(args.kernel, &asked, err));
+    call c = begin(dev, &args);
+    mrl_kernel kernel = choose(&c);
+    if (asked.name[0] != 0)
+        for (int i = 0; i < MRL_KERNEL_COUNT; i++)
+            if (strcmp(asked.name, mrl_kernel_name((mrl_kernel)i)) == 0) kernel = (mrl_kernel)i;
+    if (kernel == MRL_KERNEL_trellis_gemv && c.push.m > GEMV_MAX_ROWS)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: trellis_gemv takes at most %u rows, got %u", GEMV_MAX_ROWS,
+                        c.push.m);
+    if (kernel == MRL_KERNEL_trellis_gemv) {
+        MRL_TRY(gemv(&c, &asked, err));
+        return MRL_OK;
+    }
+    if (args.norm.buffer != NULL) {
+        MRL_TRY(normalise(dev, &args, &normalised, err));
+        args.x = normalised;
+        args.norm = (mrl_view){0};
+        c = begin(dev, &args);
+        if (asked.name[0] == 0) kernel = choose(&c);
+    }
+    if (kernel == MRL_KERNEL_trellis_gemm_coopmat && !coopmat_can(&c)) {
+        rc = mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel %s cannot do this product on %s", asked.name,
+                      mrl_device_info_of(dev)->name);
+        goto done;
+    }
+    MRL_TRY(gemm(&c, kernel == MRL_KERNEL_trellis_gemm_coopmat, &asked, err));
+done:
+    mrl_buffer_release(normalised.buffer);
+    return rc;
+}
+
+/* ---- layouts and decoding ---- */
+
+static mrl_status copy(mrl_device *dev, const mrl_trellis *t, mrl_kernel kernel, uint32_t option,
+                       const mrl_push_trellis_copy *push, const uint32_t *groups, mrl_range read, mrl_range write,
+                       mrl_error *err)
+{
+    mrl_status rc;
+    mrl_pipeline *pipeline;
+    const uint32_t local = kernel == MRL_KERNEL_trellis_pack ? 256 : 64;
+    const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
+    const uint32_t spec[] = {local, t->rate2, (uint32_t)t->codebook, option, software};
+    const mrl_range reads[] = {read, whole(t->suh)};
+
+    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, kernel == MRL_KERNEL_trellis_pack ? 4 : 5,
+                             &pipeline, err));
+    const mrl_dispatch d = {
+        .pipeline = pipeline,
+        .push = push,
+        .push_bytes = sizeof *push,
+        .groups = {groups[0], groups[1], groups[2]},
+        .reads = reads,
+        .nreads = 2,
+        .writes = &write,
+        .nwrites = 1,
+    };
+    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
+done:
+    return rc;
+}
+
+mrl_status mrl_op_trellis_pack(mrl_device *dev, const mrl_trellis *t, mrl_buffer *file, uint32_t row, uint32_t rows,
+                               bool back, mrl_error *err)
+{
+    const uint64_t words = (uint64_t)rows * (t->n_padded / 16) * 4 * t->rate2;
+    const mrl_push_trellis_copy push = {
+        .file = mrl_buffer_address(file),
+        .trellis = mrl_buffer_address(t->units),
+        .row = row,
+        .rows = rows,
+        .k = t->k_padded,
+        .n = t->n_padded,
+    };
+    const uint32_t groups[3] = {(uint32_t)((words + 255) / 256 < 32768 ? (words + 255) / 256 : 32768), 1, 1};
+    const mrl_range in_file = {file, 0, words * 4};
+
+    if (row % 8 != 0 || rows % 8 != 0 || (uint64_t)row + rows > t->k_padded / 16 || words > INT32_MAX ||
+        words * 4 > mrl_buffer_bytes(file))
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: tile rows %u .. %u cannot be packed", row, row + rows);
+    return copy(dev, t, MRL_KERNEL_trellis_pack, back, &push, groups, back ? whole(t->units) : in_file,
+                back ? in_file : whole(t->units), err);
+}
+
+mrl_status mrl_op_trellis_inner(mrl_device *dev, const mrl_trellis *t, const mrl_view *y, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_push_trellis_copy push = {
+        .file = mrl_view_address(y),
+        .trellis = mrl_buffer_address(t->units),
+        .k = t->k_padded,
+        .n = t->n_padded,
+    };
+    const uint32_t groups[3] = {t->n_padded / 16, t->k_padded / MRL_TRELLIS_BLOCK, 1};
+
+    MRL_TRY(mrl_view_check(y, dev, "inner", "out", MRL_DTYPE_BIT(f16), 2, (uint64_t[]){t->k_padded, t->n_padded}, err));
+    MRL_TRY(copy(dev, t, MRL_KERNEL_trellis_dequantize, 0, &push, groups, whole(t->units), mrl_view_range(y), err));
+done:
+    return rc;
+}
+
+mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, const mrl_view *y, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_buffer *left = NULL;
+    const uint32_t most = min_u32(COPY_ROWS, t->k_padded);
+    const uint64_t row_bytes = (uint64_t)t->n * mrl_dtype_bytes(y->dtype);
+
+    MRL_TRY(mrl_view_check(y, dev, "dequantize", "out", MRL_DTYPES_ACT, 2, (uint64_t[]){t->k, t->n}, err));
+    MRL_TRY(mrl_buffer_create(dev, (uint64_t)most * t->n_padded * sizeof(float), MRL_MEMORY_DEVICE, &left, err));
+    for (uint32_t row = 0; row < t->k; row += most) {
+        const uint32_t rows = min_u32(most, t->k - row);
+        const mrl_push_trellis_copy push = {
+            .file = mrl_buffer_address(left),
+            .trellis = mrl_buffer_address(t->units),
+            .suh = mrl_buffer_address(t->suh),
+            .row = row / 16,
+            .k = t->k_padded,
+            .n = t->n_padded,
+        };
+        const uint32_t groups[3] = {t->n_padded / 16, mrl_div_up(rows, MRL_TRELLIS_BLOCK), 1};
+        const mrl_trellis_args args = {
+            .t = t,
+            .x = {.shape = {rows, t->k}},
+            .y = {y->buffer, y->offset + row * row_bytes, y->dtype, 2, {rows, t->n}},
+        };
+        MRL_TRY(copy(dev, t, MRL_KERNEL_trellis_dequantize, 1, &push, groups, whole(t->units), whole(left), err));
+        call c = begin(dev, &args);
+        c.push.partial = mrl_buffer_address(left);
+        MRL_TRY(transform(&c, OUTPUT, y->dtype, 1, left, err));
+    }
+done:
+    mrl_buffer_release(left);
+    return rc;
+}
+
+mrl_status mrl_op_hadamard(mrl_device *dev, const mrl_view *x, const mrl_view *scales, const mrl_view *y,
+                           mrl_error *err)
+{
+    mrl_status rc;
+    const uint64_t k = x->ndim == 2 ? x->shape[1] : 0;
+
+    if (k == 0 || k % MRL_TRELLIS_BLOCK != 0 || k > INT32_MAX || x->shape[0] > INT32_MAX / k)
+        return mrl_fail(err, MRL_ERR_VALUE, "hadamard: x must be (rows, a multiple of 128)");
+    MRL_TRY(mrl_view_check(x, dev, "hadamard", "x", MRL_DTYPES_ACT, 2, x->shape, err));
+    if (scales->buffer != NULL)
+        MRL_TRY(mrl_view_check(scales, dev, "hadamard", "scales", MRL_DTYPE_BIT(f16), 1, &k, err));
+    MRL_TRY(mrl_view_check(y, dev, "hadamard", "out", MRL_DTYPE_BIT(f32) | MRL_DTYPE_BIT(f16), 2, x->shape, err));
+    const mrl_push_trellis push = {
+        .suh = mrl_view_address(scales),
+        .x = mrl_view_address(x),
+        .partial = mrl_view_address(y),
+        .m = (uint32_t)x->shape[0],
+        .k = (uint32_t)k,
+        .k_padded = (uint32_t)k,
+        .x_scale = 1.0f,
+    };
+    const uint32_t spec[] = {64, INPUT, (uint32_t)x->dtype, (uint32_t)y->dtype, 0, 1, y->dtype == MRL_DTYPE_f16, 64,
+                             mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE};
+    const uint32_t groups[3] = {mrl_div_up((uint32_t)k, 512), push.m, 1};
+    const mrl_range reads[] = {mrl_view_range(x), mrl_view_range(scales)}, writes[] = {mrl_view_range(y)};
+    const call c = {.dev = dev, .push = push};
+    if (push.m > mrl_device_info_of(dev)->max_groups[1])
+        return mrl_fail(err, MRL_ERR_VALUE, "hadamard: %u rows are too many for one call", push.m);
+    MRL_TRY(record(&c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 2, writes, 1, 0, err));
+done:
+    return rc;
+}

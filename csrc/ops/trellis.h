@@ -1,0 +1,65 @@
+/* Linear layers of EXL3 trellis weights: W (k, n) = diag(suh) P Q P diag(svh), Q decoded from the trellis, P blocks
+ * of 128 x 128 Hadamard. The NumPy reference is tests/ref/exl3.py; include/trellis.glsl draws the layouts. */
+#ifndef MRL_OPS_TRELLIS_H
+#define MRL_OPS_TRELLIS_H
+
+#include "ops/matmul.h"
+
+#define MRL_TRELLIS_BLOCK 128u
+
+/* The numbers are the specialization constant of the shaders. */
+typedef enum mrl_codebook {
+    MRL_CODEBOOK_3INST,
+    MRL_CODEBOOK_MCG,
+    MRL_CODEBOOK_MUL1,
+    MRL_CODEBOOK_COUNT
+} mrl_codebook;
+const char *mrl_codebook_name(mrl_codebook codebook);
+
+typedef struct mrl_trellis {
+    uint32_t rate2;              /* twice the bits a weight: 2 .. 8, 10, 12, 14, 16; the odd ones with mul1 only */
+    mrl_codebook codebook;
+    uint32_t n, k;               /* outputs and inputs of the layer */
+    uint32_t n_padded, k_padded; /* of the trellis: rounded up to 128 */
+    int x_exponent;              /* x after its transform times 2^x_exponent is in range of f16 for all f16 x */
+    mrl_buffer *units;           /* kernel layout, mrl_trellis_bytes */
+    mrl_buffer *suh, *svh;       /* (k_padded), (n_padded) f16 */
+    mrl_buffer *counters;        /* (n_padded / 128) u32, zero between calls */
+} mrl_trellis;
+
+/* Bytes of the trellis, in either layout. */
+static inline uint64_t mrl_trellis_bytes(const mrl_trellis *t)
+{
+    return (uint64_t)t->n_padded * t->k_padded / 16 * t->rate2;
+}
+
+typedef struct mrl_trellis_args {
+    const mrl_trellis *t;
+    mrl_view x;         /* (m, k) f32, f16 or bf16 */
+    mrl_view norm;      /* (k) f32 or absent: x becomes x * rsqrt(mean(x^2) + eps) * norm first */
+    mrl_view bias;      /* (n) f32 or absent, added before the activation */
+    mrl_view residual;  /* (m, n) f32 or absent, added last; may be the memory of y */
+    mrl_view gate;      /* (m, n) of the dtype of y, with gated activations: y = activation(gate) * (x W + bias) */
+    mrl_view y;         /* (m, columns) f32, f16 or bf16; columns y_column .. y_column + n - 1 are written */
+    uint32_t y_column;
+    float eps;
+    mrl_activation activation;
+    bool int8;          /* activations in 8 bits where a kernel has them: mul1, at most 16 rows */
+    const char *kernel; /* a row of kernels.def, or NULL to choose */
+} mrl_trellis_args;
+
+mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err);
+
+/* Tile rows row .. row + rows - 1 (multiples of 8) between `file` (as in a checkpoint, from its start) and the units. */
+mrl_status mrl_op_trellis_pack(mrl_device *dev, const mrl_trellis *t, mrl_buffer *file, uint32_t row, uint32_t rows,
+                               bool back, mrl_error *err);
+/* y (k_padded, n_padded) f16 = Q, exact. */
+mrl_status mrl_op_trellis_inner(mrl_device *dev, const mrl_trellis *t, const mrl_view *y, mrl_error *err);
+/* y (k, n) f32, f16 or bf16 = W. */
+mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, const mrl_view *y, mrl_error *err);
+/* y (m, k) f32 or f16 = (x * scales) P, k a multiple of 128; scales (k) f16 or absent. With y in f16 the product is
+ * rounded to f16 before the transform, as ExLlamaV3 does. */
+mrl_status mrl_op_hadamard(mrl_device *dev, const mrl_view *x, const mrl_view *scales, const mrl_view *y,
+                           mrl_error *err);
+
+#endif

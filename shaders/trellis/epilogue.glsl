@@ -1,0 +1,22 @@
+// What the trellis kernels do with a column sum that has been through the output transform: svh, bias, activation,
+// gate, residual, conversion. Needs the push block p (mrl_push_trellis) and the constants ACTIVATION, Y_TYPE.
+#include "include/activation.glsl"
+#include "include/address.glsl"
+
+// Column n of row m; columns beyond p.n are padding.
+void finish_column(uint m, uint n, float sum)
+{
+    if (n >= p.n)
+        return;
+    float y = sum * half_to_float(uint(BufU16(p.svh).v[n]));
+    const uint at = m * p.n + n;
+    if (!is_null(p.bias))
+        y += BufF32(p.bias).v[n];
+    if (is_gated(ACTIVATION)) // the other operand was computed before, by gate's own matrix
+        y *= activate(ACTIVATION, load_act(p.gate, at, Y_TYPE));
+    else
+        y = activate(ACTIVATION, y);
+    if (!is_null(p.residual))
+        y += BufF32(p.residual).v[at];
+    store_act(p.y, m * p.y_stride + n, Y_TYPE, y);
+}

@@ -1,0 +1,76 @@
+// The staging of x and the products of gemv.comp in f32, for devices without fast f16 and for lavapipe: the same
+// results with little code, because llvmpipe compiles a loop over its lanes for each access to memory in the code.
+//
+// The staged x lies in work: [block of 128][m][HADAMARD_PITCH]. INT8: whole numbers there, scales beside them.
+
+// Blocks first .. first + count - 1 of all rows of x.
+void stage_x(uint first, uint count)
+{
+    const uint t = gl_LocalInvocationIndex, all = count * M;
+    if (NORM != 0)
+        norm_factors();
+    for (uint i = t; i < all * 128; i += LANES) {
+        const uint m = i / 128 % M, k = (first + i / 128 / M) * 128 + i % 128;
+        float v = 0.0;
+        if (k < p.k) {
+            v = load_act(p.x, m * p.k + k, X_TYPE) * half_to_float(uint(BufU16(p.suh).v[k]));
+            if (NORM != 0)
+                v *= factors[m] * BufF32(p.norm).v[k];
+        }
+        work[i / 128 * HADAMARD_PITCH + i % 128] = v;
+    }
+    barrier();
+    hadamard_work(all);
+    if (INT8 == 0)
+        return;
+    for (uint base = 0; base < all; base += LANES) {
+        const uint of = min(base + t, all - 1);
+        float most = 0.0;
+        for (uint i = 0; i < 128; i++) {
+            const float v = work[of * HADAMARD_PITCH + i];
+            most = isnan(v) ? v : max(most, abs(v));
+        }
+        // A row with inf or nan becomes nan whole: its scale is.
+        scales[of] = isnan(most) || isinf(most) ? uintBitsToFloat(0x7fc00000u) : most > 0.0 ? most / 127.0 : 1.0;
+    }
+    barrier();
+    for (uint i = t; i < all * 128; i += LANES) {
+        const float scale = scales[i / 128];
+        const uint at = i / 128 * HADAMARD_PITCH + i % 128;
+        work[at] = isnan(scale) ? 0.0 : roundEven(work[at] / scale);
+    }
+    barrier();
+}
+
+float value_at(uint state)
+{
+    if (INT8 != 0) // affine, not rounded to f16, as the packed dot has it
+        return float(1024u + byte_sum(product(state))) * 0.00676727294921875 - 10.3828125;
+    return value_of(state);
+}
+
+// acc += unit `unit` of the staged ones. words are not used: tiles are loaded one by one.
+void multiply_unit(const uint words[UNIT_WORDS], uint base, uint lane, uint unit, inout float acc[SUMS])
+{
+    for (uint tile = 0; tile < TILES; tile++) {
+        const uint row = (unit * TILES + tile) * 16;
+        uint w[TILE_WORDS];
+        float v[32]; // [h][row]
+        load_tile(p.trellis, base, lane, tile, w);
+        [[unroll]] for (uint c = 0; c < 32; c++)
+            v[c / 4 % 2 * 16 + c / 8 * 2 + c / 2 % 2 * 8 + c % 2] = value_at(state_of(w, c));
+        [[unroll]] for (uint m = 0; m < M; m++) {
+            const uint of = row / 128 * M + m;
+            float sum[2] = {0.0, 0.0};
+            [[unroll]] for (uint i = 0; i < 16; i++) {
+                const float x = work[of * HADAMARD_PITCH + row % 128 + i];
+                sum[0] = fma(v[i], x, sum[0]);
+                sum[1] = fma(v[16 + i], x, sum[1]);
+            }
+            [[unroll]] for (uint h = 0; h < 2; h++)
+                acc[h * M + m] += INT8 != 0 ? sum[h] * scales[of] : sum[h];
+        }
+    }
+}
+
+float product_offset(uint m, uint blocks) { return 0.0; }
