@@ -25,9 +25,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
-def rotate(
-    x: Array, positions: Array, frequencies: Array, scale: float = 1.0, *, interleaved: bool = False
-) -> Array:
+def rotate(x: Array, positions: Array, frequencies: Array, scale: float = 1.0, *, interleaved: bool = False) -> Array:
     """Rope on (tokens, heads, dim); only the first 2 * len(frequencies) dimensions turn.
 
     Pairs are half-split; interleaved ones come out half-split too, as in transformers: q and k agree.
