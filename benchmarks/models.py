@@ -1,6 +1,6 @@
 """Decode and prefill speed of whole models with random weights of real shapes; JSON out.
 
-    python benchmarks/models.py                      # Llama-3.1-8B and Qwen3-4B shapes, int4 and fp4
+    python benchmarks/models.py                      # all shapes of CONFIGS, int4 and fp4
     python benchmarks/models.py --model 8b --format int4 --profile
 
 Beside each decode rate stands its floor: the bytes that a token must read (weights, scales and cache) over the
@@ -35,6 +35,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 151936, "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 40960,
         "tie_word_embeddings": True, "rope_theta": 1000000.0, "rope_scaling": None,
     },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 2048,
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+        "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "vocab_size": 151936,
+        "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 40960, "tie_word_embeddings": False,
+        "rope_theta": 1000000.0, "rope_scaling": None,
+    },
+    "mixtral-8x7b": {
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 4096,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000, "rms_norm_eps": 1e-5,
+        "hidden_act": "silu", "max_position_embeddings": 32768, "sliding_window": None,
+        "tie_word_embeddings": False, "rope_theta": 1000000.0, "rope_scaling": None,
+    },
 }  # fmt: skip
 
 
@@ -57,6 +72,8 @@ def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
     )
     embedding = config["vocab_size"] * config["hidden_size"] * 2
     weights = sum(model.memory.weights.values()) - (0 if config["tie_word_embeddings"] else embedding)
+    if model.config.experts is not None:  # a token reads the chosen ones only
+        weights -= round(model.memory.weights["experts"] * (1 - model.config.experts.share))
     row = {
         "model": name, "format": format, "depth": args.depth, "tok_s": 1 / seconds, "us": seconds * 1e6,
         "floor_us": (weights + cache) / bandwidth * 1e6, "weight_gb": weights / 1e9, "bandwidth_gb_s": bandwidth / 1e9,

@@ -102,9 +102,14 @@ class MoE(Module):
 
     @property
     def usage(self) -> _C.Tensor:
-        """(experts) i32: how often each routed expert was chosen since loading."""
+        """(experts) u32: how often each routed expert was chosen since loading or the last reset."""
         assert self.core.raw is not None
         return self.core.raw.usage
+
+    def reset_usage(self) -> None:
+        """Set those counters to 0."""
+        assert self.core.raw is not None
+        self.core.raw.reset_usage()
 
     def describe(self) -> str:
         c = self.config
