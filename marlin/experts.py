@@ -137,6 +137,4 @@ def _sparse_layers(keys: _Section, layers: int) -> tuple[bool, ...]:
     first = keys.optional_integer("first_k_dense_replace", 0, 1 << 20) or 0
     step = keys.optional_integer("decoder_sparse_step", 1, 1 << 20) or 1
     every = keys.optional_integer("moe_layer_freq", 1, 1 << 20) or 1
-    return tuple(
-        i not in dense and i >= first and (i + 1) % step == 0 and i % every == 0 for i in range(layers)
-    )
+    return tuple(i not in dense and i >= first and (i + 1) % step == 0 and i % every == 0 for i in range(layers))

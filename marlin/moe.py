@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,12 @@ class MoE:
     def from_arrays(
         cls,
         router: ArrayLike,
-        gate: ArrayLike,
-        up: ArrayLike,
-        down: ArrayLike,
+        gate: Iterable[ArrayLike],
+        up: Iterable[ArrayLike],
+        down: Iterable[ArrayLike],
         *,
         top_k: int,
+        shared: int = 0,
         format: str | WeightFormat = "f16",
         scoring: str = "softmax",
         bias: ArrayLike | None = None,
@@ -48,11 +50,11 @@ class MoE:
         activation: str = "swiglu",
         device: Device | int | str | None = None,
     ) -> MoE:
-        """router (experts, hidden), or with a row more that gates the shared experts; gate and up (experts + shared,
-        inner, hidden), down (experts + shared, hidden, inner), arrays or sequences with one matrix an expert. They
-        are rounded to `format` on the device, one expert at a time. Experts behind those of bias or router are shared:
-        every row goes to them.
+        """Round experts to a format on the device, one at a time.
 
+        gate and up (experts + shared, inner, hidden) and down (experts + shared, hidden, inner): arrays, or sequences
+        of one matrix an expert. Every row goes to the last `shared` of them too. router (experts, hidden) stays f32; a
+        row more weights the shared ones by its sigmoid.
         scoring: softmax over the experts' scores, or the sigmoid of each. bias (experts): added for the choice only.
         normalise: weights are divided by their sum; then they are multiplied by scale. groups, top_groups,
         group_best: experts are chosen within the best groups (DeepSeek). Of equal scores the lower number wins; a row
@@ -62,10 +64,10 @@ class MoE:
         """
         opened, form = Device(device).raw, WeightFormat.parse(format)
         first = _matrix(router, "router")
-        gates, ups, downs = ([_matrix(w, name) for w in given] for given, name in ((gate, "gate"), (up, "up"), (down, "down")))  # type: ignore[union-attr]
+        gates, ups, downs = ([_matrix(w, "experts") for w in given] for given in (gate, up, down))
         count = len(gates)
-        if count == 0 or len(first) == 0:
-            raise ValueError("MoE.from_arrays: there must be at least one expert")
+        if count <= shared or shared < 0:
+            raise ValueError(f"MoE.from_arrays: there must be at least one expert, got {count} with {shared} shared")
         if len(ups) != count or len(downs) != count:
             raise ValueError(f"MoE.from_arrays: gate has {count} experts, up {len(ups)} and down {len(downs)}")
         inner, hidden = gates[0].shape
@@ -74,7 +76,6 @@ class MoE:
             for i, matrix in enumerate(matrices):
                 if matrix.shape != shape:
                     raise ValueError(f"MoE.from_arrays: {name} of expert {i} must be {shape}, got {matrix.shape}")
-        experts, gated = _count(len(first), count, None if bias is None else np.size(bias))
         both = form.create(opened, count * 2 * inner, hidden, global_scale=_scale(form, gates + ups))
         back = form.create(opened, count * hidden, inner, global_scale=_scale(form, downs))
         for i in range(count):
@@ -84,10 +85,9 @@ class MoE:
         rows = WeightFormat("f32").create(opened, *first.shape)
         rows.set_rows(first, "f32", len(first))
         offset = None if bias is None else upload(np.ascontiguousarray(bias, np.float32).reshape(-1), opened)
-        assert gated or len(first) == experts
         return cls(
             _C.MoE(
-                rows, both, back, experts=experts, top_k=top_k, shared=count - experts, scoring=scoring, bias=offset,
+                rows, both, back, experts=count - shared, top_k=top_k, shared=shared, scoring=scoring, bias=offset,
                 normalise=normalise, scale=scale, groups=groups, top_groups=top_groups, group_best=group_best,
                 activation=activation,
             )
@@ -121,6 +121,8 @@ class MoE:
         return html.table(rows, title="MoE")
 
     def _rows(self, x: ArrayLike | Tensor) -> _C.Tensor:
+        if not isinstance(x, Tensor) and 0 in np.shape(x):
+            raise ValueError(f"MoE: x must have at least one row, got shape {np.shape(x)}")
         raw = x.raw if isinstance(x, Tensor) else upload(host_array(x), self.raw.device)
         if raw.shape[-1] != self.raw.hidden:
             raise ValueError(f"MoE: x must be (..., {self.raw.hidden}), got shape {raw.shape}")
@@ -132,11 +134,6 @@ def _matrix(w: ArrayLike, name: str) -> NDArray[np.float32]:
     if matrix.ndim != 2:
         raise ValueError(f"MoE.from_arrays: {name} must be matrices, got shape {matrix.shape}")
     return matrix
-
-
-def _count(rows: int, matrices: int, biases: int | None) -> tuple[int, bool]:
-    """Routed experts, and whether a row of the router gates the shared ones."""
-    return rows, False
 
 
 def _scale(form: WeightFormat, matrices: list[NDArray[np.float32]]) -> float:

@@ -255,6 +255,7 @@ class Linear(Module):
 
     parts: (module name, rows). Stacked (q over k over v); with `interleaved` = s, each s parts are dealt out row by
     row before the next s: 2 is how gated activations want gate and up. bias: whether the modules have one.
+    as_stored: not rounded to the source's format; dense: nor kept quantized.
     Raises UnsupportedModelError when parts are stored in different weight formats.
     """
 
@@ -271,6 +272,7 @@ class Linear(Module):
         interleaved: int = 1,
         kind: str = "",
         as_stored: bool = False,
+        dense: bool = False,
     ) -> None:
         super().__init__(name)
         self.parts: list[Part] = []
@@ -284,8 +286,16 @@ class Linear(Module):
         self.n, self.k = sum(rows for _, rows in parts), k
         self.exact = source.exact
         self.part_kind = kind or self.kind
-        self.form, self.global_scale = self._choose(None if as_stored else source.format)
+        if dense:
+            self.form, self.global_scale = self._exact(), 1.0
+        else:
+            self.form, self.global_scale = self._choose(None if as_stored else source.format)
         self.weight: _C.Linear | None = None
+
+    def _exact(self) -> WeightFormat:
+        """The float that all parts are stored in; f32 where they differ or are quantized."""
+        stored = {part.weight.dtype if isinstance(part.weight, TensorInfo) else "f32" for part in self.parts}
+        return WeightFormat(stored.pop() if len(stored) == 1 else "f32")
 
     def _choose(self, wanted: WeightFormat | None) -> tuple[WeightFormat, float]:
         """The format on the device, and the global scale where all parts have the same."""

@@ -1,5 +1,5 @@
-"""A dense decoder (Llama, Mistral, Qwen2, Qwen3) in NumPy: the whole forward pass in plain
-formulas.
+"""A decoder (Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen3-MoE) in NumPy: the whole forward pass in
+plain formulas.
 
 Nothing here is fast and nothing is shared with the engine: weights come in as a dict of float
 arrays, so a test decides what rounding they have had. Source: the papers of Llama (arXiv
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .moe import moe, route
 
 Array = NDArray[Any]
 
@@ -122,7 +124,20 @@ class Model:
         self.cache[i] = keys, values
         return self.linear(attention(q, keys, values).reshape(len(x), -1), at + ".o_proj")
 
+    def _mixture(self, x: Array, at: str, names: Sequence[str]) -> Array:
+        e = self.config.experts
+        logits = self.linear(x, at + ".gate").astype(np.float64)
+        ids, weights = route(logits, e.top_k, scoring=e.scoring, normalise=e.normalise, scale=e.scale)
+        gate, up, down = (
+            np.stack([self.weights[f"{at}.experts.{j}.{name}.weight"] for j in range(e.count)]) for name in names
+        )
+        return moe(x, gate, up, down, ids, weights).astype(self.dtype)
+
     def _mlp(self, x: Array, i: int) -> Array:
+        if f"model.layers.{i}.block_sparse_moe.gate.weight" in self.weights:
+            return self._mixture(x, f"model.layers.{i}.block_sparse_moe", ("w1", "w3", "w2"))
+        if f"model.layers.{i}.mlp.gate.weight" in self.weights:
+            return self._mixture(x, f"model.layers.{i}.mlp", ("gate_proj", "up_proj", "down_proj"))
         at = f"model.layers.{i}.mlp"
         gate = ACTIVATIONS[self.config.activation](self.linear(x, at + ".gate_proj"))
         return self.linear(gate * self.linear(x, at + ".up_proj"), at + ".down_proj")
