@@ -1,6 +1,6 @@
 """Decode and prefill speed of whole models with random weights of real shapes; JSON out.
 
-    python benchmarks/models.py                      # Llama-3.1-8B and Qwen3-4B shapes, int4 and fp4
+    python benchmarks/models.py                      # all shapes of CONFIGS, int4 and fp4
     python benchmarks/models.py --model 8b --format int4 --profile
     python benchmarks/models.py --model glm-4.7-flash --format int4 --depth 2048 --prompt 2048
 
@@ -46,6 +46,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 202752, "tie_word_embeddings": False, "rope_theta": 1000000.0,
         "rope_scaling": None, "attention_bias": False,
     },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 2048,
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+        "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "vocab_size": 151936,
+        "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 40960, "tie_word_embeddings": False,
+        "rope_theta": 1000000.0, "rope_scaling": None,
+    },
+    "mixtral-8x7b": {
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 4096,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000, "rms_norm_eps": 1e-5,
+        "hidden_act": "silu", "max_position_embeddings": 32768, "sliding_window": None,
+        "tie_word_embeddings": False, "rope_theta": 1000000.0, "rope_scaling": None,
+    },
 }  # fmt: skip
 
 
@@ -55,9 +70,7 @@ def token_bytes(model: ml.Model, positions: float) -> tuple[float, float]:
     if not config.tie_embeddings:
         weights.pop("embedding")
     if config.experts is not None:
-        shared = int(config.experts.shared_inner == config.experts.inner)
-        active = (config.experts.top_k + shared) / (config.experts.count + shared)
-        weights["experts"] = round(weights["experts"] * active)
+        weights["experts"] = round(weights["experts"] * config.experts.share)
     return sum(weights.values()), 2 * config.layers * config.cache_row * positions
 
 

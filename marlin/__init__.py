@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from marlin.linear import Linear, WeightFormat
     from marlin.memory import MemoryPlan
     from marlin.model import Model, Session
+    from marlin.moe import MoE
     from marlin.planning import plan
     from marlin.sampling import SamplingParams
     from marlin.tensors import Tensor, tensor
     from marlin.tokenizer import Tokenizer
+    from marlin.usage import ExpertUsage
 
 __version__ = "0.1.0"
 
@@ -47,10 +49,12 @@ _HOMES: Final = {
     "DeviceError": "errors",
     "DeviceLostError": "errors",
     "DeviceOutOfMemory": "errors",
+    "ExpertUsage": "usage",
     "Generation": "generate",
     "Linear": "linear",
     "MarlinError": "errors",
     "MemoryPlan": "memory",
+    "MoE": "moe",
     "Model": "model",
     "ModelConfig": "config",
     "ModelFormatError": "errors",
@@ -74,10 +78,12 @@ __all__ = [
     "DeviceError",
     "DeviceLostError",
     "DeviceOutOfMemory",
+    "ExpertUsage",
     "Generation",
     "Linear",
     "MarlinError",
     "MemoryPlan",
+    "MoE",
     "Model",
     "ModelConfig",
     "ModelFormatError",

@@ -81,6 +81,12 @@ class Experts:
                 f"{self.count // self.groups * self.top_groups} experts, num_experts_per_tok is {self.top_k}"
             )
 
+    @property
+    def share(self) -> float:
+        """The share of the experts' weights that one token reads, shared experts included."""
+        shared = self.shared_inner / self.inner
+        return (self.top_k + shared) / (self.count + shared)
+
 
 def read_experts(section: _Section, model_type: str, layers: int) -> Experts | None:
     """The experts of a model type that has them, else None. Raises ModelFormatError and UnsupportedModelError."""

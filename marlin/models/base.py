@@ -24,7 +24,8 @@ from marlin.tensors import upload
 
 GATED: Final = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
 DENSE: Final = ("f32", "f16", "bf16")
-BLOCK_BYTES: Final = 32 << 20  # of a file or of random numbers held in host memory at a time
+BLOCK_BYTES: Final = 32 << 20  # of a file held in host memory at a time
+FILL_NUMBERS: Final = 1 << 20  # random numbers made on the host for a matrix, and repeated on the device
 
 # Tensors that checkpoints carry and nobody needs: recomputed tables, scales of activations and caches.
 UNUSED: Final = (
@@ -260,6 +261,7 @@ class Linear(Module):
 
     parts: (module name, rows). Stacked (q over k over v); with `interleaved` = s, each s parts are dealt out row by
     row before the next s: 2 is how gated activations want gate and up. bias: whether the modules have one.
+    as_stored: not rounded to the source's format; dense: nor kept quantized.
     Raises UnsupportedModelError when parts are stored in different weight formats.
     """
 
@@ -276,6 +278,7 @@ class Linear(Module):
         interleaved: int = 1,
         kind: str = "",
         as_stored: bool = False,
+        dense: bool = False,
     ) -> None:
         super().__init__(name)
         self.parts: list[Part] = []
@@ -289,8 +292,16 @@ class Linear(Module):
         self.n, self.k = sum(rows for _, rows in parts), k
         self.exact = source.exact
         self.part_kind = kind or self.kind
-        self.form, self.global_scale = self._choose(None if as_stored else source.format)
+        if dense:
+            self.form, self.global_scale = self._exact(), 1.0
+        else:
+            self.form, self.global_scale = self._choose(None if as_stored else source.format)
         self.weight: _C.Linear | None = None
+
+    def _exact(self) -> WeightFormat:
+        """The float that all parts are stored in; f32 where they differ or are quantized."""
+        stored = {part.weight.dtype if isinstance(part.weight, TensorInfo) else "f32" for part in self.parts}
+        return WeightFormat(stored.pop() if len(stored) == 1 else "f32")
 
     def _choose(self, wanted: WeightFormat | None) -> tuple[WeightFormat, float]:
         """The format on the device, and the global scale where all parts have the same."""
@@ -342,12 +353,14 @@ class Linear(Module):
         if form.scale == "e4m3" and not isinstance(self.parts[0].weight, QuantizedTensor):
             scale = global_scale(form, max(peak(part.weight) for part in self.parts))
         weight = form.create(device, self.n, self.k, global_scale=scale)
+        if self.parts[0].weight is None:
+            fill(weight)
+            return weight
         for part in self.parts:
             where = {"row_start": part.start, "row_stride": part.stride}
             stored = part.weight
-            if stored is None:
-                fill(weight, part.rows, where)
-            elif isinstance(stored, TensorInfo):
+            assert stored is not None
+            if isinstance(stored, TensorInfo):
                 weight.load_rows(str(stored.path), stored.offset, stored.nbytes, stored.dtype, part.rows, **where)
             elif stored.format == form.name:
                 load_planes(weight, stored, where)
@@ -379,8 +392,10 @@ class Linear(Module):
         return self.seen(self.weight.embed(ids))
 
     def describe(self) -> str:
-        names = " + ".join(part.module.rpartition(".")[2] for part in self.parts)
-        return f"({self.n}, {self.k}) {self.form}" + (f" [{names}]" if len(self.parts) > 1 else "")
+        names = list(dict.fromkeys(part.module.rpartition(".")[2] for part in self.parts))
+        times = f"{len(self.parts) // len(names)} × " if len(self.parts) > len(names) else ""
+        parts = f" [{times}{' + '.join(names)}]" if len(self.parts) > 1 else ""
+        return f"({self.n}, {self.k}) {self.form}{parts}"
 
 
 class Rope(Module):
@@ -501,15 +516,12 @@ def load_planes(weight: _C.Linear, stored: QuantizedTensor, where: dict[str, int
         weight.set_plane("zero", np.ascontiguousarray(zero), "u8", rows, **where)
 
 
-def fill(weight: _C.Linear, rows: int, where: dict[str, int]) -> None:
-    """Random rows, for measuring without a checkpoint: one block of normal numbers, repeated."""
-    block = max(1, min(rows, BLOCK_BYTES // (2 * weight.k)))
-    numbers = np.random.default_rng(0).standard_normal((block, weight.k), np.float32) * np.float32(0.02)
-    half = numbers.astype(np.float16)
-    for first in range(0, rows, block):
-        count = min(block, rows - first)
-        start = where["row_start"] + first * where["row_stride"]
-        weight.set_rows(half[:count], "f16", count, row_start=start, row_stride=where["row_stride"])
+def fill(weight: _C.Linear) -> None:
+    """Random rows, for measuring without a checkpoint: one block of normal numbers, repeated on the device."""
+    rows = max(1, min(weight.n, FILL_NUMBERS // weight.k))
+    numbers = np.random.default_rng(0).standard_normal((rows, weight.k), np.float32) * np.float32(0.02)
+    weight.set_rows(numbers.astype(np.float16), "f16", rows)
+    weight.repeat_rows(rows)
 
 
 def peak(stored: TensorInfo | QuantizedTensor | None) -> float:
