@@ -1,7 +1,8 @@
 """Decode and prefill speed of whole models with random weights of real shapes; JSON out.
 
-    python benchmarks/models.py                      # Llama-3.1-8B and Qwen3-4B shapes, int4 and fp4
+    python benchmarks/models.py                      # all shapes of CONFIGS, int4 and fp4
     python benchmarks/models.py --model 8b --format int4 --profile
+    python benchmarks/models.py --model glm-4.7-flash --format int4 --depth 2048 --prompt 2048
 
 Beside each decode rate stands its floor: the bytes that a token must read (weights, scales and cache) over the
 bandwidth of a streaming read in the same run; and the dispatches and barriers of the captured step.
@@ -35,7 +36,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 151936, "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 40960,
         "tie_word_embeddings": True, "rope_theta": 1000000.0, "rope_scaling": None,
     },
+    "glm-4.7-flash": {  # 30B, of which 3.6B work on a token; kv_b, routers and embedding stay f16
+        "model_type": "glm4_moe_lite", "architectures": ["Glm4MoeLiteForCausalLM"], "hidden_size": 2048,
+        "num_hidden_layers": 47, "num_attention_heads": 20, "num_key_value_heads": 20, "intermediate_size": 10240,
+        "moe_intermediate_size": 1536, "n_routed_experts": 64, "n_shared_experts": 1, "num_experts_per_tok": 4,
+        "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.8,
+        "first_k_dense_replace": 1, "q_lora_rank": 768, "kv_lora_rank": 512, "qk_nope_head_dim": 192,
+        "qk_rope_head_dim": 64, "v_head_dim": 256, "vocab_size": 154880, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        "max_position_embeddings": 202752, "tie_word_embeddings": False, "rope_theta": 1000000.0,
+        "rope_scaling": None, "attention_bias": False,
+    },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 2048,
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+        "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "vocab_size": 151936,
+        "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 40960, "tie_word_embeddings": False,
+        "rope_theta": 1000000.0, "rope_scaling": None,
+    },
+    "mixtral-8x7b": {
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 4096,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000, "rms_norm_eps": 1e-5,
+        "hidden_act": "silu", "max_position_embeddings": 32768, "sliding_window": None,
+        "tie_word_embeddings": False, "rope_theta": 1000000.0, "rope_scaling": None,
+    },
 }  # fmt: skip
+
+
+def token_bytes(model: ml.Model, positions: float) -> tuple[float, float]:
+    """Bytes of weights and of cache that a token reads behind so many positions: of experts only the chosen ones."""
+    config, weights = model.config, dict(model.memory.weights)
+    if not config.tie_embeddings:
+        weights.pop("embedding")
+    if config.experts is not None:
+        weights["experts"] = round(weights["experts"] * config.experts.share)
+    return sum(weights.values()), 2 * config.layers * config.cache_row * positions
 
 
 def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
@@ -47,16 +83,7 @@ def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
     times = [bench.decode_time(engine, args.tokens, args.depth) for _ in range(args.repeat)]
     seconds = statistics.median(times) / args.tokens
     stats = engine._programs[1][-1][1].stats
-    cache = (
-        2
-        * 2
-        * config["num_hidden_layers"]
-        * config["num_key_value_heads"]
-        * config["head_dim"]
-        * (args.depth + args.tokens // 2)
-    )
-    embedding = config["vocab_size"] * config["hidden_size"] * 2
-    weights = sum(model.memory.weights.values()) - (0 if config["tie_word_embeddings"] else embedding)
+    weights, cache = token_bytes(model, args.depth + args.tokens / 2)
     row = {
         "model": name, "format": format, "depth": args.depth, "tok_s": 1 / seconds, "us": seconds * 1e6,
         "floor_us": (weights + cache) / bandwidth * 1e6, "weight_gb": weights / 1e9, "bandwidth_gb_s": bandwidth / 1e9,

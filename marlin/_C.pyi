@@ -214,6 +214,8 @@ class Linear:
         row_start: int = 0,
         row_stride: int = 1,
     ) -> None: ...
+    # The first rows over all behind them, again and again: random weights made quickly.
+    def repeat_rows(self, count: int, /) -> None: ...
     def read_plane(self, plane: str, /) -> bytes: ...
     def set_bias(self, bias: Tensor | None, /) -> None: ...  # (n) f32
     # y = epilogue(norm(x) W^T + bias). x (m, k) or (k,); norm (k) f32; residual (m, n_out) f32.
@@ -282,6 +284,7 @@ class TrellisLinear:
 # (x * scales) P: x (rows, k), scales (k) f16, k a multiple of 128; P of orthonormal 128 x 128 Hadamard blocks. dtype
 # f16: rounded as ExLlamaV3 rounds.
 def hadamard(x: Tensor, scales: Tensor | None = None, dtype: str = "f32") -> Tensor: ...
+
 @final
 # y = residual + the weighted sum over the experts that the router chooses for norm(x); x (rows, hidden) or (hidden).
 # router (experts [+ 1], hidden); gate_up ((experts + shared) * 2 * inner, hidden), gate and up rows alternating;

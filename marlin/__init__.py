@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from marlin.linear import Linear, WeightFormat
     from marlin.memory import MemoryPlan
     from marlin.model import Model, Session
+    from marlin.moe import MoE
     from marlin.planning import plan
     from marlin.sampling import SamplingParams
     from marlin.tensors import Tensor, tensor
     from marlin.tokenizer import Tokenizer
     from marlin.trellis import TrellisLinear
+    from marlin.usage import ExpertUsage
 
 __version__ = "0.1.0"
 
@@ -48,10 +50,12 @@ _HOMES: Final = {
     "DeviceError": "errors",
     "DeviceLostError": "errors",
     "DeviceOutOfMemory": "errors",
+    "ExpertUsage": "usage",
     "Generation": "generate",
     "Linear": "linear",
     "MarlinError": "errors",
     "MemoryPlan": "memory",
+    "MoE": "moe",
     "Model": "model",
     "ModelConfig": "config",
     "ModelFormatError": "errors",
@@ -76,10 +80,12 @@ __all__ = [
     "DeviceError",
     "DeviceLostError",
     "DeviceOutOfMemory",
+    "ExpertUsage",
     "Generation",
     "Linear",
     "MarlinError",
     "MemoryPlan",
+    "MoE",
     "Model",
     "ModelConfig",
     "ModelFormatError",

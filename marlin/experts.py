@@ -81,6 +81,12 @@ class Experts:
                 f"{self.count // self.groups * self.top_groups} experts, num_experts_per_tok is {self.top_k}"
             )
 
+    @property
+    def share(self) -> float:
+        """The share of the experts' weights that one token reads, shared experts included."""
+        shared = self.shared_inner / self.inner
+        return (self.top_k + shared) / (self.count + shared)
+
 
 def read_experts(section: _Section, model_type: str, layers: int) -> Experts | None:
     """The experts of a model type that has them, else None. Raises ModelFormatError and UnsupportedModelError."""
@@ -131,6 +137,4 @@ def _sparse_layers(keys: _Section, layers: int) -> tuple[bool, ...]:
     first = keys.optional_integer("first_k_dense_replace", 0, 1 << 20) or 0
     step = keys.optional_integer("decoder_sparse_step", 1, 1 << 20) or 1
     every = keys.optional_integer("moe_layer_freq", 1, 1 << 20) or 1
-    return tuple(
-        i not in dense and i >= first and (i + 1) % step == 0 and i % every == 0 for i in range(layers)
-    )
+    return tuple(i not in dense and i >= first and (i + 1) % step == 0 and i % every == 0 for i in range(layers))

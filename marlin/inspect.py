@@ -18,13 +18,19 @@ CLASSES: Final = (
     ("embed_tokens", "embedding"),
     ("lm_head", "head"),
     ("attn", "attention"),
+    ("experts.", "experts"),
+    ("shared_expert.", "experts"),
+    ("mlp.gate.", "router"),
+    ("block_sparse_moe.gate.", "router"),
+    ("mlp.shared_expert_gate.", "router"),
     ("mlp", "mlp"),
 )
 # Keys of config.json worth a line.
 CONFIG_KEYS: Final = (
     "model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
     "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings",
-    "tie_word_embeddings",
+    "tie_word_embeddings", "num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts",
+    "num_experts_per_tok", "moe_intermediate_size",
 )  # fmt: skip
 
 
@@ -127,8 +133,10 @@ def _entries(checkpoint: Checkpoint) -> Iterable[Entry]:
     for name, tensor in checkpoint.tensors.items():
         module = name.rpartition(".")[0]
         # X.weight_packed, X.weight_scale, X.weight_shape, X.trellis, X.suh ... are planes of X; X.bias is not.
-        if module in planes and (module in checkpoint.trellis or name[len(module) + 1 :].startswith("weight")) and (
-            not name.endswith(".bias")
+        if (
+            module in planes
+            and (module in checkpoint.trellis or name[len(module) + 1 :].startswith("weight"))
+            and (not name.endswith(".bias"))
         ):
             planes[module].append(tensor)
         else:

@@ -114,9 +114,12 @@ def kv_bytes(config: ModelConfig, context: int, slots: int, kv: str) -> int:
 
 
 def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str) -> int:
-    """Activations of a prefill chunk (residual twice, qkv, attention, MLP), logits of a step, loader buffers."""
+    """Activations of a prefill chunk (residual twice, qkv, attention, MLP, experts), logits of a step, loader."""
     rows, wide = min(CHUNK_ROWS, context), ACTIVATION_BYTES[dtype]
     row = 8 * config.hidden_size + wide * (2 * config.q_size + 2 * config.kv_size + config.intermediate_size)
     if config.latent is not None:  # absorbed queries and chunk results, f32
         row += 8 * config.heads * config.latent.row
+    if config.experts is not None:  # act and, of tiles, the result of each chosen expert; logits of the router
+        e = config.experts
+        row += (e.top_k + 1) * (wide * e.inner + 4 * config.hidden_size) + 4 * e.count
     return rows * row + 4 * slots * config.vocab_size + UPLOAD_BYTES

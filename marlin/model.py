@@ -21,7 +21,7 @@ from marlin.bench import BenchResult, measure, profile
 from marlin.compare import Comparison, differences, transformers_trace
 from marlin.config import ModelConfig, read_config
 from marlin.device import Device
-from marlin.errors import DeviceOutOfMemory, MarlinError
+from marlin.errors import DeviceOutOfMemory, MarlinError, UnsupportedModelError
 from marlin.generate import CHUNK, Chunk, Continuation, Engine, Generation, run, token_ids
 from marlin.keywords import checked_keywords
 from marlin.linear import WeightFormat, parse_format
@@ -29,11 +29,13 @@ from marlin.loaders import open_checkpoint
 from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_dtype
 from marlin.models import build
 from marlin.models.base import CausalLM, Source
+from marlin.models.moe import MoE
 from marlin.perplexity import Perplexity, Score, log_softmax, picked, windows
 from marlin.planning import budget_of, check_choice, make_plan, read_network, refuse
 from marlin.sampling import SamplingParams, Stop
 from marlin.tensors import to_numpy
 from marlin.tokenizer import Tokenizer
+from marlin.usage import ExpertUsage
 
 Prompt = str | Sequence[int]
 LOGITS_BYTES: Final = 256 << 20  # logits on the device at a time
@@ -430,6 +432,24 @@ class Model:
         ids = self._ids(tokens)
         ours = self.trace(ids)
         return differences(ours, reference if isinstance(reference, Mapping) else transformers_trace(reference, ids))
+
+    def expert_usage(self, *, reset: bool = False) -> ExpertUsage:
+        """How often each expert of each layer was chosen since loading, or since the last reset.
+
+        Counted on the device, for every token of every prefill and decode step. Raises UnsupportedModelError for a
+        model without experts.
+        """
+        with self._turn(), self._running() as engine:
+            mixtures = [module for module in engine.network.modules() if isinstance(module, MoE)]
+            if not mixtures:
+                raise UnsupportedModelError(f"{self.name}: model_type {self.config.model_type} has no experts")
+            counts = np.stack([to_numpy(mixture.usage) for mixture in mixtures]).astype(np.int64)
+            if reset:
+                for mixture in mixtures:
+                    mixture.reset_usage()
+        assert self.config.experts is not None
+        layers = [index for index, sparse in enumerate(self.config.experts.sparse) if sparse]
+        return ExpertUsage(self.name, layers, counts)
 
     # ---- what it is ------------------------------------------------------------------------------------------
 

@@ -317,7 +317,7 @@ def test_bad_values(changes: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; known are llama"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; known are deepseek_v2"),
         ({"model_type": "../llama"}, "model_type '../llama' is not supported"),
         ({"model_type": "base"}, "model_type 'base' is not supported"),
         ({"hidden_act": "relu2"}, "hidden_act 'relu2' is not supported; known are silu"),

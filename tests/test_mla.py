@@ -91,11 +91,18 @@ class Problem:
 
     def run(self, **options: Any) -> Array:
         case = self.case
-        given = {"interleaved": case.interleaved, "dtype": "f32", "eps": 1e-5, "rope_scale": 1.1, "scale": 0.2}
+        given: dict[str, Any] = {
+            "interleaved": case.interleaved,
+            "dtype": "f32",
+            "eps": 1e-5,
+            "rope_scale": 1.1,
+            "scale": 0.2,
+        }
+        given |= {"heads": case.heads, "bound": self.bound}
         y = _C.mla(
             tensor(self.device, self.q, case.dtype), tensor(self.device, self.kv, case.dtype),
             tensor(self.device, self.norm), self.kv_b, self.cache, 1, ints(self.device, self.positions),
-            ints(self.device, self.slots), tensor(self.device, self.freq), **({"heads": case.heads, "bound": self.bound} | given | options),
+            ints(self.device, self.slots), tensor(self.device, self.freq), **(given | options),
         )  # fmt: skip
         return array(y)
 
@@ -256,9 +263,7 @@ def test_errors(device: _C.Device) -> None:
     problem.cache = latent
     with pytest.raises(ValueError, match="latent rows"):
         x = tensor(device, np.zeros((2, 120)))
-        _C.attention(
-            x, latent, 0, ints(device, [0, 0]), ints(device, [0, 1]), tensor(device, [1.0]), heads=1, bound=1
-        )
+        _C.attention(x, latent, 0, ints(device, [0, 0]), ints(device, [0, 1]), tensor(device, [1.0]), heads=1, bound=1)
     with pytest.raises(ValueError, match="q must be"):
         problem.run(heads=5)
     with pytest.raises(ValueError, match="bound"):

@@ -190,13 +190,6 @@ def test_idle_rows_choose_nothing(device: _C.Device, kernel: str) -> None:
     assert (ints(made.raw.usage) == np.bincount(ids.ravel(), minlength=6)).all()
 
 
-def test_no_rows(device: _C.Device) -> None:
-    made = mixture(device, MoeCase(None, "f16", 0, 4, 2, 64, 32))
-    x = _C.full(device, (1, 64))[:0]
-    assert made.raw(x).shape == (0, 64)
-    assert ints(made.raw.usage).sum() == 0
-
-
 def test_captured_calls_see_new_rows(device: _C.Device) -> None:
     case = MoeCase(None, "f16", 2, 6, 2, 64, 32)
     made = mixture(device, case)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Make the models that the repository ships, from bf16 checkpoints: 8-bit compressed-tensors and
-goldens.
+"""Make the models that the repository ships, from bf16 checkpoints: 8- and 4-bit compressed-tensors
+and goldens.
 
     python tools/make_models.py FOLDER...            # each FOLDER named as in MODELS below
 
@@ -22,6 +22,14 @@ from marlin.loaders.compressed_tensors import save_quantized
 MODELS = {
     "tale-dense": {"format": "int8", "group": 128},  # pack-quantized
     "fix-llama": {"format": "int8", "group": 0},  # int-quantized, per channel
+    # Routers choose, and a wrong choice is a large error; kv_b works on what is cached. Groups of 128 would save
+    # 0.4 MB and cost 1.3 % more perplexity.
+    "tale-moe": {
+        "format": "int4",
+        "group": 64,
+        "ignore": ("re:.*mlp.gate$",),
+        "others": {r".*kv_b_proj$": ("int8", 256)},
+    },
 }
 
 

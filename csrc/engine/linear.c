@@ -499,6 +499,29 @@ done:
     return rc;
 }
 
+mrl_status mrl_linear_repeat_rows(mrl_linear *linear, uint32_t count, mrl_error *err)
+{
+    static const char *const names[] = {"quant", "scale", "zero"};
+    const uint32_t n = linear->weight.n;
+    mrl_plane plane;
+    mrl_status rc;
+
+    if (count < 1 || count > n)
+        return mrl_fail(err, MRL_ERR_VALUE, "linear: rows to repeat must be 1..%u, got %u", n, count);
+    MRL_TRY(refuse_capture(linear->dev, err));
+    for (int i = 0; i < 3; i++) {
+        if (mrl_linear_plane(linear, names[i], &plane, NULL) != MRL_OK) continue;
+        const uint64_t row = plane.bytes / n;
+        for (uint64_t done = count; done < n; done *= 2) {
+            const uint64_t next = done < n - done ? done : n - done;
+            MRL_TRY(mrl_stream_copy(linear->dev, (mrl_range){plane.buffer, 0, next * row},
+                                    (mrl_range){plane.buffer, done * row, next * row}, err));
+        }
+    }
+done:
+    return rc;
+}
+
 mrl_status mrl_linear_read_plane(mrl_linear *linear, const char *name, void *data, mrl_error *err)
 {
     mrl_plane plane;

@@ -193,6 +193,21 @@ static PyObject *Linear_set_plane(PyObject *obj, PyObject *args, PyObject *kwarg
     return load_memory(obj, &load, data);
 }
 
+static PyObject *Linear_repeat_rows(PyObject *obj, PyObject *arg)
+{
+    mrl_py_linear *self = (mrl_py_linear *)obj;
+    uint32_t count;
+    mrl_error err;
+    mrl_status rc;
+
+    if (mrl_py_device(self->state, self->device, "linear") == NULL ||
+        mrl_py_u32(arg, "repeat_rows: count", 1, weight_of(obj)->n, &count) < 0)
+        return NULL;
+    MRL_NOGIL(rc = mrl_linear_repeat_rows(self->linear, count, &err));
+    if (rc != MRL_OK) return mrl_raise(self->state, &err);
+    Py_RETURN_NONE;
+}
+
 static PyObject *Linear_read_plane(PyObject *obj, PyObject *arg)
 {
     mrl_py_linear *self = (mrl_py_linear *)obj;
@@ -499,6 +514,9 @@ static PyMethodDef Linear_methods[] = {
     {"set_plane", WITH_KEYWORDS(Linear_set_plane),
      "set_plane($self, plane, data, dtype, rows, *, row_start=0, row_stride=1)\n--\n\n"
      "As load_plane, from a buffer."},
+    {"repeat_rows", Linear_repeat_rows, METH_O,
+     "repeat_rows($self, count, /)\n--\n\n"
+     "Copies the first rows over all behind them, again and again: random weights made quickly."},
     {"read_plane", Linear_read_plane, METH_O,
      "read_plane($self, plane, /)\n--\n\nThe bytes of a plane in kernel layout (see planes)."},
     {"set_bias", Linear_set_bias, METH_O,

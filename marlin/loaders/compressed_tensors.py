@@ -193,7 +193,7 @@ def _scheme_of(module: str, schemes: Sequence[Scheme]) -> Scheme:
     """The scheme of a module; with several, the first by name, then by pattern, then by class."""
     if len(schemes) == 1:
         return schemes[0]
-    kind = "Embedding" if module.endswith("embed_tokens") else "Linear"
+    kind = _kind(module)
     for fits in (
         lambda target: target == module,
         lambda target: target.startswith("re:") and matches(target[3:], module),
@@ -203,6 +203,11 @@ def _scheme_of(module: str, schemes: Sequence[Scheme]) -> Scheme:
             if any(map(fits, scheme.targets)):
                 return scheme
     raise ModelFormatError(f"{WHERE}: no config group is about the quantized module {show(module)}")
+
+
+def _kind(module: str) -> str:
+    """The class that targets mean it by."""
+    return "Embedding" if module.endswith("embed_tokens") else "Linear"
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -313,13 +318,15 @@ def _global_scale(module: str, tensors: Mapping[str, TensorInfo]) -> float:
 def save_quantized(
     folder_in: Path, folder_out: Path, format: str, *, group: int | None = None, zero: bool = False,
     scale: str = "f16", ignore: Sequence[str] = ("model.embed_tokens",),
+    others: Mapping[str, tuple[str, int]] | None = None,
 ) -> None:  # fmt: skip
     """Quantize the linear layers of a checkpoint by rounding to nearest and write it as
     compressed-tensors.
 
     format  int8, int4, fp8_e4m3, or fp4_e2m1 with scale "e8m0" (MX) or "e4m3" (NV)
     group   weights a scale, 0 = per channel, None = the format's default
-    ignore  modules that are left as they are
+    ignore  modules that are left as they are, by name or "re:" and a pattern
+    others  patterns of modules that get a format and group of their own, in the same layout
     The config and tokenizer files are copied along. Raises ValueError for what the files cannot
     express.
     """
@@ -328,25 +335,32 @@ def save_quantized(
     if safetensors.quantization(config):
         raise ValueError(f"{folder_in.name}: is quantized already")
     tensors: dict[str, NDArray[Any]] = {}
-    scheme: dict[str, Any] = {}
+    schemes: dict[str, dict[str, Any]] = {}  # by target
     for name in source.tensors:
         array = source.read(name)
         module = name.removesuffix(".weight")
-        if array.ndim == 2 and module != name and module not in ignore:
-            planes, scheme = pack_module(array.astype(np.float32), format, group=group, zero=zero, scale=scale)
-            tensors |= {f"{module}.{leaf}": plane for leaf, plane in planes.items()}
-        else:
+        if array.ndim != 2 or module == name or any(_is(target, module) for target in ignore):
             tensors[name] = array
-    stored = scheme.pop("format")
+            continue
+        target = next((pattern for pattern in others or {} if _is("re:" + pattern, module)), None)
+        kind, size = (others or {})[target] if target is not None else (format, group)
+        planes, scheme = pack_module(array.astype(np.float32), kind, group=size, zero=zero, scale=scale)
+        schemes[_kind(module) if target is None else "re:" + target] = scheme
+        tensors |= {f"{module}.{leaf}": plane for leaf, plane in planes.items()}
+    layouts = {scheme.pop("format") for scheme in schemes.values()}
+    if len(layouts) != 1:
+        raise ValueError(f"{folder_in.name}: one layout is expected, got {', '.join(sorted(layouts)) or 'none'}")
+    stored = layouts.pop()
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
         "format": stored,
         "quantization_status": "compressed",
         "config_groups": {
-            "group_0": {
-                "targets": ["Linear"], "weights": scheme,
+            f"group_{i}": {
+                "targets": [target], "weights": schemes[target],
                 "input_activations": None, "output_activations": None,
             }
+            for i, target in enumerate(sorted(schemes))
         },
         "ignore": [module for module in ignore if not module.endswith("embed_tokens")],
         "kv_cache_scheme": None,
@@ -358,6 +372,11 @@ def save_quantized(
             shutil.copyfile(file, folder_out / file.name)
     (folder_out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     safetensors.save(folder_out / safetensors.SINGLE, tensors, {"format": "pt"})
+
+
+def _is(target: str, module: str) -> bool:
+    """Whether a target (a name, or "re:" and a pattern) means the module."""
+    return matches(target[3:], module) if target.startswith("re:") else target == module
 
 
 COPIED: Final = (

@@ -7,7 +7,6 @@ many bytes it will take (that is all a memory plan needs); `load` then moves the
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from marlin.trellis import TrellisFormat, padded, trellis_bytes
 GATED: Final = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
 DENSE: Final = ("f32", "f16", "bf16")
 Weight = TensorInfo | QuantizedTensor | TrellisTensor  # as a checkpoint has it
-BLOCK_BYTES: Final = 32 << 20  # of a file or of random numbers held in host memory at a time
+BLOCK_BYTES: Final = 32 << 20  # of a file held in host memory at a time
+FILL_NUMBERS: Final = 1 << 20  # random numbers made on the host for a matrix, and repeated on the device
 
 # Tensors that checkpoints carry and nobody needs: recomputed tables, scales of activations and caches.
 UNUSED: Final = (
@@ -267,6 +267,7 @@ class Linear(Module):
     parts: (module name, rows). Stacked (q over k over v); with `interleaved` = s, each s parts are dealt out row by
     row before the next s: 2 is how gated activations want gate and up. bias: whether the modules have one.
     EXL3 trellises stay apart, for each has its own scales on x: one kernel a part, with the same result.
+    as_stored: not rounded to the source's format; dense: nor kept quantized.
     Raises UnsupportedModelError when parts are stored in different weight formats.
     """
 
@@ -283,6 +284,7 @@ class Linear(Module):
         interleaved: int = 1,
         kind: str = "",
         as_stored: bool = False,
+        dense: bool = False,
     ) -> None:
         super().__init__(name)
         self.parts: list[Part] = []
@@ -296,9 +298,17 @@ class Linear(Module):
         self.n, self.k = sum(rows for _, rows in parts), k
         self.exact = source.exact
         self.part_kind = kind or self.kind
-        self.form, self.global_scale = self._choose(None if as_stored else source.format)
+        if dense:
+            self.form, self.global_scale = self._exact(), 1.0
+        else:
+            self.form, self.global_scale = self._choose(None if as_stored else source.format)
         self.weight: _C.Linear | None = None
         self.trellises: list[_C.TrellisLinear] = []
+
+    def _exact(self) -> WeightFormat:
+        """The float that all parts are stored in; f32 where they differ or are quantized."""
+        stored = {part.weight.dtype if isinstance(part.weight, TensorInfo) else "f32" for part in self.parts}
+        return WeightFormat(stored.pop() if len(stored) == 1 else "f32")
 
     def _choose(self, wanted: WeightFormat | TrellisFormat | None) -> tuple[WeightFormat | TrellisFormat, float]:
         """The format on the device, and the global scale where all parts have the same."""
@@ -379,12 +389,14 @@ class Linear(Module):
         if form.scale == "e4m3" and not all(keeps(form, part.weight) for part in self.parts):
             scale = global_scale(form, max(peak(part.weight) for part in self.parts))
         weight = form.create(device, self.n, self.k, global_scale=scale)
+        if self.parts[0].weight is None:
+            fill(weight)
+            return weight
         for part in self.parts:
             where = {"row_start": part.start, "row_stride": part.stride}
             stored = part.weight
-            if stored is None:
-                fill(weight, part.rows, where)
-            elif isinstance(stored, TensorInfo):
+            assert stored is not None
+            if isinstance(stored, TensorInfo):
                 weight.load_rows(str(stored.path), stored.offset, stored.nbytes, stored.dtype, part.rows, **where)
             elif isinstance(stored, TrellisTensor):
                 decoded = load_trellis(device, stored, part.rows, self.k).dequantize("f32")
@@ -453,8 +465,10 @@ class Linear(Module):
         return self.seen(self.weight.embed(ids))
 
     def describe(self) -> str:
-        names = " + ".join(part.module.rpartition(".")[2] for part in self.parts)
-        return f"({self.n}, {self.k}) {self.form}" + (f" [{names}]" if len(self.parts) > 1 else "")
+        names = list(dict.fromkeys(part.module.rpartition(".")[2] for part in self.parts))
+        times = f"{len(self.parts) // len(names)} × " if len(self.parts) > len(names) else ""
+        parts = f" [{times}{' + '.join(names)}]" if len(self.parts) > 1 else ""
+        return f"({self.n}, {self.k}) {self.form}{parts}"
 
 
 class Rope(Module):
@@ -585,12 +599,6 @@ def load_planes(weight: _C.Linear, stored: QuantizedTensor, where: dict[str, int
         weight.set_plane("zero", np.ascontiguousarray(zero), "u8", rows, **where)
 
 
-@functools.lru_cache(maxsize=8)
-def random_block(k: int) -> NDArray[np.float16]:
-    """Rows of k random numbers; kept, because making them takes longer than moving them to the device."""
-    rows = max(1, BLOCK_BYTES // (2 * k))
-    numbers = np.random.default_rng(0).standard_normal((rows, k), np.float32) * np.float32(0.02)
-    return numbers.astype(np.float16)
 def load_trellis(device: _C.Device, stored: TrellisTensor, n: int, k: int) -> _C.TrellisLinear:
     """A trellis of a checkpoint, for a layer of n outputs and k inputs."""
     trellis = _C.TrellisLinear(device, n, k, stored.bits, stored.codebook)
@@ -617,14 +625,12 @@ def random_trellis(device: _C.Device, n: int, k: int, form: TrellisFormat) -> _C
     return trellis
 
 
-def fill(weight: _C.Linear, rows: int, where: dict[str, int]) -> None:
-    """Random rows, for measuring without a checkpoint: one block of normal numbers, repeated."""
-    half = random_block(weight.k)
-    block = len(half)
-    for first in range(0, rows, block):
-        count = min(block, rows - first)
-        start = where["row_start"] + first * where["row_stride"]
-        weight.set_rows(half[:count], "f16", count, row_start=start, row_stride=where["row_stride"])
+def fill(weight: _C.Linear) -> None:
+    """Random rows, for measuring without a checkpoint: one block of normal numbers, repeated on the device."""
+    rows = max(1, min(weight.n, FILL_NUMBERS // weight.k))
+    numbers = np.random.default_rng(0).standard_normal((rows, weight.k), np.float32) * np.float32(0.02)
+    weight.set_rows(numbers.astype(np.float16), "f16", rows)
+    weight.repeat_rows(rows)
 
 
 def peak(stored: Weight | None) -> float:

@@ -58,7 +58,7 @@ class MoE(Module):
         rows = [(f"{name}.{names.router}", experts.count)]
         if experts.shared_gate:
             rows.append((f"{name}.{names.shared_gate}", 1))
-        self.router = Linear(source, f"{name}.router", rows, hidden, kind="router", as_stored=True)
+        self.router = Linear(source, f"{name}.router", rows, hidden, kind="router", dense=True)
         self.bias = Vector(source, f"{name}.{names.bias}", experts.count, fill=0.0) if experts.bias else None
         split_fused(source, name, experts.count, hidden, inner, names)
         gate_up = [(f"{name}.{part.format(i)}", inner) for i in routed for part in (names.gate, names.up)]
@@ -102,9 +102,14 @@ class MoE(Module):
 
     @property
     def usage(self) -> _C.Tensor:
-        """(experts) i32: how often each routed expert was chosen since loading."""
+        """(experts) u32: how often each routed expert was chosen since loading or the last reset."""
         assert self.core.raw is not None
         return self.core.raw.usage
+
+    def reset_usage(self) -> None:
+        """Set those counters to 0."""
+        assert self.core.raw is not None
+        self.core.raw.reset_usage()
 
     def describe(self) -> str:
         c = self.config

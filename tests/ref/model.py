@@ -1,5 +1,5 @@
-"""Decoders (Llama, Mistral, Qwen2, Qwen3; DeepSeek and GLM with latent attention and experts) in NumPy:
-the whole forward pass in plain formulas.
+"""Decoders (Llama, Mistral, Qwen2, Qwen3; Mixtral, Qwen3-MoE, DeepSeek and GLM with experts, these two
+with latent attention) in NumPy: the whole forward pass in plain formulas.
 
 Nothing here is fast and nothing is shared with the engine: weights come in as a dict of float
 arrays, so a test decides what rounding they have had. Source: the papers of Llama (arXiv
@@ -25,9 +25,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
-def rotate(
-    x: Array, positions: Array, frequencies: Array, scale: float = 1.0, *, interleaved: bool = False
-) -> Array:
+def rotate(x: Array, positions: Array, frequencies: Array, scale: float = 1.0, *, interleaved: bool = False) -> Array:
     """Rope on (tokens, heads, dim); only the first 2 * len(frequencies) dimensions turn.
 
     Pairs are half-split; interleaved ones come out half-split too, as in transformers: q and k agree.
@@ -65,6 +63,9 @@ def gelu_tanh(x: Array) -> Array:
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": silu, "gelu_tanh": gelu_tanh}
+
+
+GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 
 
 class Model:
@@ -162,25 +163,31 @@ class Model:
 
     def _mlp(self, x: Array, i: int) -> Array:
         at, experts = f"model.layers.{i}.mlp", self.config.experts
-        return self._experts(x, at) if experts and experts.sparse[i] else self._gated(x, at)
+        if experts is None or not experts.sparse[i]:
+            return self._gated(x, at)
+        mixtral = f"model.layers.{i}.block_sparse_moe"
+        if mixtral + ".gate.weight" in self.weights:
+            return self._experts(x, mixtral, ("w1", "w3", "w2"))
+        return self._experts(x, at)
 
-    def _experts(self, x: Array, at: str) -> Array:
-        """The experts that the router picks, and the shared ones (names of DeepSeek and GLM)."""
+    def _experts(self, x: Array, at: str, names: Sequence[str] = GATE_UP_DOWN) -> Array:
+        """The experts that the router picks, and the shared ones."""
         c = self.config.experts
         ids, weights = route(
-            self.linear(x, at + ".gate"), c.top_k, scoring=c.scoring, normalise=c.normalise, scale=c.scale,
-            bias=self.weights.get(at + ".gate.e_score_correction_bias"), groups=c.groups,
+            self.linear(x, at + ".gate").astype(np.float64), c.top_k, scoring=c.scoring, normalise=c.normalise,
+            scale=c.scale, bias=self.weights.get(at + ".gate.e_score_correction_bias"), groups=c.groups,
             top_groups=c.top_groups, group_best=c.group_best,
         )  # fmt: skip
         y = self._gated(x, at + ".shared_experts") if c.shared_inner else np.zeros_like(x)
         for expert in np.unique(ids):
             rows, places = np.nonzero(ids == expert)
-            y[rows] += weights[rows, places, None].astype(self.dtype) * self._gated(x[rows], f"{at}.experts.{expert}")
+            factors = weights[rows, places, None].astype(self.dtype)
+            y[rows] += factors * self._gated(x[rows], f"{at}.experts.{expert}", names)
         return y
 
-    def _gated(self, x: Array, at: str) -> Array:
-        gate = ACTIVATIONS[self.config.activation](self.linear(x, at + ".gate_proj"))
-        return self.linear(gate * self.linear(x, at + ".up_proj"), at + ".down_proj")
+    def _gated(self, x: Array, at: str, names: Sequence[str] = GATE_UP_DOWN) -> Array:
+        gate, up, down = (f"{at}.{name}" for name in names)
+        return self.linear(ACTIVATIONS[self.config.activation](self.linear(x, gate)) * self.linear(x, up), down)
 
 
 def greedy(model: Model, prompt: Sequence[int], count: int, end: Sequence[int] = ()) -> tuple[list[int], list[float]]:

@@ -1,0 +1,142 @@
+"""A mixture of experts that can be used on arrays by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from marlin import _C, html
+from marlin.device import Device
+from marlin.keywords import checked_keywords
+from marlin.linear import WeightFormat, global_scale
+from marlin.tensors import Tensor, host_array, to_numpy, upload
+
+
+class MoE:
+    """y = sum over the chosen experts e of weight * down[e](silu(gate[e] x) * up[e] x). `raw` is the marlin._C.MoE.
+
+    moe = MoE.from_arrays(router, gate, up, down, top_k=2, format="int4")
+    y = moe(x)                        # x (..., hidden) array or Tensor -> Tensor (..., hidden)
+    experts, weights = moe.route(x)   # (rows, top_k + shared) each
+    """
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: _C.MoE) -> None:
+        self.raw = raw
+
+    @classmethod
+    @checked_keywords
+    def from_arrays(
+        cls,
+        router: ArrayLike,
+        gate: Iterable[ArrayLike],
+        up: Iterable[ArrayLike],
+        down: Iterable[ArrayLike],
+        *,
+        top_k: int,
+        shared: int = 0,
+        format: str | WeightFormat = "f16",
+        scoring: str = "softmax",
+        bias: ArrayLike | None = None,
+        normalise: bool = True,
+        scale: float = 1.0,
+        groups: int = 1,
+        top_groups: int = 1,
+        group_best: int = 2,
+        activation: str = "swiglu",
+        device: Device | int | str | None = None,
+    ) -> MoE:
+        """Round experts to a format on the device, one at a time.
+
+        gate and up (experts + shared, inner, hidden) and down (experts + shared, hidden, inner): arrays, or sequences
+        of one matrix an expert. Every row goes to the last `shared` of them too. router (experts, hidden) stays f32; a
+        row more weights the shared ones by its sigmoid.
+        scoring: softmax over the experts' scores, or the sigmoid of each. bias (experts): added for the choice only.
+        normalise: weights are divided by their sum; then they are multiplied by scale. groups, top_groups,
+        group_best: experts are chosen within the best groups (DeepSeek). Of equal scores the lower number wins; a row
+        with NaN scores gives NaN.
+
+        Raises ValueError for zero experts, top_k above their number, experts of unequal shapes, inf and nan in them.
+        """
+        opened, form = Device(device).raw, WeightFormat.parse(format)
+        first = _matrix(router, "router")
+        gates, ups, downs = ([_matrix(w, "experts") for w in given] for given in (gate, up, down))
+        count = len(gates)
+        if count <= shared or shared < 0:
+            raise ValueError(f"MoE.from_arrays: there must be at least one expert, got {count} with {shared} shared")
+        if len(ups) != count or len(downs) != count:
+            raise ValueError(f"MoE.from_arrays: gate has {count} experts, up {len(ups)} and down {len(downs)}")
+        inner, hidden = gates[0].shape
+        shapes = {"gate": (gates, (inner, hidden)), "up": (ups, (inner, hidden)), "down": (downs, (hidden, inner))}
+        for name, (matrices, shape) in shapes.items():
+            for i, matrix in enumerate(matrices):
+                if matrix.shape != shape:
+                    raise ValueError(f"MoE.from_arrays: {name} of expert {i} must be {shape}, got {matrix.shape}")
+        both = form.create(opened, count * 2 * inner, hidden, global_scale=_scale(form, gates + ups))
+        back = form.create(opened, count * hidden, inner, global_scale=_scale(form, downs))
+        for i in range(count):
+            both.set_rows(gates[i], "f32", inner, row_start=2 * i * inner, row_stride=2)
+            both.set_rows(ups[i], "f32", inner, row_start=2 * i * inner + 1, row_stride=2)
+            back.set_rows(downs[i], "f32", hidden, row_start=i * hidden)
+        rows = WeightFormat("f32").create(opened, *first.shape)
+        rows.set_rows(first, "f32", len(first))
+        offset = None if bias is None else upload(np.ascontiguousarray(bias, np.float32).reshape(-1), opened)
+        return cls(
+            _C.MoE(
+                rows, both, back, experts=count - shared, top_k=top_k, shared=shared, scoring=scoring, bias=offset,
+                normalise=normalise, scale=scale, groups=groups, top_groups=top_groups, group_best=group_best,
+                activation=activation,
+            )
+        )  # fmt: skip
+
+    def __call__(self, x: ArrayLike | Tensor) -> Tensor:
+        """(..., hidden) -> (..., hidden) in the dtype of x. An empty batch is a ValueError."""
+        raw = self._rows(x)
+        return Tensor(self.raw(raw.reshape(-1, self.raw.hidden)).reshape(*raw.shape))
+
+    def route(self, x: ArrayLike | Tensor) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The experts that each row goes to, the best first and shared ones last, and their weights."""
+        ids, weights = self.raw.route(self._rows(x).reshape(-1, self.raw.hidden))
+        return to_numpy(ids), to_numpy(weights)
+
+    @property
+    def usage(self) -> NDArray[np.uint32]:
+        """(experts) how often each was chosen."""
+        counts: NDArray[Any] = to_numpy(self.raw.usage)
+        return counts
+
+    def __repr__(self) -> str:
+        raw = self.raw
+        shared = f" and {raw.shared} shared" if raw.shared else ""
+        return f"<MoE, {raw.top_k} of {raw.experts} experts{shared}, hidden {raw.hidden}, inner {raw.inner}>"
+
+    def _repr_html_(self) -> str:
+        raw = self.raw
+        rows = [("experts", f"{raw.top_k} of {raw.experts}"), ("shared", str(raw.shared)),
+                ("hidden, inner", f"{raw.hidden}, {raw.inner}")]  # fmt: skip
+        return html.table(rows, title="MoE")
+
+    def _rows(self, x: ArrayLike | Tensor) -> _C.Tensor:
+        if not isinstance(x, Tensor) and 0 in np.shape(x):
+            raise ValueError(f"MoE: x must have at least one row, got shape {np.shape(x)}")
+        raw = x.raw if isinstance(x, Tensor) else upload(host_array(x), self.raw.device)
+        if raw.shape[-1] != self.raw.hidden:
+            raise ValueError(f"MoE: x must be (..., {self.raw.hidden}), got shape {raw.shape}")
+        return raw
+
+
+def _matrix(w: ArrayLike, name: str) -> NDArray[np.float32]:
+    matrix = np.ascontiguousarray(host_array(w), np.float32)
+    if matrix.ndim != 2:
+        raise ValueError(f"MoE.from_arrays: {name} must be matrices, got shape {matrix.shape}")
+    return matrix
+
+
+def _scale(form: WeightFormat, matrices: list[NDArray[np.float32]]) -> float:
+    if form.scale != "e4m3":
+        return 1.0
+    return global_scale(form, max(float(np.abs(matrix).max()) for matrix in matrices))
