@@ -203,11 +203,12 @@ class Engine:
         return thread
 
     def _compile_prefill(self, rows: int) -> None:
-        ids, positions, slots = (_C.full(self.device, (rows,), 0, "i32") for _ in range(3))
-        run = Run(self.cache, positions, slots, rows, self.dtype, sequence=True)
         # Recorded, never run. What fails here fails in the prefill itself, where it is told.
-        with contextlib.suppress(MarlinError, MemoryError), self.device.capture():
-            self.network(ids, run)
+        with contextlib.suppress(MarlinError, MemoryError):
+            ids, positions, slots = (_C.full(self.device, (rows,), 0, "i32") for _ in range(3))
+            run = Run(self.cache, positions, slots, rows, self.dtype, sequence=True)
+            with self.device.capture():
+                self.network(ids, run)
 
     def _capture(self, state: _C.StepState, bound: int) -> _C.Program:
         run = Run(self.cache, state.positions, state.slot_ids, bound, self.dtype)

@@ -287,14 +287,13 @@ static mrl_status normalise(mrl_device *dev, const mrl_matmul_args *args, mrl_vi
     const mrl_view absent = {0};
 
     *out = args->x;
+    out->buffer = NULL; /* that of x is borrowed */
     out->dtype = wants_f32(args) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
     out->offset = 0;
     MRL_TRY(mrl_buffer_create(dev, mrl_view_bytes(out), MRL_MEMORY_DEVICE, &buffer, err));
     out->buffer = buffer;
-    MRL_TRY(mrl_rms_norm(&args->x, &args->norm, args->eps, &absent, out, &absent, err));
-    buffer = NULL;
+    rc = mrl_rms_norm(&args->x, &args->norm, args->eps, &absent, out, &absent, err);
 done:
-    mrl_buffer_release(buffer);
     return rc;
 }
 

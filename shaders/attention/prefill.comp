@@ -87,7 +87,9 @@ void main()
         tile_last = -1;
     }
     barrier();
-    for (uint n = gl_LocalInvocationIndex; n < LINES; n += gl_WorkGroupSize.x) {
+    // Equally many rounds in all threads, as llvmpipe wants before a barrier; what is done twice is done alike.
+    for (uint base = 0; base < LINES; base += gl_WorkGroupSize.x) {
+        uint n = min(base + gl_LocalInvocationIndex, LINES - 1);
         uint row = min(line0 + n, lines - 1) / RATIO;
         int position = BufI32(p.positions).v[row], row_slot = BufI32(p.slots).v[row];
         bool valid = line0 + n < lines && kv_valid(row_slot, position);
@@ -97,7 +99,8 @@ void main()
             atomicMax(tile_last, position);
         }
     }
-    for (uint n = gl_LocalInvocationIndex; n < LINES * DIM_GROUPS; n += gl_WorkGroupSize.x) {
+    for (uint base = 0; base < LINES * DIM_GROUPS; base += gl_WorkGroupSize.x) {
+        uint n = min(base + gl_LocalInvocationIndex, LINES * DIM_GROUPS - 1);
         uint line = n / DIM_GROUPS, group = n % DIM_GROUPS, at = min(line0 + line, lines - 1);
         uvec2 q_row = address_at(p.qkv, at / RATIO, p.heads * DIM * 4);
         uint element = (kv_head * RATIO + at % RATIO) * DIM + group * 4;
