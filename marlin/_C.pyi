@@ -282,6 +282,7 @@ class TrellisLinear:
 # (x * scales) P: x (rows, k), scales (k) f16, k a multiple of 128; P of orthonormal 128 x 128 Hadamard blocks. dtype
 # f16: rounded as ExLlamaV3 rounds.
 def hadamard(x: Tensor, scales: Tensor | None = None, dtype: str = "f32") -> Tensor: ...
+
 @final
 class KVCache:
     def __init__(

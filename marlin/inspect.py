@@ -127,8 +127,10 @@ def _entries(checkpoint: Checkpoint) -> Iterable[Entry]:
     for name, tensor in checkpoint.tensors.items():
         module = name.rpartition(".")[0]
         # X.weight_packed, X.weight_scale, X.weight_shape, X.trellis, X.suh ... are planes of X; X.bias is not.
-        if module in planes and (module in checkpoint.trellis or name[len(module) + 1 :].startswith("weight")) and (
-            not name.endswith(".bias")
+        if (
+            module in planes
+            and (module in checkpoint.trellis or name[len(module) + 1 :].startswith("weight"))
+            and (not name.endswith(".bias"))
         ):
             planes[module].append(tensor)
         else:

@@ -140,9 +140,7 @@ class TrellisLinear:
         return self.raw.device
 
     @checked_keywords
-    def __call__(
-        self, x: ArrayLike | Tensor, *, activation: str | None = None, activations: str = "f16"
-    ) -> Tensor:
+    def __call__(self, x: ArrayLike | Tensor, *, activation: str | None = None, activations: str = "f16") -> Tensor:
         """(..., in) -> (..., out) in the dtype of x, f32 accumulated.
 
         activation: silu, gelu or gelu_tanh. activations="int8": x is rounded to 8 bits after its transform, with a
