@@ -81,7 +81,7 @@ def open(path: Path) -> Checkpoint:
         tensors, metadata = _read_shards(folder)
     else:
         raise ModelFormatError(f"{folder.name}: has neither {SINGLE} nor {INDEX}")
-    return Checkpoint(folder, "safetensors", tensors, config, generation, {}, metadata)
+    return Checkpoint(folder, "safetensors", tensors, config, generation, metadata=metadata)
 
 
 def _read_shards(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
