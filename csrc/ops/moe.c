@@ -136,12 +136,12 @@ static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_vie
                                   .k_padded = layer->router->k_padded,
                                   .eps = args->eps,
                                   .scale = layer->scale};
-    const mrl_range reads[] = {mrl_plane_range(layer->router->quant), mrl_view_range(&args->x),
+    const mrl_range reads[] = {mrl_range_of(layer->router->quant), mrl_view_range(&args->x),
                                mrl_view_range(&args->norm),           mrl_view_range(&layer->bias),
                                mrl_view_range(&args->positions),      mrl_view_range(&logits),
-                               mrl_plane_range(layer->counters),      mrl_plane_range(layer->usage)};
+                               mrl_range_of(layer->counters),      mrl_range_of(layer->usage)};
     const mrl_range writes[] = {mrl_view_range(&logits), mrl_view_range(ids), mrl_view_range(weights),
-                                mrl_plane_range(layer->counters), mrl_plane_range(layer->usage)};
+                                mrl_range_of(layer->counters), mrl_range_of(layer->usage)};
     MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_moe_router, MRL_FORMAT_NONE, MRL_MATH_NONE, spec,
                              sizeof spec / sizeof *spec, &pipeline, err));
     const mrl_dispatch d = {.pipeline = pipeline,
@@ -188,7 +188,7 @@ static mrl_status expert_product(const routed *r, const mrl_weight *w, mrl_kerne
                                .eps = r->args->eps,
                                .global_scale = w->global_scale,
                                .slots = slots};
-    const mrl_range reads[] = {mrl_plane_range(w->quant), mrl_plane_range(w->scale), mrl_plane_range(w->zero),
+    const mrl_range reads[] = {mrl_range_of(w->quant), mrl_range_of(w->scale), mrl_range_of(w->zero),
                                mrl_view_range(x),         mrl_view_range(norm),      mrl_view_range(residual),
                                mrl_view_range(&r->ids),   mrl_view_range(&r->weights), mrl_view_range(&r->tiles),
                                mrl_view_range(&r->order)};

@@ -298,6 +298,8 @@ class Linear(Module):
         self.n, self.k = sum(rows for _, rows in parts), k
         self.exact = source.exact
         self.part_kind = kind or self.kind
+        self.form: WeightFormat | TrellisFormat
+        self.global_scale: float
         if dense:
             self.form, self.global_scale = self._exact(), 1.0
         else:
@@ -569,7 +571,7 @@ def stored_format(tensor: QuantizedTensor) -> WeightFormat:
     return WeightFormat(tensor.format, tensor.group, scale, tensor.zero is not None)
 
 
-def keeps(form: WeightFormat, stored: TensorInfo | QuantizedTensor | None) -> bool:
+def keeps(form: WeightFormat, stored: Weight | None) -> bool:
     """Whether a matrix of that format takes the planes as they are stored; f32 scales hold those of any type."""
     if not isinstance(stored, QuantizedTensor):
         return False
