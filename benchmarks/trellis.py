@@ -1,4 +1,4 @@
-"""Time TrellisLinear: microseconds, GB/s, 10^12 weights/s, beside the floor, dequantize-then-matmul and torch; JSON out.
+"""Time TrellisLinear: us, GB/s, 10^12 weights/s, beside the floor, dequantize-then-matmul and torch; JSON out.
 
     python benchmarks/trellis.py                              # all shapes, K 2 3 4 6, M 1 8 32 128 1024
     python benchmarks/trellis.py --shapes 4096x14336 --bits 4 --m 1 --activations f16 int8
