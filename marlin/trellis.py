@@ -128,6 +128,7 @@ class TrellisLinear:
 
     @property
     def codebook(self) -> str:
+        """What turns states into numbers: "3inst", "mcg" or "mul1"."""
         return self.raw.codebook
 
     @property
@@ -137,6 +138,7 @@ class TrellisLinear:
 
     @property
     def device(self) -> _C.Device:
+        """Where the weights are."""
         return self.raw.device
 
     @checked_keywords

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,26 @@ def test_moe(device: _C.Device, case: MoeCase) -> None:
     check(array(out), expected, case.dtype)
     usage = np.bincount(ids[:, : case.top_k].ravel(), minlength=case.experts)
     assert (ints(made.raw.usage) == usage).all()
+
+
+def kernels_of(device: _C.Device, call: Callable[[], Any]) -> list[str]:
+    """The kernel families that a call dispatches, in order."""
+    device.profile_start()
+    call()
+    return [str(entry["name"]).partition("[")[0].partition(".")[0] for entry in device.profile_stop()]
+
+
+def test_a_row_takes_three_dispatches(device: _C.Device) -> None:
+    made = mixture(device, MOE_CASES[0])
+    x = _C.full(device, (1, MOE_CASES[0].hidden), 0, "f16")
+    assert kernels_of(device, lambda: made.raw(x)) == ["moe_router", "moe_gemv", "moe_down"]
+
+
+def test_many_rows_are_sorted_by_expert(device: _C.Device) -> None:
+    made = mixture(device, MOE_CASES[0])
+    x = _C.full(device, (100, MOE_CASES[0].hidden), 0, "f16")
+    found = set(kernels_of(device, lambda: made.raw(x, kernel="moe_gemm")))
+    assert {"moe_plan", "moe_gemm", "moe_combine"} <= found
 
 
 ROUTERS: list[dict[str, Any]] = [

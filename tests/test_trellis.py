@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,24 @@ def test_epilogue(device: _C.Device, kernel: str, activation: str) -> None:
     z = exact(layer, rms_norm(x.astype(np.float64), norm, 1e-6)[0], bias)
     z = silu(gate.astype(np.float64)) * z if gate is not None else PLAIN[activation](z)
     check(to_numpy(y), z + residual, precision(device))
+
+
+def kernels_of(device: _C.Device, call: Callable[[], Any]) -> set[str]:
+    """The kernel families that a call dispatches."""
+    device.profile_start()
+    call()
+    return {str(entry["name"]).partition("[")[0].partition(".")[0] for entry in device.profile_stop()}
+
+
+def test_kernels_that_are_taken(device: _C.Device) -> None:
+    layer = next(layer for layer in LAYERS if layer.name == "K4_mul1_128x256")
+    lin = make(device, layer)
+    x = _C.tensor(device, layer.x[:1])
+    assert kernels_of(device, lambda: lin(x, dtype="f32")) == {"trellis_gemv"}
+    assert "trellis_dequantize" in kernels_of(device, lin.inner)
+    assert "trellis_pack" in kernels_of(device, lin.read_trellis)
+    if "int_dot" in device.features:
+        assert kernels_of(device, lambda: lin(x, dtype="f32", activations="int8")) == {"trellis_gemv_dot"}
 
 
 def test_int8_activations(device: _C.Device) -> None:
