@@ -199,7 +199,10 @@ class Engine:
         if self._programs or rows < 1:
             return None
         thread = threading.Thread(target=self._compile_prefill, args=(rows,), name="marlin-compile")
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending
+            return None
         return thread
 
     def _compile_prefill(self, rows: int) -> None:
