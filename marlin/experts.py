@@ -115,7 +115,6 @@ def read_experts(section: _Section, model_type: str, layers: int) -> Experts | N
         shared_gate=bool(keys.raw("shared_gate", False)),
         scoring=scoring,
         bias=bool(keys.raw("bias", False)) and method == "noaux_tc",
-        # Over one expert the sum would be the weight itself: transformers does not normalise then either (DeepSeek).
         normalise=keys.boolean("norm_topk_prob"),
         scale=keys.number("routed_scaling_factor", 0.0, 1e4, 1.0),
         groups=(keys.optional_integer("n_group", 1, 1 << 10) or 1) if grouped else 1,

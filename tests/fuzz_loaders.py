@@ -170,6 +170,21 @@ class Folders:
             self.quantized.append(folder)
         self.plain = plain
         self.file = (plain / "model.safetensors").read_bytes()
+        trellises = root / "trellises"
+        trellises.mkdir()
+        self.exl3_tensors = {
+            "a.trellis": rng.integers(-99, 99, (8, 16, 40), np.int16),
+            "a.suh": np.ones(128, np.float16),
+            "a.svh": np.ones(256, np.float16),
+            "a.mul1": np.array(1, np.int32),
+            "b.trellis": rng.integers(-99, 99, (8, 8, 16), np.int16),
+            "b.su": np.arange(8, dtype=np.int16),
+            "b.sv": np.arange(8, dtype=np.int16),
+            "b.mcg": np.array(1, np.int32),
+            "norm.weight": np.ones(64, np.float16),
+        }
+        safetensors.save(trellises / "model.safetensors", self.exl3_tensors)
+        self.exl3 = (trellises / "model.safetensors").read_bytes()
         self.tokenizers = [json.loads(backend.to_str()) for backend in (byte_level(), byte_fallback())]
 
     def work(self, name: str, files: dict[str, bytes]) -> Path:
@@ -223,6 +238,10 @@ def check_checkpoint(folder: Path) -> None:
         assert info.read().shape == info.shape
     for path, end in ends.items():
         assert end == path.stat().st_size and path.parent == folder.resolve()
+    for t in checkpoint.trellis.values():
+        n, k = t.shape
+        assert n % 128 == 0 and k % 128 == 0 and t.trellis.nbytes * 8 == n * k * t.bits
+        assert [scale.shape for scale in t.read_scales()] == [(k,), (n,)]
     for q in checkpoint.quantized.values():
         assert q.dequantize().shape == q.shape and q.read_scale().shape == (q.shape[0], q.groups)
 
@@ -281,6 +300,42 @@ def fuzz_quantized(rng: random.Random, folders: Folders) -> None:
     check_checkpoint(folders.work("spoilt", {"config.json": dump(rng, config), "model.safetensors": data}))
 
 
+def spoil_tensors(rng: random.Random, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Some of them dropped, renamed, of another shape or another dtype."""
+    tensors = dict(tensors)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        name = rng.choice(sorted(tensors))
+        tensor, kind = tensors.pop(name), rng.randrange(4)
+        if kind == 1:
+            suffix = rng.choice(
+                ("trellis", "suh", "svh", "su", "sv", "mul1", "mcg", "bias", "weight", "trellis.trellis")
+            )
+            tensors[f"{rng.choice('abc')}.{suffix}"] = tensor
+        elif kind == 2:
+            sizes = (0, 1, 7, 8, 16, 24, 40, 128, 129)
+            tensors[name] = np.zeros([rng.choice(sizes) for _ in range(rng.randrange(4))], tensor.dtype)
+        elif kind == 3:
+            tensors[name] = tensor.astype(rng.choice((np.int16, np.uint16, np.int32, np.float16, np.float32)))
+    return tensors
+
+
+def fuzz_exl3(rng: random.Random, folders: Folders) -> None:
+    config: Any = {"quantization_config": {"quant_method": "exl3", "bits": 2.5, "out_scales": "always"}}
+    data = folders.exl3
+    kind = rng.random()
+    if kind < 0.5:  # a sound file whose tensors do not belong together
+        folder = folders.work("trellis", {"config.json": dump(rng, config)})
+        safetensors.save(folder / "model.safetensors", spoil_tensors(rng, folders.exl3_tensors))
+        return check_checkpoint(folder)
+    if kind < 0.6:
+        config = spoil_json(rng, config)
+    else:
+        (length,) = struct.unpack("<Q", data[:8])
+        header = dump(rng, spoil_json(rng, json.loads(data[8 : 8 + length])))
+        data = struct.pack("<Q", len(header)) + header + data[8 + length :]
+    check_checkpoint(folders.work("trellis", {"config.json": dump(rng, config), "model.safetensors": data}))
+
+
 def fuzz_tokenizer(rng: random.Random, folders: Folders) -> None:
     config: Any = {
         "bos_token": "<s>",
@@ -305,6 +360,7 @@ TARGETS: dict[str, Callable[[random.Random, Folders], None]] = {
     "index": fuzz_index,
     "config": fuzz_config,
     "quantized": fuzz_quantized,
+    "exl3": fuzz_exl3,
     "tokenizer": fuzz_tokenizer,
 }
 

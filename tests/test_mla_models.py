@@ -152,6 +152,16 @@ def test_missing_and_unknown_tensors(tmp_path: Path) -> None:
         ml.Model.load(tmp_path)
 
 
+def test_trellises_beside_latent_attention() -> None:
+    """kv_b is needed as one matrix, whatever the other layers are."""
+    config = CONFIGS["v3"] | {"first_k_dense_replace": 3, "num_nextn_predict_layers": 0}
+    with ml.Model.random(config, format="exl3:4", context=32, slots=1) as model:
+        assert np.isfinite(model.logits([1, 2, 3])).all()
+        lines = repr(model.layers).splitlines()
+        assert any("q_b_proj" in line and "exl3" in line for line in lines)
+        assert all("exl3" not in line for line in lines if "kv_b_proj" in line)
+
+
 def test_config() -> None:
     latent = read_config(CONFIGS["v3"]).latent
     assert latent is not None and latent.row == 40 and latent.q_dim == 24 and latent.norm_eps == 1e-6

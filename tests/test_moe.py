@@ -305,6 +305,39 @@ def test_bad_calls(device: _C.Device, arguments: dict[str, Any], error: type[Exc
         raw(given.pop("x", _C.full(device, (2, 64))), **given)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kernel", ["rows", "moe_gemv@2", "moe_gemm"])
+def test_parts_of_vectors(device: _C.Device, kernel: str, dtype: str) -> None:
+    """x and norm that begin anywhere in memory, not where vectors of four are loaded from."""
+    made = mixture(device, MoeCase(None, "f16", 3, 6, 2, 64, 32))
+    rng = np.random.default_rng(6)
+    x, norm = rng.standard_normal(1 + 3 * 64), rng.uniform(0.5, 1.5, 65).astype(np.float32)
+    shifted = tensor(device, x, dtype)[1:].reshape(3, 64)
+    straight = tensor(device, x[1:].reshape(3, 64), dtype)
+    given, expected = _C.tensor(device, norm)[1:], _C.tensor(device, norm[1:])
+    y = made.raw(shifted, norm=given, kernel=kernel)
+    assert y.tobytes() == made.raw(straight, norm=expected, kernel=kernel).tobytes()
+    assert np.isfinite(array(y)).all()
+    for a, b in zip(made.raw.route(shifted, norm=given), made.raw.route(straight, norm=expected), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("kernel", ["rows", "moe_gemv@2", "moe_gemm"])
+def test_out_over_inputs(device: _C.Device, kernel: str) -> None:
+    """x and the residual may be the very memory of out; nothing else may share it."""
+    made = mixture(device, MoeCase(None, "f16", 3, 6, 2, 64, 32))
+    values = np.random.default_rng(7).standard_normal((3, 64)).astype(np.float32)
+    h = _C.tensor(device, values)
+    expected = made.raw(h, residual=h, kernel=kernel).tobytes()
+    assert made.raw(h, residual=h, out=h, kernel=kernel).tobytes() == expected
+    memory = _C.full(device, (5, 64))
+    x = _C.tensor(device, values)
+    for name, other in (("x", memory[1:4]), ("residual", memory[1:4]), ("norm", memory[2])):
+        given = {"x": x, name: other}
+        with pytest.raises(ValueError, match=f"share memory with {name}"):
+            made.raw(given.pop("x"), **given, out=memory[:3], kernel=kernel)
+
+
 def test_nothing_is_made_while_capturing(device: _C.Device) -> None:
     linears = [_C.Linear(device, *shape) for shape in ((4, 64), (256, 64), (256, 32))]
     with pytest.raises(_C.MarlinError, match="capturing"), device.capture():

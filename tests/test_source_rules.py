@@ -147,6 +147,12 @@ def test_every_format_has_its_files(name: str) -> None:
     assert re.search(rf"\b{name}\b", (ROOT / "tests" / "ref" / "formats.py").read_text())
 
 
+@pytest.mark.parametrize("path", list(sources("shaders")), ids=name_of)
+def test_memory_qualifiers_stand_at_members(path: Path) -> None:
+    """Before the block of a buffer reference glslang takes them and emits nothing: what is shared would be private."""
+    assert not re.search(r"\b(nonprivate|\w+coherent)\s+(\w+\s+)*buffer\b", path.read_text())
+
+
 # ---- every file ----------------------------------------------------------------------------------------------------
 
 

@@ -294,6 +294,28 @@ def test_bad_calls(device: _C.Device, arguments: dict[str, Any], error: type[Exc
         lin(x, **given)
 
 
+@pytest.mark.parametrize("kernel", ["trellis_gemv", "trellis_gemm"])
+def test_out_over_inputs(device: _C.Device, kernel: str) -> None:
+    """The residual and the gate may be the very memory of out; nothing else may share it."""
+    layer = next(layer for layer in LAYERS if layer.name == "K2_mcg_256x128")
+    lin, x = make(device, layer), _C.tensor(device, layer.x[:2].astype(np.float32))
+    values = np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128)
+    for options in ({"residual": None}, {"gate": None, "activation": "swiglu"}):
+        name, out = next(iter(options)), _C.tensor(device, values)
+        expected = lin(x, **options | {name: _C.tensor(device, values)}, kernel=kernel).tobytes()  # type: ignore[arg-type]
+        assert lin(x, **options | {name: out}, out=out, kernel=kernel).tobytes() == expected  # type: ignore[arg-type]
+    memory = _C.full(device, (8, 128))
+    over: dict[str, dict[str, Any]] = {
+        "x": {"x": memory[:4].reshape(2, 256)},
+        "norm": {"norm": memory[3:5].reshape(256)},
+        "residual": {"residual": memory[2:4]},
+        "gate": {"gate": memory[4:6], "activation": "swiglu"},
+    }
+    for name, options in over.items():
+        with pytest.raises(ValueError, match=f"share memory with {name}"):
+            lin(options.pop("x", x), **options, out=memory[3:5], kernel=kernel)
+
+
 @pytest.mark.parametrize("bits", [0.5, 4.5, 9, 1.25, float("nan")])
 def test_bad_bits(device: _C.Device, bits: float) -> None:
     with pytest.raises(ValueError, match="bits"):

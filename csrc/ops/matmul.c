@@ -262,23 +262,6 @@ done:
     return rc;
 }
 
-/* Kernels load up to 16 bytes of x and norm at once: a view that begins elsewhere, such as a part of a vector, is
- * copied. The caller releases *copy. */
-static mrl_status align(mrl_device *dev, mrl_view *view, mrl_buffer **copy, mrl_error *err)
-{
-    mrl_status rc;
-    const mrl_range from = mrl_view_range(view);
-
-    if (mrl_view_address(view) % 16 == 0)
-        return MRL_OK;
-    MRL_TRY(mrl_buffer_create(dev, from.bytes, MRL_MEMORY_DEVICE, copy, err));
-    MRL_TRY(mrl_stream_copy(dev, from, (mrl_range){*copy, 0, from.bytes}, err));
-    view->buffer = *copy;
-    view->offset = 0;
-done:
-    return rc;
-}
-
 /* x (f32, f16 or bf16) normalised into a temporary, for the tiled kernels. The caller releases out->buffer. */
 static mrl_status normalise(mrl_device *dev, const mrl_matmul_args *args, mrl_view *out, mrl_error *err)
 {
@@ -350,8 +333,8 @@ mrl_status mrl_op_matmul(mrl_device *dev, const mrl_matmul_args *given, mrl_erro
     tuning asked;
 
     MRL_TRY(check(dev, &args, err));
-    MRL_TRY(align(dev, &args.x, &x_copy, err));
-    MRL_TRY(align(dev, &args.norm, &norm_copy, err));
+    MRL_TRY(mrl_view_align(&args.x, dev, &x_copy, err));
+    MRL_TRY(mrl_view_align(&args.norm, dev, &norm_copy, err));
     MRL_TRY(parse_kernel(args.kernel, &asked, err));
     if (args.norm.buffer != NULL && !fuses_norm(dev, &args, &asked)) {
         MRL_TRY(normalise(dev, &args, &normalised, err));

@@ -102,6 +102,13 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
     uint32_t held = mrl_div_up(plan.group, plan.tile) * plan.tile * kv->rank / 4; /* O of the heads */
     uint32_t merge = plan.streams > 1 ? plan.streams * held : 1;
     plan.work = max_u32(plan.staged ? plan.stage * row_bytes / 16 : 1, merge);
+    const uint32_t stats = plan.streams * mrl_div_up(plan.group, plan.tile) * plan.tile * 8;
+    if (plan.work * 16 + stats > info->shared_bytes) { /* rows straight from the cache, each team all positions */
+        plan.streams = 1;
+        plan.staged = 0;
+        plan.stage = plan.keys;
+        plan.work = 1;
+    }
     /* Workgroups that fill the device, and the fewest positions worth one. */
     uint32_t wanted = software ? 8 : 132, least = software ? 256 : 32;
     plan.chunks = max_u32(1, min_u32(wanted / (plan.blocks * rows), mrl_div_up(bound, least)));

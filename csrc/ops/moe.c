@@ -11,6 +11,7 @@
 
 #define PAIRS_MAX 32768u /* of one walk through the kernels: more rows take several */
 #define GEMM_TILE 64u
+#define COOPMAT_SHARED 20480u /* bytes of its largest tiles */
 
 /* How the pairs of a call are multiplied. */
 typedef struct strategy {
@@ -368,7 +369,8 @@ static bool coopmat_can(mrl_device *dev, const mrl_moe_args *args)
         if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, both[i]->format, MRL_MATH_F16) ||
             both[i]->k % 8 != 0)
             return false;
-    return mrl_device_info_of(dev)->subgroup_size == 32 && x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16 &&
+    return mrl_device_info_of(dev)->subgroup_size == 32 && mrl_device_info_of(dev)->shared_bytes >= COOPMAT_SHARED &&
+           x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16 &&
            (args->norm.buffer != NULL || args->x.offset % 16 == 0);
 }
 
@@ -504,6 +506,29 @@ done:
     return rc;
 }
 
+/* The last dispatch writes y while it reads the residual, each element in the thread that writes it, and rows that are
+ * walked later still need their x, norm and positions. */
+static mrl_status check_overlap(const mrl_moe_args *args, mrl_error *err)
+{
+    const struct {
+        const char *name;
+        const mrl_view *view;
+        bool in_place; /* may be the very memory of y */
+    } inputs[] = {{"x", &args->x, true},
+                  {"residual", &args->residual, true},
+                  {"norm", &args->norm, false},
+                  {"positions", &args->positions, false}};
+
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        const mrl_view *view = inputs[i].view;
+        const bool same = inputs[i].in_place && args->y.dtype == view->dtype &&
+                          mrl_view_address(&args->y) == mrl_view_address(view);
+        if (mrl_views_overlap(&args->y, view) && !same)
+            return mrl_fail(err, MRL_ERR_VALUE, "moe: out must not share memory with %s", inputs[i].name);
+    }
+    return MRL_OK;
+}
+
 static void release(routed *r, const mrl_view *normalised)
 {
     mrl_buffer_release(normalised->buffer);
@@ -562,6 +587,7 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
     mrl_status rc;
     mrl_moe_args args = *given;
     const mrl_moe_layer *layer = args.layer;
+    mrl_buffer *x_copy = NULL, *norm_copy = NULL;
     const uint32_t hidden = layer->gate_up->k, inner = layer->down->k, wide = hidden > 2 * inner ? hidden : 2 * inner;
 
     MRL_TRY(check_input(dev, &args, err));
@@ -569,20 +595,26 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
     MRL_TRY(mrl_view_check(&args.y, dev, "moe", "out", MRL_DTYPES_ACT, 2, shape, err));
     if (args.residual.buffer != NULL)
         MRL_TRY(mrl_view_check(&args.residual, dev, "moe", "residual", MRL_DTYPE_BIT(f32), 2, shape, err));
+    MRL_TRY(check_overlap(&args, err));
     /* Kernels count elements in 31 bits and workgroups in 16. */
     uint64_t pairs = (uint64_t)INT32_MAX / wide;
     uint64_t step = (pairs < PAIRS_MAX ? pairs : PAIRS_MAX) / slots_of(layer);
     if (step == 0)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row", slots_of(layer), wide);
+    MRL_TRY(mrl_view_align(&args.x, dev, &x_copy, err));
+    MRL_TRY(mrl_view_align(&args.norm, dev, &norm_copy, err));
+    const mrl_view x = args.x;
     for (uint64_t first = 0; first < m; first += step) {
         const uint64_t count = m - first < step ? m - first : step;
-        args.x = some_rows(&given->x, first, count);
+        args.x = some_rows(&x, first, count);
         args.residual = some_rows(&given->residual, first, count);
         args.positions = some_rows(&given->positions, first, count);
         args.y = some_rows(&given->y, first, count);
         MRL_TRY(mix(dev, &args, err));
     }
 done:
+    mrl_buffer_release(x_copy);
+    mrl_buffer_release(norm_copy);
     return rc;
 }
 
@@ -591,18 +623,24 @@ mrl_status mrl_op_route(mrl_device *dev, const mrl_moe_args *given, const mrl_vi
 {
     mrl_status rc;
     mrl_moe_args args = *given;
+    mrl_buffer *x_copy = NULL, *norm_copy = NULL;
 
     MRL_TRY(check_input(dev, &args, err));
     const uint64_t m = args.x.shape[0], shape[] = {m, slots_of(args.layer)};
     MRL_TRY(mrl_view_check(ids, dev, "moe", "ids", MRL_DTYPE_BIT(i32), 2, shape, err));
     MRL_TRY(mrl_view_check(weights, dev, "moe", "weights", MRL_DTYPE_BIT(f32), 2, shape, err));
+    MRL_TRY(mrl_view_align(&args.x, dev, &x_copy, err));
+    MRL_TRY(mrl_view_align(&args.norm, dev, &norm_copy, err));
+    const mrl_view x = args.x;
     for (uint64_t first = 0; first < m; first += PAIRS_MAX) {
         const uint64_t count = m - first < PAIRS_MAX ? m - first : PAIRS_MAX;
         const mrl_view some_ids = some_rows(ids, first, count), some_weights = some_rows(weights, first, count);
-        args.x = some_rows(&given->x, first, count);
+        args.x = some_rows(&x, first, count);
         args.positions = some_rows(&given->positions, first, count);
         MRL_TRY(route(dev, &args, &some_ids, &some_weights, err));
     }
 done:
+    mrl_buffer_release(x_copy);
+    mrl_buffer_release(norm_copy);
     return rc;
 }

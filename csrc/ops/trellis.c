@@ -12,6 +12,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_copy) 
 
 #define GEMV_MAX_ROWS 16u
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
+#define COOPMAT_SHARED(rows) (((rows) + 128u) * 144u) /* bytes of its tiles */
 #define COPY_ROWS 1024u     /* rows of W that are in f32 at a time while it is dequantized */
 
 static const char *const codebooks[] = {"3inst", "mcg", "mul1"};
@@ -234,6 +235,7 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
 
     if (coopmat)
         rows = asked->tune[1] ? asked->tune[1] : m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 ? 64 : 128;
+    while (coopmat && rows > 64 && COOPMAT_SHARED(rows) > info->shared_bytes) rows /= 2;
     const uint32_t tiles = columns * mrl_div_up(m, rows);
     const uint32_t wanted = info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(264, tiles);
     const uint32_t share = mrl_div_up(steps, min_u32(asked->tune[0] ? asked->tune[0] : wanted, mrl_div_up(steps, 4)));
@@ -310,7 +312,8 @@ static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
 static bool coopmat_can(const call *c)
 {
     return mrl_pipeline_available(c->dev, MRL_KERNEL_trellis_gemm_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
-           mrl_device_info_of(c->dev)->subgroup_size == 32 && c->args->x.dtype == MRL_DTYPE_f16;
+           mrl_device_info_of(c->dev)->subgroup_size == 32 && c->args->x.dtype == MRL_DTYPE_f16 &&
+           mrl_device_info_of(c->dev)->shared_bytes >= COOPMAT_SHARED(64);
 }
 
 /* Without a kernel asked for. */
@@ -328,15 +331,35 @@ static mrl_status normalise(mrl_device *dev, const mrl_trellis_args *args, mrl_v
     const mrl_view absent = {0};
 
     *out = args->x;
+    out->buffer = NULL; /* that of x is borrowed */
     out->dtype = wants_f32(dev, args) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
     out->offset = 0;
     MRL_TRY(mrl_buffer_create(dev, mrl_view_bytes(out), MRL_MEMORY_DEVICE, &buffer, err));
     out->buffer = buffer;
-    MRL_TRY(mrl_rms_norm(&args->x, &args->norm, args->eps, &absent, out, &absent, err));
-    buffer = NULL;
+    rc = mrl_rms_norm(&args->x, &args->norm, args->eps, &absent, out, &absent, err);
 done:
-    mrl_buffer_release(buffer);
     return rc;
+}
+
+/* Workgroups write y while others still read. A gate and a residual may be the very memory of y: each element is read
+ * by the thread that writes it. */
+static mrl_status check_overlap(const mrl_trellis_args *args, mrl_error *err)
+{
+    const struct {
+        const char *name;
+        const mrl_view *view;
+        mrl_dtype in_place; /* that it may share the memory of y in */
+    } inputs[] = {{"x", &args->x, MRL_DTYPE_COUNT},       {"norm", &args->norm, MRL_DTYPE_COUNT},
+                  {"bias", &args->bias, MRL_DTYPE_COUNT}, {"residual", &args->residual, MRL_DTYPE_f32},
+                  {"gate", &args->gate, args->y.dtype}};
+
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        const bool same = args->y.dtype == inputs[i].in_place && args->y.shape[1] == args->t->n &&
+                          mrl_view_address(&args->y) == mrl_view_address(inputs[i].view);
+        if (mrl_views_overlap(&args->y, inputs[i].view) && !same)
+            return mrl_fail(err, MRL_ERR_VALUE, "trellis: out must not share memory with %s", inputs[i].name);
+    }
+    return MRL_OK;
 }
 
 static mrl_status check(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err)
@@ -371,6 +394,7 @@ static mrl_status check(mrl_device *dev, const mrl_trellis_args *args, mrl_error
     if (args->int8 && t->codebook != MRL_CODEBOOK_MUL1)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: activations in int8 need the codebook mul1, this is %s",
                         mrl_codebook_name(t->codebook));
+    MRL_TRY(check_overlap(args, err));
 done:
     return rc;
 }

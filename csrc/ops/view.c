@@ -101,3 +101,18 @@ mrl_status mrl_view_check(const mrl_view *view, mrl_device *dev, const char *op,
         return mrl_fail(err, MRL_ERR_VALUE, "%s: %s reaches beyond its memory", op, name);
     return MRL_OK;
 }
+
+mrl_status mrl_view_align(mrl_view *view, mrl_device *dev, mrl_buffer **copy, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_range from = mrl_view_range(view);
+
+    if (mrl_view_address(view) % 16 == 0)
+        return MRL_OK;
+    MRL_TRY(mrl_buffer_create(dev, from.bytes, MRL_MEMORY_DEVICE, copy, err));
+    MRL_TRY(mrl_stream_copy(dev, from, (mrl_range){*copy, 0, from.bytes}, err));
+    view->buffer = *copy;
+    view->offset = 0;
+done:
+    return rc;
+}

@@ -267,7 +267,8 @@ class Linear(Module):
     parts: (module name, rows). Stacked (q over k over v); with `interleaved` = s, each s parts are dealt out row by
     row before the next s: 2 is how gated activations want gate and up. bias: whether the modules have one.
     EXL3 trellises stay apart, for each has its own scales on x: one kernel a part, with the same result.
-    as_stored: not rounded to the source's format; dense: nor kept quantized.
+    as_stored: not rounded to the source's format; dense: nor kept quantized; whole: always one matrix, in f16 where
+    it would be trellises.
     Raises UnsupportedModelError when parts are stored in different weight formats.
     """
 
@@ -285,6 +286,7 @@ class Linear(Module):
         kind: str = "",
         as_stored: bool = False,
         dense: bool = False,
+        whole: bool = False,
     ) -> None:
         super().__init__(name)
         self.parts: list[Part] = []
@@ -304,6 +306,8 @@ class Linear(Module):
             self.form, self.global_scale = self._exact(), 1.0
         else:
             self.form, self.global_scale = self._choose(None if as_stored else source.format)
+            if whole and isinstance(self.form, TrellisFormat):
+                self.form = WeightFormat("f16")
         self.weight: _C.Linear | None = None
         self.trellises: list[_C.TrellisLinear] = []
 

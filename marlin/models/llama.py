@@ -118,6 +118,7 @@ class Model(CausalLM):
             [("model.embed_tokens", vocab)],
             hidden,
             as_stored=not tied,
+            whole=True,
             kind="embedding",
         )
         self.layers = [self.layer(config, source, index, self.rope) for index in range(config.layers)]

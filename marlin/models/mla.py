@@ -28,9 +28,11 @@ class LatentAttention(Module):
         self.latent, self.layer, self.heads, self.rope = latent, layer, config.heads, rope
         hidden, bias = config.hidden_size, config.qkv_bias
 
-        def linear(leaf: str, rows: int, k: int, *, bias: bool = False, as_stored: bool = False) -> Linear:
+        def linear(leaf: str, rows: int, k: int, *, bias: bool = False, whole: bool = False) -> Linear:
             part = f"{name}.{leaf}"
-            return Linear(source, part, [(part, rows)], k, bias=bias, kind="attention", as_stored=as_stored)
+            return Linear(
+                source, part, [(part, rows)], k, bias=bias, kind="attention", as_stored=whole, whole=whole
+            )  # fmt: skip
 
         self.q_a: Linear | None = None
         if latent.q_rank is None:
@@ -42,7 +44,7 @@ class LatentAttention(Module):
         self.kv_a = linear("kv_a_proj_with_mqa", latent.row, hidden, bias=bias)
         self.kv_norm = Vector(source, f"{name}.kv_a_layernorm.weight", latent.rank)
         width = config.heads * (latent.nope_dim + latent.v_dim)
-        self.kv_b = linear("kv_b_proj", width, latent.rank, as_stored=True)
+        self.kv_b = linear("kv_b_proj", width, latent.rank, whole=True)
         self.o = linear("o_proj", hidden, config.heads * latent.v_dim, bias=config.o_bias)
 
     def __call__(self, h: _C.Tensor, run: Run, norm: Vector, eps: float) -> _C.Tensor:

@@ -17,7 +17,9 @@ from typing import Final
 
 from marlin import _C
 from marlin.config import ModelConfig
+from marlin.errors import UnsupportedModelError
 from marlin.models.base import GATED, Linear, Module, Source, Vector
+from marlin.trellis import TrellisFormat
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class MoE(Module):
             down.append((f"{shared}.down_proj", hidden))
         self.gate_up = Linear(source, f"{name}.gate_up", gate_up, hidden, interleaved=2, kind="experts")
         self.down = Linear(source, f"{name}.down", down, inner, kind="experts")
+        for matrix in (self.gate_up, self.down):
+            if isinstance(matrix.form, TrellisFormat):
+                raise UnsupportedModelError(
+                    f"{matrix.name}: experts cannot be EXL3 trellises; format='int4' decodes and rounds them"
+                )
         self.shared_gate_up: Linear | None = None
         self.shared_down: Linear | None = None
         if experts.shared_inner and not fused:

@@ -38,15 +38,16 @@ const uint BLOCKS = (RATIO + GROUP - 1) / GROUP;
 const uint MERGE = PIPELINED ? 8 : 1; // chunks whose results are loaded at once
 const float LOG2_E = 1.4426950408889634;
 
-// A chunk's result: GROUP * DIM / 2 pairs of O, then (maximum, sum) of each head.
-layout(buffer_reference, scalar, buffer_reference_align = 8) nonprivate buffer BufPartial {
-    vec2 v[];
+// A chunk's result: GROUP * DIM / 2 pairs of O, then (maximum, sum) of each head. nonprivate: workgroups
+// tell each other. It stands at the member: glslang ignores it before the block of a buffer reference.
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer BufPartial {
+    nonprivate vec2 v[];
 };
-layout(buffer_reference, scalar, buffer_reference_align = 16) nonprivate buffer BufPartial4 {
-    vec4 v[];
+layout(buffer_reference, scalar, buffer_reference_align = 16) buffer BufPartial4 {
+    nonprivate vec4 v[];
 };
-layout(buffer_reference, scalar, buffer_reference_align = 4) nonprivate buffer BufCount {
-    uint v[];
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufCount {
+    nonprivate uint v[];
 };
 
 shared float work[WORK];

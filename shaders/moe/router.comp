@@ -32,6 +32,11 @@ layout(constant_id = 14) const uint GROUP_BEST = 2;
 
 layout(push_constant, scalar) uniform Push { mrl_push_router p; };
 
+// What workgroups tell each other must not be private to them. The word stands at the member: glslang ignores it before
+// the block of a buffer reference.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufLogits { nonprivate float v[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufCount { nonprivate uint v[]; };
+
 const uint ROWS = EXPERTS + SHARED_GATE; // of W
 
 shared float score[EXPERTS];
@@ -69,7 +74,7 @@ float workgroup_max(float x)
     return x;
 }
 
-float logit(uint row, uint expert) { return BufF32(p.logits).v[row * ROWS + expert]; }
+float logit(uint row, uint expert) { return BufLogits(p.logits).v[row * ROWS + expert]; }
 
 // One logit by the whole workgroup. Every invocation gets it.
 float compute_logit(uint row, uint expert)
@@ -219,9 +224,9 @@ void main()
     if (LOGITS == 0) {
         const float x = compute_logit(row, gl_WorkGroupID.x);
         if (gl_LocalInvocationIndex == 0) {
-            BufF32(p.logits).v[row * ROWS + gl_WorkGroupID.x] = x;
+            BufLogits(p.logits).v[row * ROWS + gl_WorkGroupID.x] = x;
             memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
-            ticket = atomicAdd(BufU32(p.counters).v[row], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
+            ticket = atomicAdd(BufCount(p.counters).v[row], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
                                gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
         }
         barrier();
@@ -229,7 +234,7 @@ void main()
             return;
         memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
         if (gl_LocalInvocationIndex == 0)
-            BufU32(p.counters).v[row] = 0; // for the next dispatch
+            BufCount(p.counters).v[row] = 0; // for the next dispatch
     }
     choose(row);
 }

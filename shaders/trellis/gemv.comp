@@ -50,8 +50,9 @@ const uint ROUND = LANES / 16; // blocks that are transformed at a time
 const uint SUMS = 2 * M;
 const bool LOOPS = MATH_F16 == 0;
 
-layout(buffer_reference, scalar, buffer_reference_align = 4) nonprivate buffer BufShared { float v[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 4) nonprivate buffer BufCount { uint v[]; };
+// What workgroups tell each other. nonprivate stands at the member: glslang ignores it before the block.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufShared { nonprivate float v[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufCount { nonprivate uint v[]; };
 
 #if MATH_F16
 const uint WORK = HADAMARD_PITCH * (ROUND > M ? ROUND : M);
@@ -155,7 +156,8 @@ bool gather(uint group, uint lane, uint blocks, const float acc[SUMS])
         return true;
     const uint stride = p.n_padded * M, share = gl_WorkGroupID.y * stride, columns = gl_WorkGroupID.x * 128;
     for (uint i = t; i < 128 * M; i += LANES)
-        BufShared(p.partial).v[share + i / 128 * p.n_padded + columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
+        BufShared(p.partial).v[share + i / 128 * p.n_padded + columns + i % 128] =
+            work[i / 128 * HADAMARD_PITCH + i % 128];
     memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
     barrier();
     if (t == 0)
