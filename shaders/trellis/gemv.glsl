@@ -1,5 +1,5 @@
-// y (m, n) = epilogue(norm(x) W) for few rows of x: a decode step with EXL3 weights, from x to y in one dispatch. Shared
-// by gemv.comp and moe_gemv.comp, which declare the push block p, define gemv_prologue and finish_column behind this
+// y (m, n) = epilogue(norm(x) W) for few rows of x: a decode step with EXL3 weights, from x to y in one dispatch.
+// Shared by gemv.comp and moe_gemv.comp, which declare the push block p, define gemv_prologue and finish_column behind this
 // file, and say before it where things are: TRELLIS and SUH, addresses, and X_ROW(m), the row of x that is row m.
 //
 //     W = diag(suh) P Q P diag(svh)         Q from the trellis, P: 128 x 128 Hadamard blocks
@@ -154,10 +154,12 @@ bool gather(uint group, uint lane, uint blocks, const float acc[SUMS])
     }
     if (SPLIT == 0)
         return true;
-    const uint stride = p.n_padded * M, columns = gl_WorkGroupID.x * 128, all = gl_WorkGroupID.z * gl_NumWorkGroups.y * stride;
-    const uint share = all + gl_WorkGroupID.y * stride, counter = gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x;
+    const uint stride = p.n_padded * M, columns = gl_WorkGroupID.x * 128;
+    const uint all = gl_WorkGroupID.z * gl_NumWorkGroups.y * stride, share = all + gl_WorkGroupID.y * stride;
+    const uint counter = gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x;
     for (uint i = t; i < 128 * M; i += LANES)
-        BufShared(p.partial).v[share + i / 128 * p.n_padded + columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
+        BufShared(p.partial).v[share + i / 128 * p.n_padded + columns + i % 128] =
+            work[i / 128 * HADAMARD_PITCH + i % 128];
     memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
     barrier();
     if (t == 0)
