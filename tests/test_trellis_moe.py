@@ -124,8 +124,10 @@ CASES = [
     Case("mul1", (4, 3, 5), 3, norm=True, residual=True, shared=1),
     Case("mul1", (2.5, 1.5, 3.5), 2, dtype="f32"),
     Case("3inst", (3, 4, 2), 5, top_k=3, experts=6),
-    Case("mcg", (6, 8, 1), 2, hidden=400, inner=300, kernel="trellis_moe_gemv@2"),
-    Case("mul1", (2, 2, 2), 1, hidden=400, inner=300, kernel="trellis_moe_gemv@3", norm=True),
+    Case("mcg", (6, 8, 1), 2, hidden=400, inner=300, kernel="trellis_moe_gemv@0,2"),
+    Case("mul1", (2, 2, 2), 1, hidden=400, inner=300, kernel="trellis_moe_gemv@0,3", norm=True),
+    Case("mul1", (4, 3, 2), 7, kernel="trellis_moe_gemv@2", norm=True, residual=True),
+    Case("mcg", (4, 4, 4), 9, hidden=400, inner=300, kernel="trellis_moe_gemv@4,2", shared=1),
     Case("mcg", (2, 2, 2), 600, hidden=128, inner=128, dtype="f32"),  # more pairs than one walk takes
 ]
 
@@ -156,18 +158,20 @@ def test_mixture(device: _C.Device, case: Case) -> None:
 
 def test_dispatches_do_not_depend_on_the_experts(device: _C.Device) -> None:
     made = mixture(device, CASES[0])
-    for rows in (1, 4):
+    for rows, kernel, before in ((1, None, ["moe_router"]), (4, "trellis_moe_gemv@2", ["moe_router", "moe_plan"])):
         x = _C.full(device, (rows, 200), 0, "f16")
-        first, *products, last = kernels_of(device, lambda x=x: made.raw(x))
-        assert (first, last) == ("moe_router", "moe_combine")
+        *first, gate, up, down, last = kernels_of(device, lambda x=x, kernel=kernel: made.raw(x, kernel=kernel))
+        assert first == before and last == "moe_combine"
+        products = [gate, up, down]
         assert products in (["trellis_moe_gemv"] * 3, ["trellis_moe_gemv_dot"] * 3)
 
 
-def test_idle_rows(device: _C.Device) -> None:
+@pytest.mark.parametrize("kernel", [None, "trellis_moe_gemv@2"])
+def test_idle_rows(device: _C.Device, kernel: str | None) -> None:
     made = mixture(device, Case("mul1", (2, 2, 2), 3))
     x = np.random.default_rng(3).standard_normal((3, 200)).astype(np.float32)
     out = _C.full(device, (3, 200), NAN_WORD, "f32")
-    made.raw(_C.tensor(device, x), positions=_C.tensor(device, np.array([3, -1, 0], np.int32)), out=out)
+    made.raw(_C.tensor(device, x), positions=_C.tensor(device, np.array([3, -1, 0], np.int32)), out=out, kernel=kernel)
     y = to_numpy(out)
     assert np.isnan(y[1]).all()
     check(y[[0, 2]], made.expected(x[[0, 2]].astype(np.float64)), "f32")
@@ -175,11 +179,11 @@ def test_idle_rows(device: _C.Device) -> None:
 
 
 def test_captured(device: _C.Device) -> None:
-    made = mixture(device, Case("mul1", (3, 3, 3), 1, kernel="trellis_moe_gemv@2"))
+    made = mixture(device, Case("mul1", (3, 3, 3), 1))
     x, y = _C.full(device, (1, 200)), _C.full(device, (1, 200))
     made.raw(x, out=y)
     with device.capture() as program:
-        made.raw(x, out=y)
+        made.raw(x, out=y, kernel="trellis_moe_gemv@0,2")
     rng = np.random.default_rng(4)
     for _ in range(3):
         row = rng.standard_normal((1, 200)).astype(np.float32)
@@ -236,7 +240,7 @@ def test_bias_and_kernel_are_refused(device: _C.Device) -> None:
     layers = [_C.TrellisLinear(device, 128, 128, 4, "mul1", 4) for _ in range(3)]
     router = _C.Linear(device, 4, 128)
     raw = _C.MoE(router, (layers[0], layers[1]), layers[2], experts=4, top_k=2)
-    for kernel in ("moe_gemv@2", "rows", "trellis_moe_gemv@70000"):
+    for kernel in ("moe_gemv@2", "rows", "trellis_moe_gemv@0,70000", "trellis_moe_gemv@3", "trellis_moe_gemv@32"):
         with pytest.raises(ValueError, match="no kernel"):
             raw(_C.full(device, (1, 128)), kernel=kernel)
     layers[1].set_bias(_C.full(device, (128,)))

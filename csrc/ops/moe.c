@@ -15,8 +15,8 @@
 
 /* How the pairs of a call are multiplied. */
 typedef struct strategy {
-    mrl_kernel kernel; /* moe_gemv, moe_gemm, moe_gemm_coopmat */
-    uint32_t tile;     /* pairs of one expert that go together; 0: every pair by itself. Of trellises: splits */
+    mrl_kernel kernel; /* moe_gemv, moe_gemm, moe_gemm_coopmat, trellis_moe_gemv */
+    uint32_t tile;     /* pairs of one expert that go together; 0: every pair by itself */
 } strategy;
 
 /* What the dispatches of one call share. */
@@ -357,6 +357,13 @@ done:
 
 enum { GATE, UP, DOWN };
 
+/* Of "trellis_moe_gemv@tile,splits"; 0: none. */
+static uint32_t splits_asked(const mrl_moe_args *args)
+{
+    uint32_t splits = 0;
+    return args->kernel != NULL && sscanf(args->kernel, "%*[a-z_]@%*u,%u", &splits) == 1 ? splits : 0;
+}
+
 static mrl_status trellis_product(const routed *r, int which, const mrl_view *x, const mrl_view *norm,
                                   const mrl_view *gate, const mrl_view *y, mrl_error *err)
 {
@@ -365,11 +372,14 @@ static mrl_status trellis_product(const routed *r, int which, const mrl_view *x,
                                            .x = *x,
                                            .norm = *norm,
                                            .ids = r->ids,
+                                           .tiles = r->tiles,
+                                           .order = r->order,
+                                           .tile = r->how.tile ? r->how.tile : 1,
                                            .gate = *gate,
                                            .y = *y,
                                            .counters = layer->pair_counters,
                                            .slots = which == DOWN ? 1 : r->slots,
-                                           .splits = r->how.tile,
+                                           .splits = splits_asked(r->args),
                                            .eps = r->args->eps,
                                            .activation = which == UP ? layer->activation : MRL_ACTIVATION_NONE};
     return mrl_op_trellis_experts(r->dev, &args, err);
@@ -462,6 +472,23 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
     return (strategy){MRL_KERNEL_moe_gemm, GEMM_TILE};
 }
 
+static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
+{
+    const uint64_t rows = args->x.shape[0], experts = args->layer->experts, pairs = rows * args->layer->top_k;
+    char name[32] = "";
+    uint32_t tile = 0;
+
+    if (args->kernel == NULL) {
+        if (!software(dev) && rows > 1 && 2 * pairs > experts)
+            tile = pairs <= 2 * experts ? 2 : pairs <= 8 * experts ? 4 : 8;
+    } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > 16 || (tile & (tile - 1)) != 0 ||
+               strcmp(name, mrl_kernel_name(MRL_KERNEL_trellis_moe_gemv)) != 0 || splits_asked(args) > 65535) {
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel %s for trellises", args->kernel);
+    }
+    *out = (strategy){MRL_KERNEL_trellis_moe_gemv, tile};
+    return MRL_OK;
+}
+
 static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
 {
     static const struct {
@@ -475,13 +502,9 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
     char name[32] = "";
     uint32_t tile = 0;
 
+    if (is_trellis(args->layer))
+        return choose_trellis(dev, args, out, err);
     int parts = args->kernel == NULL ? 0 : sscanf(args->kernel, "%31[a-z_]@%u", name, &tile);
-    if (is_trellis(args->layer)) {
-        *out = (strategy){MRL_KERNEL_trellis_moe_gemv, tile};
-        if (args->kernel != NULL && (strcmp(name, mrl_kernel_name(out->kernel)) != 0 || tile > 65535))
-            return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel called %s for trellises", args->kernel);
-        return MRL_OK;
-    }
     *out = best(dev, args);
     if (args->kernel == NULL)
         return MRL_OK;
@@ -618,7 +641,7 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
         r.x = normalised;
         r.norm = (mrl_view){0};
     }
-    if (r.how.tile > 0 && !is_trellis(layer)) {
+    if (r.how.tile > 0) {
         /* Every expert may end in a tile that is not full; no more tiles than pairs. */
         const uint32_t full = r.pairs / r.how.tile + all;
         r.bound = full < r.pairs ? full : r.pairs;

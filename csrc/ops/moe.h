@@ -6,7 +6,7 @@
  *     router -> moe_plan -> gate and up of each tile -> down of each tile -> moe_combine
  * with moe_gemv for small tiles, moe_gemm and moe_gemm_coopmat for large ones.
  * Experts that are EXL3 trellises, any number of rows, at most MRL_TRELLIS_PAIRS pairs at a time:
- *     router -> trellis_moe_gemv gate of each pair -> the same, up -> the same, down -> moe_combine */
+ *     router [-> moe_plan] -> trellis_moe_gemv gate of each pair or tile -> the same, up -> down -> moe_combine */
 #ifndef MRL_OPS_MOE_H
 #define MRL_OPS_MOE_H
 
@@ -45,7 +45,7 @@ typedef struct mrl_moe_args {
     float eps;
     mrl_dtype dtype;    /* of activations between gate_up and down */
     const char *kernel; /* "rows", "moe_gemv@tile", "moe_gemm", "moe_gemm_coopmat", or NULL to choose; with trellises
-                         * "trellis_moe_gemv@splits" */
+                         * "trellis_moe_gemv@tile,splits" */
 } mrl_moe_args;
 
 /* u32s that the trellises of a layer need to add up sums of several workgroups. */

@@ -228,12 +228,14 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
 {
     mrl_status rc;
     const mrl_trellis *t = args->t;
-    const mrl_trellis_args types = {.t = t, .x = args->x, .norm = args->norm, .y = args->y, .activation = args->activation};
-    const uint32_t pairs = (uint32_t)args->y.shape[0], columns = t->n_padded / MRL_TRELLIS_BLOCK;
+    const mrl_trellis_args types = {
+        .t = t, .x = args->x, .norm = args->norm, .y = args->y, .activation = args->activation};
+    const uint32_t pairs = (uint32_t)args->y.shape[0];
+    const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs, columns = t->n_padded / MRL_TRELLIS_BLOCK;
     const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
-    const uint32_t enough = software || pairs == 0 ? 1 : mrl_div_up(528, columns * pairs);
+    const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(528, columns * copies);
     const tuning shares = {.tune = {args->splits ? args->splits : enough}};
-    const gemv_plan plan = plan_gemv(dev, &types, 1, &shares);
+    const gemv_plan plan = plan_gemv(dev, &types, args->tile, &shares);
     mrl_push_trellis_moe push = {
         .trellis = units_at(t, 0),
         .suh = suh_at(t, 0),
@@ -241,6 +243,8 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         .x = mrl_view_address(&args->x),
         .norm = mrl_view_address(&args->norm),
         .ids = mrl_view_address(&args->ids),
+        .tiles = mrl_view_address(&args->tiles),
+        .order = mrl_view_address(&args->order),
         .gate = mrl_view_address(&args->gate),
         .y = mrl_view_address(&args->y),
         .counters = mrl_buffer_address(args->counters),
@@ -257,7 +261,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     if (pairs > MRL_TRELLIS_PAIRS)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
     if (plan.splits > 1) {
-        const uint64_t bytes = (uint64_t)plan.splits * pairs * t->n_padded * sizeof(float);
+        const uint64_t bytes = (uint64_t)plan.splits * copies * args->tile * t->n_padded * sizeof(float);
         if (bytes / sizeof(float) > INT32_MAX)
             return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
         MRL_TRY(mrl_buffer_create(dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
@@ -266,7 +270,8 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     const mrl_range counters = plan.splits > 1 ? whole(args->counters) : (mrl_range){0};
     const mrl_range reads[] = {
         whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
-        mrl_view_range(&args->ids), mrl_view_range(&args->gate), counters,
+        mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
+        mrl_view_range(&args->gate), counters,
     };
     const mrl_range writes[] = {mrl_view_range(&args->y), whole(partial), counters};
     MRL_TRY(mrl_pipeline_get(dev, plan.dot ? MRL_KERNEL_trellis_moe_gemv_dot : MRL_KERNEL_trellis_moe_gemv,
@@ -275,7 +280,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         .pipeline = pipeline,
         .push = &push,
         .push_bytes = sizeof push,
-        .groups = {columns, plan.splits, pairs},
+        .groups = {columns, plan.splits, copies},
         .reads = reads,
         .nreads = sizeof reads / sizeof *reads,
         .writes = writes,

@@ -60,6 +60,9 @@ typedef struct mrl_trellis_experts_args {
     mrl_view x;           /* (pairs / slots, k) f32, f16 or bf16 */
     mrl_view norm;        /* (k) f32 or absent */
     mrl_view ids;         /* (pairs) i32 below t->experts; of negative ones nothing is written */
+    mrl_view tiles;       /* (bound, 3) and order (pairs) as moe_plan makes them, bound <= pairs; or absent */
+    mrl_view order;
+    uint32_t tile;        /* pairs of a tile at most, 1 .. 16; without tiles 1 */
     mrl_view gate;        /* (pairs, n) of the dtype of y, with a gated activation: y = activation(gate) * (x W) */
     mrl_view y;           /* (pairs, n), no more than MRL_TRELLIS_PAIRS of them */
     mrl_buffer *counters; /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */

@@ -174,10 +174,12 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     ADDR x;           /* (pairs / slots, k) activations */
     ADDR norm;        /* (k) f32 or 0 */
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
+    ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
+    ADDR order;       /* (pairs) u32: pairs sorted by expert */
     ADDR gate;        /* (pairs, n) in the type of y: gated activations multiply by act(gate) */
     ADDR y;           /* (pairs, n) */
-    ADDR partial;     /* (pairs, splits, n_padded) f32 sums of workgroups */
-    ADDR counters;    /* (pairs, n_padded / 128) u32, zero between calls */
+    ADDR partial;     /* (pairs or tiles, splits, rows of a tile, n_padded) f32 sums of workgroups */
+    ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */
     UINT n;
     UINT k;
     UINT k_padded;

@@ -1,6 +1,6 @@
 // y (m, n) = epilogue(norm(x) W) for few rows of x: a decode step with EXL3 weights, from x to y in one dispatch.
-// Shared by gemv.comp and moe_gemv.comp, which declare the push block p, define gemv_prologue and finish_column behind this
-// file, and say before it where things are: TRELLIS and SUH, addresses, and X_ROW(m), the row of x that is row m.
+// Shared by gemv.comp and moe_gemv.comp, which declare the push block p, define gemv_prologue and finish_column behind
+// this file, and say before it where things are: TRELLIS and SUH, addresses, and X_ROW(m), the row of x that is row m.
 //
 //     W = diag(suh) P Q P diag(svh)         Q from the trellis, P: 128 x 128 Hadamard blocks
 //
