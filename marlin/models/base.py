@@ -479,11 +479,12 @@ class Linear(Module):
         parts = self.parts[place :: self.interleaved]
         bits = self._bits(parts[0])
         stack = _C.TrellisLinear(device, parts[0].rows, self.k, bits, self.form.codebook, len(parts))
+        random = random_codes(stack) if parts[0].weight is None else None
         for expert, part in enumerate(parts):
             if isinstance(part.weight, TrellisTensor):
                 read_trellis(stack, part.weight, expert)
-            else:
-                randomise_trellis(stack, expert)
+            elif random is not None:
+                randomise_trellis(stack, np.roll(random, 37 * expert), expert)
         return stack
 
     def embed(self, ids: _C.Tensor) -> _C.Tensor:
@@ -648,19 +649,23 @@ def read_trellis(trellis: _C.TrellisLinear, stored: TrellisTensor, expert: int =
 def random_trellis(device: _C.Device, n: int, k: int, form: TrellisFormat) -> _C.TrellisLinear:
     """Random codes, all of which mean something, and weights of the size that `fill` gives."""
     trellis = _C.TrellisLinear(device, n, k, form.bits, form.codebook)
-    randomise_trellis(trellis)
+    randomise_trellis(trellis, random_codes(trellis))
     return trellis
 
 
-def randomise_trellis(trellis: _C.TrellisLinear, expert: int = 0) -> None:
-    """Such codes and scales in a layer, or in one of its experts; the number of the expert is the seed."""
+def random_codes(trellis: _C.TrellisLinear) -> NDArray[np.uint16]:
+    """Codes for a layer, or for one of its experts."""
+    words = int(padded(trellis.n) * padded(trellis.k) * trellis.bits) // 16
+    block = np.random.default_rng(0).integers(0, 1 << 16, min(words, BLOCK_BYTES // 2), np.uint16)
+    return np.resize(block, words)
+
+
+def randomise_trellis(trellis: _C.TrellisLinear, codes: NDArray[np.uint16], expert: int = 0) -> None:
+    """Set codes, and random scales."""
     rng = np.random.default_rng(expert)
-    n, k = padded(trellis.n), padded(trellis.k)
-    words = int(n * k * trellis.bits) // 16
-    block = rng.integers(0, 1 << 16, min(words, BLOCK_BYTES // 2), np.uint16)
-    trellis.set_trellis(np.resize(block, words), expert)
-    suh = rng.choice([np.float16(-0.016), np.float16(0.016)], k)
-    trellis.set_scales(suh, rng.choice([np.float16(-1), np.float16(1)], n), expert)
+    trellis.set_trellis(codes, expert)
+    suh = rng.choice([np.float16(-0.016), np.float16(0.016)], padded(trellis.k))
+    trellis.set_scales(suh, rng.choice([np.float16(-1), np.float16(1)], padded(trellis.n)), expert)
 
 
 def fill(weight: _C.Linear) -> None:
