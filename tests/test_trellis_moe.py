@@ -357,7 +357,7 @@ def test_experts_of_other_bits_are_refused(tmp_path: Path, leaf: str) -> None:
 
 
 def test_random_weights() -> None:
-    for config in (GLM, QWEN):
+    for config in (GLM, QWEN | {"tie_word_embeddings": True}):
         with ml.Model.random(config, format="exl3:4", slots=1, device=device_row()["index"]) as model:
             assert np.isfinite(model.logits([1, 2, 3])).all()
             assert model.memory.weights["experts"] > 0
