@@ -241,7 +241,10 @@ class Linear:
 # with mul1. codebook: 3inst mcg mul1.
 @final
 class TrellisLinear:
-    def __init__(self, device: Device, n: int, k: int, bits: float, codebook: str = "mul1") -> None: ...
+    # experts: matrices of this size, one behind the other, for MoE; every method works on the one called `expert`.
+    def __init__(
+        self, device: Device, n: int, k: int, bits: float, codebook: str = "mul1", experts: int = 1
+    ) -> None: ...
     @property
     def n(self) -> int: ...
     @property
@@ -251,14 +254,17 @@ class TrellisLinear:
     @property
     def codebook(self) -> str: ...
     @property
+    def experts(self) -> int: ...
+    @property
     def nbytes(self) -> int: ...
     @property
     def device(self) -> Device: ...
     # Packed codes (k / 16, n / 16, 16 * bits) u16, of sizes rounded up to 128; repacked on the device.
-    def load_trellis(self, path: str | PathLike[str], offset: int, nbytes: int) -> None: ...
-    def set_trellis(self, data: _Data, /) -> None: ...
-    def read_trellis(self) -> bytes: ...  # as they were loaded
-    def set_scales(self, suh: _Data, svh: _Data) -> None: ...  # (k), (n) f16, rounded up to 128; finite
+    def load_trellis(self, path: str | PathLike[str], offset: int, nbytes: int, expert: int = 0) -> None: ...
+    def set_trellis(self, data: _Data, expert: int = 0) -> None: ...
+    def read_trellis(self, expert: int = 0) -> bytes: ...  # as they were loaded
+    # (k), (n) f16, rounded up to 128; finite
+    def set_scales(self, suh: _Data, svh: _Data, expert: int = 0) -> None: ...
     def set_bias(self, bias: Tensor | None, /) -> None: ...  # (n) f32
     # y = epilogue(norm(x) W + bias), as Linear. With swiglu, geglu, geglu_tanh: y = act(gate) * (x W + bias), gate
     # (m, n) in the dtype of y. out may have more columns: n of them from `column` on are written. activations:
@@ -277,9 +283,11 @@ class TrellisLinear:
         column: int = 0,
         activations: str | None = None,
         kernel: str | None = None,
+        expert: int = 0,
     ) -> Tensor: ...
-    def inner(self) -> Tensor: ...  # the decoded matrix (k, n) f16, sizes rounded up to 128; exact
-    def dequantize(self, dtype: str = "f32") -> Tensor: ...  # W (k, n)
+    # the decoded matrix (k, n) f16, sizes rounded up to 128; exact
+    def inner(self, expert: int = 0) -> Tensor: ...
+    def dequantize(self, dtype: str = "f32", expert: int = 0) -> Tensor: ...  # W (k, n)
 
 # (x * scales) P: x (rows, k), scales (k) f16, k a multiple of 128; P of orthonormal 128 x 128 Hadamard blocks. dtype
 # f16: rounded as ExLlamaV3 rounds.
@@ -293,8 +301,8 @@ class MoE:
     def __init__(
         self,
         router: Linear,
-        gate_up: Linear,
-        down: Linear,
+        gate_up: Linear | tuple[TrellisLinear, TrellisLinear],  # of EXL3: gate and up, each all experts
+        down: Linear | TrellisLinear,
         *,
         experts: int,
         top_k: int,

@@ -108,7 +108,7 @@ class TrellisLinear:
         opened = Device(device).raw
         raw = _C.TrellisLinear(opened, n, k, bits, codebook)
         raw.set_trellis(np.ascontiguousarray(codes))
-        raw.set_scales(*scales)
+        raw.set_scales(scales[0], scales[1])
         if bias is not None:
             values = host_array(bias).astype(np.float32)
             if values.shape != (n,):

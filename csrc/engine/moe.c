@@ -24,13 +24,47 @@ static mrl_status refuse_bias(const mrl_linear *linear, const char *name, mrl_er
     return MRL_OK;
 }
 
+static mrl_status refuse_biases(const mrl_moe_config *config, mrl_error *err)
+{
+    mrl_status rc;
+
+    MRL_TRY(refuse_bias(config->router, "router", err));
+    if (config->gate_up != NULL) {
+        MRL_TRY(refuse_bias(config->gate_up, "gate_up", err));
+        MRL_TRY(refuse_bias(config->down, "down", err));
+        goto done;
+    }
+    for (int i = 0; i < 3; i++) {
+        mrl_view bias = mrl_trellis_linear_bias(config->trellis[i]);
+        mrl_buffer_release(bias.buffer);
+        if (bias.buffer != NULL)
+            return mrl_fail(err, MRL_ERR_VALUE, "moe: trellises must have no bias");
+    }
+done:
+    return rc;
+}
+
+/* The weights and sizes of the experts. */
+static void describe(const mrl_moe_config *config, mrl_moe_layer *layer)
+{
+    if (config->gate_up != NULL) {
+        layer->gate_up = mrl_linear_weight(config->gate_up);
+        layer->down = mrl_linear_weight(config->down);
+        layer->hidden = layer->gate_up->k;
+        layer->inner = layer->down->k;
+        return;
+    }
+    for (int i = 0; i < 3; i++)
+        layer->trellis[i] = mrl_trellis_linear_weight(config->trellis[i]);
+    layer->hidden = layer->trellis[0]->k;
+    layer->inner = layer->trellis[0]->n;
+}
+
 mrl_status mrl_moe_create(mrl_device *dev, const mrl_moe_config *config, mrl_moe **out, mrl_error *err)
 {
     mrl_status rc;
     mrl_moe *moe = NULL;
     mrl_moe_layer layer = {.router = mrl_linear_weight(config->router),
-                           .gate_up = mrl_linear_weight(config->gate_up),
-                           .down = mrl_linear_weight(config->down),
                            .bias = config->bias,
                            .experts = config->experts,
                            .top_k = config->top_k,
@@ -44,10 +78,9 @@ mrl_status mrl_moe_create(mrl_device *dev, const mrl_moe_config *config, mrl_moe
                            .activation = config->activation};
 
     *out = NULL;
+    describe(config, &layer);
     MRL_TRY(mrl_moe_check(dev, &layer, err));
-    MRL_TRY(refuse_bias(config->router, "router", err));
-    MRL_TRY(refuse_bias(config->gate_up, "gate_up", err));
-    MRL_TRY(refuse_bias(config->down, "down", err));
+    MRL_TRY(refuse_biases(config, err));
     if (mrl_program_capturing(dev) != NULL) /* the counters would lie in the program's arena */
         return mrl_fail(err, MRL_ERR_STATE, "moe: cannot be made while capturing");
     moe = calloc(1, sizeof *moe);
@@ -59,6 +92,8 @@ mrl_status mrl_moe_create(mrl_device *dev, const mrl_moe_config *config, mrl_moe
         mrl_buffer_retain(layer.bias.buffer);
     MRL_TRY(zeros(dev, MRL_MOE_COUNTERS, &moe->layer.counters, err));
     MRL_TRY(zeros(dev, layer.experts, &moe->layer.usage, err));
+    if (layer.gate_up == NULL)
+        MRL_TRY(zeros(dev, mrl_moe_pair_counters(&layer), &moe->layer.pair_counters, err));
     *out = moe;
     moe = NULL;
 done:
@@ -73,6 +108,7 @@ void mrl_moe_free(mrl_moe *moe)
     mrl_buffer_release(moe->layer.bias.buffer);
     mrl_buffer_release(moe->layer.counters);
     mrl_buffer_release(moe->layer.usage);
+    mrl_buffer_release(moe->layer.pair_counters);
     mrl_device_release(moe->dev);
     free(moe);
 }

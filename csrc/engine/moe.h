@@ -3,12 +3,14 @@
 #define MRL_ENGINE_MOE_H
 
 #include "engine/linear.h"
+#include "engine/trellis_linear.h"
 #include "ops/moe.h"
 
 typedef struct mrl_moe mrl_moe;
 
 typedef struct mrl_moe_config {
     const mrl_linear *router, *gate_up, *down; /* borrowed: must outlive the mrl_moe; without biases */
+    mrl_trellis_linear *trellis[3];            /* gate, up, down instead of the last two; borrowed likewise */
     mrl_view bias;                             /* (experts) f32 or absent; its buffer is retained */
     uint32_t experts, top_k, shared;
     bool sigmoid, normalise;

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "push.h"
+
 #include "base/lock.h"
 #include "engine/linear.h"
 #include "vk/program.h"
@@ -39,11 +41,15 @@ static mrl_status describe(const mrl_trellis_config *config, mrl_trellis *t, mrl
     if (config->n < 1 || config->n > MRL_LINEAR_N_MAX || config->k < 1 || config->k > MRL_LINEAR_K_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: n must be 1..%u and k 1..%u, got %u and %u", MRL_LINEAR_N_MAX,
                         MRL_LINEAR_K_MAX, config->n, config->k);
+    if (config->experts < 1 || config->experts > MRL_MOE_EXPERTS_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: experts must be 1..%u, got %u", MRL_MOE_EXPERTS_MAX,
+                        config->experts);
+    t->experts = config->experts;
     t->n = config->n;
     t->k = config->k;
     t->n_padded = (uint32_t)mrl_round_up(t->n, MRL_TRELLIS_BLOCK);
     t->k_padded = (uint32_t)mrl_round_up(t->k, MRL_TRELLIS_BLOCK);
-    if (!mrl_fits_i32(mrl_trellis_bytes(t) / 4))
+    if (!mrl_fits_i32(mrl_trellis_bytes(t) / (t->experts > 1 ? 2 : 4))) /* shaders have an expert's bytes in 32 bits */
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: (%u, %u) in %g bits is too large for one matrix", t->k, t->n,
                         config->bits);
     return MRL_OK;
@@ -72,9 +78,9 @@ mrl_status mrl_trellis_linear_create(mrl_device *dev, const mrl_trellis_config *
     linear->weight = weight;
 
     mrl_trellis *t = &linear->weight;
-    MRL_TRY(make_zeros(dev, mrl_trellis_bytes(t), &t->units, err));
-    MRL_TRY(make_zeros(dev, 2ull * t->k_padded, &t->suh, err));
-    MRL_TRY(make_zeros(dev, 2ull * t->n_padded, &t->svh, err));
+    MRL_TRY(make_zeros(dev, t->experts * mrl_trellis_bytes(t), &t->units, err));
+    MRL_TRY(make_zeros(dev, 2ull * t->experts * t->k_padded, &t->suh, err));
+    MRL_TRY(make_zeros(dev, 2ull * t->experts * t->n_padded, &t->svh, err));
     MRL_TRY(make_zeros(dev, t->n_padded / MRL_TRELLIS_BLOCK * 4ull, &t->counters, err));
     *out = linear;
     linear = NULL;
@@ -104,7 +110,7 @@ const mrl_trellis *mrl_trellis_linear_weight(const mrl_trellis_linear *linear)
 uint64_t mrl_trellis_linear_bytes(const mrl_trellis_linear *linear)
 {
     const mrl_trellis *t = &linear->weight;
-    return mrl_trellis_bytes(t) + 2ull * t->k_padded + 2ull * t->n_padded;
+    return t->experts * (mrl_trellis_bytes(t) + 2ull * t->k_padded + 2ull * t->n_padded);
 }
 
 /* ---- loading ---- */
@@ -122,7 +128,8 @@ static mrl_status make_chunk(const mrl_trellis_linear *linear, uint32_t *rows, m
     return mrl_buffer_create(linear->dev, blocks * block_bytes, MRL_MEMORY_DEVICE, out, err);
 }
 
-mrl_status mrl_trellis_linear_load(mrl_trellis_linear *linear, const mrl_source *source, mrl_error *err)
+mrl_status mrl_trellis_linear_load(mrl_trellis_linear *linear, uint32_t expert, const mrl_source *source,
+                                   mrl_error *err)
 {
     mrl_status rc;
     const mrl_trellis *t = &linear->weight;
@@ -141,7 +148,7 @@ mrl_status mrl_trellis_linear_load(mrl_trellis_linear *linear, const mrl_source 
     for (uint32_t row = 0; row < t->k_padded / 16; row += step) {
         const uint32_t left = t->k_padded / 16 - row, rows = left < step ? left : step;
         MRL_TRY(mrl_reader_to_device(&r, row * row_bytes, rows * row_bytes, chunk, err));
-        MRL_TRY(mrl_op_trellis_pack(linear->dev, t, chunk, row, rows, false, err));
+        MRL_TRY(mrl_op_trellis_pack(linear->dev, t, expert, chunk, row, rows, false, err));
     }
 done:
     mrl_reader_close(&r);
@@ -149,7 +156,7 @@ done:
     return rc;
 }
 
-mrl_status mrl_trellis_linear_read(mrl_trellis_linear *linear, void *data, mrl_error *err)
+mrl_status mrl_trellis_linear_read(mrl_trellis_linear *linear, uint32_t expert, void *data, mrl_error *err)
 {
     mrl_status rc;
     const mrl_trellis *t = &linear->weight;
@@ -161,7 +168,7 @@ mrl_status mrl_trellis_linear_read(mrl_trellis_linear *linear, void *data, mrl_e
     MRL_TRY(make_chunk(linear, &step, &chunk, err));
     for (uint32_t row = 0; row < t->k_padded / 16; row += step) {
         const uint32_t left = t->k_padded / 16 - row, rows = left < step ? left : step;
-        MRL_TRY(mrl_op_trellis_pack(linear->dev, t, chunk, row, rows, true, err));
+        MRL_TRY(mrl_op_trellis_pack(linear->dev, t, expert, chunk, row, rows, true, err));
         MRL_TRY(mrl_buffer_read(chunk, 0, (uint8_t *)data + row * row_bytes, rows * row_bytes, err));
     }
 done:
@@ -176,8 +183,8 @@ static int exponent_for(uint16_t largest)
     return exponent + 4 > 0 ? -(exponent + 4) : 0;
 }
 
-mrl_status mrl_trellis_linear_set_scales(mrl_trellis_linear *linear, bool output, const uint16_t *data, uint64_t bytes,
-                                         mrl_error *err)
+mrl_status mrl_trellis_linear_set_scales(mrl_trellis_linear *linear, uint32_t expert, bool output, const uint16_t *data,
+                                         uint64_t bytes, mrl_error *err)
 {
     mrl_status rc;
     mrl_trellis *t = &linear->weight;
@@ -194,8 +201,11 @@ mrl_status mrl_trellis_linear_set_scales(mrl_trellis_linear *linear, bool output
             return mrl_fail(err, MRL_ERR_VALUE, "trellis: %s of channel %u is inf or nan", name, i);
         largest = magnitude > largest ? magnitude : largest;
     }
-    MRL_TRY(mrl_buffer_write(output ? t->svh : t->suh, 0, data, bytes, err));
-    if (!output) t->x_exponent = exponent_for(largest);
+    MRL_TRY(mrl_buffer_write(output ? t->svh : t->suh, expert * bytes, data, bytes, err));
+    if (!output) { /* of several experts the one with the largest scales decides */
+        const int exponent = exponent_for(largest);
+        t->x_exponent = t->experts == 1 || exponent < t->x_exponent ? exponent : t->x_exponent;
+    }
 done:
     return rc;
 }

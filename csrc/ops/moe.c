@@ -8,6 +8,7 @@
 #include "ops/gemv.h"
 #include "ops/norm.h"
 #include "ops/quantize.h"
+#include "ops/trellis.h"
 
 #define PAIRS_MAX 32768u /* of one walk through the kernels: more rows take several */
 #define GEMM_TILE 64u
@@ -15,7 +16,7 @@
 
 /* How the pairs of a call are multiplied. */
 typedef struct strategy {
-    mrl_kernel kernel; /* moe_gemv, moe_gemm, moe_gemm_coopmat */
+    mrl_kernel kernel; /* moe_gemv, moe_gemm, moe_gemm_coopmat, trellis_moe_gemv */
     uint32_t tile;     /* pairs of one expert that go together; 0: every pair by itself */
 } strategy;
 
@@ -32,6 +33,7 @@ typedef struct routed {
 } routed;
 
 static uint32_t slots_of(const mrl_moe_layer *layer) { return layer->top_k + layer->shared; }
+static bool is_trellis(const mrl_moe_layer *layer) { return layer->trellis[0] != NULL; }
 static uint32_t router_rows(const mrl_moe_layer *layer) { return layer->router->n; }
 static bool software(mrl_device *dev) { return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE; }
 
@@ -352,18 +354,93 @@ done:
     return rc;
 }
 
+/* ---- trellises ---- */
+
+enum { GATE, UP, DOWN };
+
+/* Of "trellis_moe_gemv@tile,splits"; 0: none. */
+static uint32_t splits_asked(const mrl_moe_args *args)
+{
+    uint32_t splits = 0;
+    return args->kernel != NULL && sscanf(args->kernel, "%*[a-z_]@%*u,%u", &splits) == 1 ? splits : 0;
+}
+
+static mrl_status trellis_product(const routed *r, int which, const mrl_view *x, const mrl_view *norm,
+                                  const mrl_view *gate, const mrl_view *y, mrl_error *err)
+{
+    const mrl_moe_layer *layer = r->args->layer;
+    const mrl_trellis_experts_args args = {.t = layer->trellis[which],
+                                           .x = *x,
+                                           .norm = *norm,
+                                           .ids = r->ids,
+                                           .tiles = r->tiles,
+                                           .order = r->order,
+                                           .tile = r->how.tile ? r->how.tile : 1,
+                                           .gate = *gate,
+                                           .y = *y,
+                                           .counters = layer->pair_counters,
+                                           .slots = which == DOWN ? 1 : r->slots,
+                                           .splits = splits_asked(r->args),
+                                           .eps = r->args->eps,
+                                           .activation = which == UP ? layer->activation : MRL_ACTIVATION_NONE};
+    return mrl_op_trellis_experts(r->dev, &args, err);
+}
+
+static mrl_status mix_trellises(const routed *r, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_view absent = {0};
+    mrl_view gate = {0}, parts = {0};
+
+    MRL_TRY(temporary(r->dev, r->args->dtype, r->pairs, r->inner, &gate, err));
+    MRL_TRY(temporary(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));
+    MRL_TRY(trellis_product(r, GATE, &r->x, &r->norm, &absent, &gate, err));
+    MRL_TRY(trellis_product(r, UP, &r->x, &r->norm, &gate, &r->act, err));
+    MRL_TRY(trellis_product(r, DOWN, &r->act, &absent, &absent, &parts, err));
+    MRL_TRY(combine(r, &parts, err));
+done:
+    mrl_buffer_release(gate.buffer);
+    mrl_buffer_release(parts.buffer);
+    return rc;
+}
+
+uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer)
+{
+    uint32_t most = 0;
+    for (int i = 0; i < 3; i++)
+        most = layer->trellis[i]->n_padded > most ? layer->trellis[i]->n_padded : most;
+    return MRL_TRELLIS_PAIRS * (most / MRL_TRELLIS_BLOCK);
+}
+
+static mrl_status check_trellises(const mrl_moe_layer *layer, mrl_error *err)
+{
+    static const char *const names[] = {"gate", "up", "down"};
+    const uint32_t all = layer->experts + layer->shared;
+
+    for (int i = GATE; i <= DOWN; i++) {
+        const mrl_trellis *t = layer->trellis[i];
+        const uint32_t n = i == DOWN ? layer->hidden : layer->inner, k = i == DOWN ? layer->inner : layer->hidden;
+        if (t->experts != all || t->n != n || t->k != k)
+            return mrl_fail(err, MRL_ERR_VALUE, "moe: %s must be %u experts of (%u, %u), it is %u of (%u, %u)", names[i],
+                            all, n, k, t->experts, t->n, t->k);
+    }
+    return MRL_OK;
+}
+
 /* ---- choice ---- */
 
 /* The dtype in which a normalised x is best kept: as the kernels will multiply it. */
-static mrl_dtype normal_dtype(const mrl_moe_args *args)
+static mrl_dtype normal_dtype(mrl_device *dev, const mrl_moe_args *args)
 {
+    if (is_trellis(args->layer))
+        return mrl_device_has(dev, MRL_BIT(fp16)) ? MRL_DTYPE_f16 : MRL_DTYPE_f32;
     return mrl_wants_f32(args->layer->gate_up->format, args->x.dtype, true) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
 }
 
 static bool coopmat_can(mrl_device *dev, const mrl_moe_args *args)
 {
     const mrl_weight *const both[] = {args->layer->gate_up, args->layer->down};
-    const mrl_dtype x = args->norm.buffer != NULL ? normal_dtype(args) : args->x.dtype;
+    const mrl_dtype x = args->norm.buffer != NULL ? normal_dtype(dev, args) : args->x.dtype;
 
     for (int i = 0; i < 2; i++)
         if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, both[i]->format, MRL_MATH_F16) ||
@@ -397,6 +474,23 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
     return (strategy){MRL_KERNEL_moe_gemm, GEMM_TILE};
 }
 
+static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
+{
+    const uint64_t rows = args->x.shape[0], experts = args->layer->experts, pairs = rows * args->layer->top_k;
+    char name[32] = "";
+    uint32_t tile = 0;
+
+    if (args->kernel == NULL) {
+        if (!software(dev) && rows > 1 && 2 * pairs > experts)
+            tile = pairs <= 2 * experts ? 2 : pairs <= 8 * experts ? 4 : 8;
+    } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > 16 || (tile & (tile - 1)) != 0 ||
+               strcmp(name, mrl_kernel_name(MRL_KERNEL_trellis_moe_gemv)) != 0 || splits_asked(args) > 65535) {
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel %s for trellises", args->kernel);
+    }
+    *out = (strategy){MRL_KERNEL_trellis_moe_gemv, tile};
+    return MRL_OK;
+}
+
 static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
 {
     static const struct {
@@ -410,10 +504,12 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
     char name[32] = "";
     uint32_t tile = 0;
 
+    if (is_trellis(args->layer))
+        return choose_trellis(dev, args, out, err);
+    int parts = args->kernel == NULL ? 0 : sscanf(args->kernel, "%31[a-z_]@%u", name, &tile);
     *out = best(dev, args);
     if (args->kernel == NULL)
         return MRL_OK;
-    int parts = sscanf(args->kernel, "%31[a-z_]@%u", name, &tile);
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(known[i].name, name) != 0)
             continue;
@@ -467,7 +563,7 @@ static mrl_status check_choice(const mrl_moe_layer *layer, mrl_error *err)
 mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error *err)
 {
     mrl_status rc;
-    const uint32_t all = layer->experts + layer->shared, hidden = layer->gate_up->k, inner = layer->down->k;
+    const uint32_t all = layer->experts + layer->shared, hidden = layer->hidden, inner = layer->inner;
 
     MRL_TRY(check_choice(layer, err));
     if (!dense(layer->router))
@@ -476,10 +572,12 @@ mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error 
     if (layer->router->k != hidden || (layer->router->n != layer->experts && !gate))
         return mrl_fail(err, MRL_ERR_VALUE, "moe: router must be (%u, %u), or a row more to gate shared experts, got (%u, %u)",
                         layer->experts, hidden, layer->router->n, layer->router->k);
-    if ((uint64_t)all * 2 * inner != layer->gate_up->n)
+    if (is_trellis(layer))
+        MRL_TRY(check_trellises(layer, err));
+    else if ((uint64_t)all * 2 * inner != layer->gate_up->n)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: gate_up must have %u rows for %u experts of %u, it has %u",
                         all * 2 * inner, all, inner, layer->gate_up->n);
-    if ((uint64_t)all * hidden != layer->down->n)
+    else if ((uint64_t)all * hidden != layer->down->n)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: down must have %u rows for %u experts and %u columns of x, it has %u",
                         all * hidden, all, hidden, layer->down->n);
     if (layer->bias.buffer != NULL)
@@ -492,7 +590,7 @@ done:
 static mrl_status check_input(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
 {
     mrl_status rc;
-    const uint32_t hidden = args->layer->gate_up->k;
+    const uint32_t hidden = args->layer->hidden;
 
     if (args->x.ndim != 2)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: x must have 2 dimensions (m, %u), got %d", hidden, args->x.ndim);
@@ -550,8 +648,8 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
                 .rows = rows,
                 .slots = slots,
                 .pairs = rows * slots,
-                .inner = layer->down->k,
-                .hidden = layer->gate_up->k,
+                .inner = layer->inner,
+                .hidden = layer->hidden,
                 .x = args->x,
                 .norm = args->norm};
     mrl_view normalised = {0};
@@ -561,9 +659,10 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
     MRL_TRY(temporary(dev, MRL_DTYPE_f32, rows, slots, &r.weights, err));
     MRL_TRY(temporary(dev, args->dtype, r.pairs, r.inner, &r.act, err));
     MRL_TRY(route(dev, args, &r.ids, &r.weights, err));
-    if (r.norm.buffer != NULL && (rows > 1 || r.how.kernel != MRL_KERNEL_moe_gemv)) {
+    const bool by_rows = r.how.kernel == MRL_KERNEL_moe_gemv || is_trellis(layer);
+    if (r.norm.buffer != NULL && (rows > 1 || !by_rows)) {
         /* Otherwise every workgroup of every pair would do it. */
-        MRL_TRY(normalise(dev, args, normal_dtype(args), &normalised, err));
+        MRL_TRY(normalise(dev, args, normal_dtype(dev, args), &normalised, err));
         r.x = normalised;
         r.norm = (mrl_view){0};
     }
@@ -574,6 +673,10 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
         MRL_TRY(temporary(dev, MRL_DTYPE_i32, r.bound, 3, &r.tiles, err));
         MRL_TRY(temporary(dev, MRL_DTYPE_i32, r.pairs, 1, &r.order, err));
         MRL_TRY(plan_tiles(&r, err));
+    }
+    if (is_trellis(layer)) {
+        MRL_TRY(mix_trellises(&r, err));
+        goto done;
     }
     MRL_TRY(gate_up(&r, err));
     MRL_TRY(r.how.tile > 0 ? down_by_tiles(&r, err) : down_by_rows(&r, err));
@@ -588,7 +691,7 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
     mrl_moe_args args = *given;
     const mrl_moe_layer *layer = args.layer;
     mrl_buffer *x_copy = NULL, *norm_copy = NULL;
-    const uint32_t hidden = layer->gate_up->k, inner = layer->down->k, wide = hidden > 2 * inner ? hidden : 2 * inner;
+    const uint32_t hidden = layer->hidden, inner = layer->inner, wide = hidden > 2 * inner ? hidden : 2 * inner;
 
     MRL_TRY(check_input(dev, &args, err));
     const uint64_t m = args.x.shape[0], shape[] = {m, hidden};
@@ -597,8 +700,8 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
         MRL_TRY(mrl_view_check(&args.residual, dev, "moe", "residual", MRL_DTYPE_BIT(f32), 2, shape, err));
     MRL_TRY(check_overlap(&args, err));
     /* Kernels count elements in 31 bits and workgroups in 16. */
-    uint64_t pairs = (uint64_t)INT32_MAX / wide;
-    uint64_t step = (pairs < PAIRS_MAX ? pairs : PAIRS_MAX) / slots_of(layer);
+    const uint64_t pairs = (uint64_t)INT32_MAX / wide, most = is_trellis(layer) ? MRL_TRELLIS_PAIRS : PAIRS_MAX;
+    const uint64_t step = (pairs < most ? pairs : most) / slots_of(layer);
     if (step == 0)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row", slots_of(layer), wide);
     MRL_TRY(mrl_view_align(&args.x, dev, &x_copy, err));

@@ -4,11 +4,14 @@
  *     router -> (row, slot) ids, weights -> moe_gemv gate and up of each pair -> moe_down over all slots of a row
  * Rows that share experts, so that a chosen expert is read once for a tile of pairs:
  *     router -> moe_plan -> gate and up of each tile -> down of each tile -> moe_combine
- * with moe_gemv for small tiles, moe_gemm and moe_gemm_coopmat for large ones. */
+ * with moe_gemv for small tiles, moe_gemm and moe_gemm_coopmat for large ones.
+ * Experts that are EXL3 trellises, any number of rows, at most MRL_TRELLIS_PAIRS pairs at a time:
+ *     router [-> moe_plan] -> trellis_moe_gemv gate of each pair or tile -> the same, up -> down -> moe_combine */
 #ifndef MRL_OPS_MOE_H
 #define MRL_OPS_MOE_H
 
 #include "ops/matmul.h"
+#include "ops/trellis.h"
 
 #define MRL_MOE_COUNTERS 1024u /* rows whose logits the router computes itself, at most */
 
@@ -17,6 +20,8 @@ typedef struct mrl_moe_layer {
     const mrl_weight *router;  /* (experts [+ 1], hidden) f32, f16 or bf16: the row more gates the shared experts */
     const mrl_weight *gate_up; /* ((experts + shared) * 2 * inner, hidden): gate 0, up 0, gate 1, ... of each expert */
     const mrl_weight *down;    /* ((experts + shared) * hidden, inner) */
+    const mrl_trellis *trellis[3]; /* instead of those two: gate, up (hidden to inner), down (inner to hidden) */
+    uint32_t hidden, inner;
     mrl_view bias;             /* (experts) f32, added to the scores that are compared, or absent */
     uint32_t experts, top_k;
     uint32_t shared;           /* experts that every row goes to, behind the others */
@@ -26,6 +31,7 @@ typedef struct mrl_moe_layer {
     uint32_t groups, top_groups, group_best; /* see shaders/moe/router.comp */
     mrl_activation activation; /* a gated one */
     mrl_buffer *counters;      /* MRL_MOE_COUNTERS u32, zero */
+    mrl_buffer *pair_counters; /* with trellises: mrl_moe_pair_counters u32, zero */
     mrl_buffer *usage;         /* (experts) u32, counted up by every choice */
 } mrl_moe_layer;
 
@@ -38,8 +44,12 @@ typedef struct mrl_moe_args {
     mrl_view y;         /* (m, hidden) */
     float eps;
     mrl_dtype dtype;    /* of activations between gate_up and down */
-    const char *kernel; /* "rows", "moe_gemv@tile", "moe_gemm", "moe_gemm_coopmat", or NULL to choose */
+    const char *kernel; /* "rows", "moe_gemv@tile", "moe_gemm", "moe_gemm_coopmat", or NULL to choose; with trellises
+                         * "trellis_moe_gemv@tile,splits" */
 } mrl_moe_args;
+
+/* u32s that the trellises of a layer need to add up sums of several workgroups. */
+uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer);
 
 /* VALUE error for matrices and numbers that do not belong together, TYPE for a router in a quantized format. */
 mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error *err);

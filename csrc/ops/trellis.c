@@ -8,7 +8,8 @@
 
 #include "ops/norm.h"
 
-_Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_copy) <= 128, "push constants");
+_Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <= 128 &&
+                   sizeof(mrl_push_trellis_copy) <= 128, "push constants");
 
 #define GEMV_MAX_ROWS 16u
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
@@ -36,6 +37,20 @@ static mrl_range whole(mrl_buffer *buffer)
     return buffer == NULL ? (mrl_range){0} : (mrl_range){buffer, 0, mrl_buffer_bytes(buffer)};
 }
 
+/* Where the parts of an expert begin. */
+static uint64_t units_at(const mrl_trellis *t, uint32_t expert)
+{
+    return mrl_buffer_address(t->units) + expert * mrl_trellis_bytes(t);
+}
+static uint64_t suh_at(const mrl_trellis *t, uint32_t expert)
+{
+    return mrl_buffer_address(t->suh) + 2ull * expert * t->k_padded;
+}
+static uint64_t svh_at(const mrl_trellis *t, uint32_t expert)
+{
+    return mrl_buffer_address(t->svh) + 2ull * expert * t->n_padded;
+}
+
 /* ---- what a call is made of ---- */
 
 typedef struct call {
@@ -57,9 +72,9 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
         .args = args,
         .push =
             {
-                .trellis = mrl_buffer_address(t->units),
-                .suh = mrl_buffer_address(t->suh),
-                .svh = mrl_buffer_address(t->svh),
+                .trellis = units_at(t, args->expert),
+                .suh = suh_at(t, args->expert),
+                .svh = svh_at(t, args->expert),
                 .x = mrl_view_address(&args->x),
                 .norm = mrl_view_address(&args->norm),
                 .bias = mrl_view_address(&args->bias),
@@ -129,58 +144,151 @@ static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, u
     return mrl_div_up(all, min_u32(wanted, all));
 }
 
+/* What a gemv kernel is specialized with. */
+typedef struct gemv_plan {
+    mrl_math math;
+    bool dot; /* with the packed integer dot product */
+    uint32_t splits, nspec, spec[15];
+} gemv_plan;
+
+/* args: its types and addresses, for m rows of x that are multiplied together. */
+static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32_t m, const tuning *asked)
+{
+    const mrl_trellis *t = args->t;
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    const bool software = info->kind == MRL_DEVICE_SOFTWARE, f32 = wants_f32(dev, args);
+    const uint32_t unit_rows = t->rate2 % 2 == 0 ? 64 : 128;
+    const uint32_t blocks = gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
+    const uint32_t splits = mrl_div_up(t->k_padded / MRL_TRELLIS_BLOCK, blocks);
+    const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
+    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : software ? 1 : 4, info->max_workgroup / 64);
+    const uint64_t alignment = 4 * mrl_dtype_bytes(args->x.dtype);
+    uint32_t groups = 1;
+
+    while (groups * 2 <= min_u32(most, units)) groups *= 2;
+    return (gemv_plan){
+        .math = f32 ? MRL_MATH_F32 : MRL_MATH_F16,
+        .dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
+               mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16),
+        .splits = splits,
+        .nspec = 15,
+        .spec =
+            {
+                64 * groups,
+                t->rate2,
+                (uint32_t)t->codebook,
+                m,
+                blocks,
+                (uint32_t)args->x.dtype,
+                (uint32_t)args->y.dtype,
+                args->norm.buffer != NULL,
+                (uint32_t)args->activation,
+                splits > 1,
+                !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
+                info->subgroup_min >= 8,
+                args->int8,
+                t->k % 4 == 0 && mrl_view_address(&args->x) % alignment == 0,
+                64 * groups,
+            },
+    };
+}
+
 static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
 {
     mrl_status rc;
     call c = *given;
     const mrl_trellis_args *args = c.args;
     const mrl_trellis *t = args->t;
-    const mrl_device_info *info = mrl_device_info_of(c.dev);
-    const bool software = info->kind == MRL_DEVICE_SOFTWARE, f32 = wants_f32(c.dev, args);
-    const bool dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
-                     mrl_pipeline_available(c.dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16);
-    const uint32_t m = c.push.m, unit_rows = t->rate2 % 2 == 0 ? 64 : 128;
-    const uint32_t blocks = gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
-    const uint32_t splits = mrl_div_up(t->k_padded / MRL_TRELLIS_BLOCK, blocks);
-    const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
-    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : software ? 1 : 4, info->max_workgroup / 64);
-    uint32_t groups = 1;
+    const uint32_t m = c.push.m;
+    const gemv_plan plan = plan_gemv(c.dev, args, m, asked);
     mrl_buffer *partial = NULL;
 
-    while (groups * 2 <= min_u32(most, units)) groups *= 2;
-    const uint64_t alignment = 4 * mrl_dtype_bytes(args->x.dtype);
-    const uint32_t spec[] = {
-        64 * groups,
-        t->rate2,
-        (uint32_t)t->codebook,
-        m,
-        blocks,
-        (uint32_t)args->x.dtype,
-        (uint32_t)args->y.dtype,
-        args->norm.buffer != NULL,
-        (uint32_t)args->activation,
-        splits > 1,
-        !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
-        info->subgroup_min >= 8,
-        args->int8,
-        t->k % 4 == 0 && c.push.x % alignment == 0,
-        64 * groups,
-    };
-    if (splits > 1) {
-        const uint64_t bytes = (uint64_t)splits * m * t->n_padded * sizeof(float);
+    if (plan.splits > 1) {
+        const uint64_t bytes = (uint64_t)plan.splits * m * t->n_padded * sizeof(float);
         MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
         c.push.partial = mrl_buffer_address(partial);
     }
-    const mrl_range counters = splits > 1 ? whole(t->counters) : (mrl_range){0};
+    const mrl_range counters = plan.splits > 1 ? whole(t->counters) : (mrl_range){0};
     const mrl_range reads[] = {
         whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
         mrl_view_range(&args->bias), mrl_view_range(&args->residual), mrl_view_range(&args->gate), counters,
     };
     const mrl_range writes[] = {c.y, whole(partial), counters};
-    const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, splits, 1};
-    MRL_TRY(record(&c, dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv, f32 ? MRL_MATH_F32 : MRL_MATH_F16,
-                   spec, sizeof spec / sizeof *spec, grid, reads, sizeof reads / sizeof *reads, writes,
-                   sizeof writes / sizeof *writes, 2.0 * m * t->n * t->k, err));
+    const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
+    MRL_TRY(record(&c, plan.dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv, plan.math, plan.spec,
+                   (int)plan.nspec, grid, reads, sizeof reads / sizeof *reads, writes, sizeof writes / sizeof *writes,
+                   2.0 * m * t->n * t->k, err));
+done:
+    mrl_buffer_release(partial);
+    return rc;
+}
+
+/* ---- experts ---- */
+
+mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_trellis *t = args->t;
+    const mrl_trellis_args types = {
+        .t = t, .x = args->x, .norm = args->norm, .y = args->y, .activation = args->activation};
+    const uint32_t pairs = (uint32_t)args->y.shape[0];
+    const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs, columns = t->n_padded / MRL_TRELLIS_BLOCK;
+    const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
+    const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(528, columns * copies);
+    const tuning shares = {.tune = {args->splits ? args->splits : enough}};
+    const gemv_plan plan = plan_gemv(dev, &types, args->tile, &shares);
+    mrl_push_trellis_moe push = {
+        .trellis = units_at(t, 0),
+        .suh = suh_at(t, 0),
+        .svh = svh_at(t, 0),
+        .x = mrl_view_address(&args->x),
+        .norm = mrl_view_address(&args->norm),
+        .ids = mrl_view_address(&args->ids),
+        .tiles = mrl_view_address(&args->tiles),
+        .order = mrl_view_address(&args->order),
+        .gate = mrl_view_address(&args->gate),
+        .y = mrl_view_address(&args->y),
+        .counters = mrl_buffer_address(args->counters),
+        .n = t->n,
+        .k = t->k,
+        .k_padded = t->k_padded,
+        .n_padded = t->n_padded,
+        .slots = args->slots,
+        .eps = args->eps,
+    };
+    mrl_buffer *partial = NULL;
+    mrl_pipeline *pipeline;
+
+    if (pairs > MRL_TRELLIS_PAIRS)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
+    if (plan.splits > 1) {
+        const uint64_t bytes = (uint64_t)plan.splits * copies * args->tile * t->n_padded * sizeof(float);
+        if (bytes / sizeof(float) > INT32_MAX)
+            return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
+        MRL_TRY(mrl_buffer_create(dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
+        push.partial = mrl_buffer_address(partial);
+    }
+    const mrl_range counters = plan.splits > 1 ? whole(args->counters) : (mrl_range){0};
+    const mrl_range reads[] = {
+        whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
+        mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
+        mrl_view_range(&args->gate), counters,
+    };
+    const mrl_range writes[] = {mrl_view_range(&args->y), whole(partial), counters};
+    MRL_TRY(mrl_pipeline_get(dev, plan.dot ? MRL_KERNEL_trellis_moe_gemv_dot : MRL_KERNEL_trellis_moe_gemv,
+                             MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec, &pipeline, err));
+    const mrl_dispatch d = {
+        .pipeline = pipeline,
+        .push = &push,
+        .push_bytes = sizeof push,
+        .groups = {columns, plan.splits, copies},
+        .reads = reads,
+        .nreads = sizeof reads / sizeof *reads,
+        .writes = writes,
+        .nwrites = sizeof writes / sizeof *writes,
+        .flops = 2.0 * pairs * t->n * t->k,
+    };
+    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
 done:
     mrl_buffer_release(partial);
     return rc;
@@ -495,13 +603,13 @@ done:
     return rc;
 }
 
-mrl_status mrl_op_trellis_pack(mrl_device *dev, const mrl_trellis *t, mrl_buffer *file, uint32_t row, uint32_t rows,
-                               bool back, mrl_error *err)
+mrl_status mrl_op_trellis_pack(mrl_device *dev, const mrl_trellis *t, uint32_t expert, mrl_buffer *file, uint32_t row,
+                               uint32_t rows, bool back, mrl_error *err)
 {
     const uint64_t words = (uint64_t)rows * (t->n_padded / 16) * 4 * t->rate2;
     const mrl_push_trellis_copy push = {
         .file = mrl_buffer_address(file),
-        .trellis = mrl_buffer_address(t->units),
+        .trellis = units_at(t, expert),
         .row = row,
         .rows = rows,
         .k = t->k_padded,
@@ -517,12 +625,13 @@ mrl_status mrl_op_trellis_pack(mrl_device *dev, const mrl_trellis *t, mrl_buffer
                 back ? in_file : whole(t->units), err);
 }
 
-mrl_status mrl_op_trellis_inner(mrl_device *dev, const mrl_trellis *t, const mrl_view *y, mrl_error *err)
+mrl_status mrl_op_trellis_inner(mrl_device *dev, const mrl_trellis *t, uint32_t expert, const mrl_view *y,
+                                mrl_error *err)
 {
     mrl_status rc;
     const mrl_push_trellis_copy push = {
         .file = mrl_view_address(y),
-        .trellis = mrl_buffer_address(t->units),
+        .trellis = units_at(t, expert),
         .k = t->k_padded,
         .n = t->n_padded,
     };
@@ -534,7 +643,8 @@ done:
     return rc;
 }
 
-mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, const mrl_view *y, mrl_error *err)
+mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, uint32_t expert, const mrl_view *y,
+                                     mrl_error *err)
 {
     mrl_status rc;
     mrl_buffer *left = NULL;
@@ -547,8 +657,8 @@ mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, cons
         const uint32_t rows = min_u32(most, t->k - row);
         const mrl_push_trellis_copy push = {
             .file = mrl_buffer_address(left),
-            .trellis = mrl_buffer_address(t->units),
-            .suh = mrl_buffer_address(t->suh),
+            .trellis = units_at(t, expert),
+            .suh = suh_at(t, expert),
             .row = row / 16,
             .k = t->k_padded,
             .n = t->n_padded,
@@ -556,6 +666,7 @@ mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, cons
         const uint32_t groups[3] = {t->n_padded / 16, mrl_div_up(rows, MRL_TRELLIS_BLOCK), 1};
         const mrl_trellis_args args = {
             .t = t,
+            .expert = expert,
             .x = {.shape = {rows, t->k}},
             .y = {y->buffer, y->offset + row * row_bytes, y->dtype, 2, {rows, t->n}},
         };

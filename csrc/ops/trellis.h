@@ -21,13 +21,14 @@ typedef struct mrl_trellis {
     mrl_codebook codebook;
     uint32_t n, k;               /* outputs and inputs of the layer */
     uint32_t n_padded, k_padded; /* of the trellis: rounded up to 128 */
+    uint32_t experts;            /* matrices of this size, one behind the other; 1 for an ordinary layer */
     int x_exponent;              /* x after its transform times 2^x_exponent is in range of f16 for all f16 x */
-    mrl_buffer *units;           /* kernel layout, mrl_trellis_bytes */
-    mrl_buffer *suh, *svh;       /* (k_padded), (n_padded) f16 */
+    mrl_buffer *units;           /* (experts) times mrl_trellis_bytes, kernel layout */
+    mrl_buffer *suh, *svh;       /* (experts, k_padded), (experts, n_padded) f16 */
     mrl_buffer *counters;        /* (n_padded / 128) u32, zero between calls */
 } mrl_trellis;
 
-/* Bytes of the trellis, in either layout. */
+/* Bytes of the trellis of one expert, in either layout. */
 static inline uint64_t mrl_trellis_bytes(const mrl_trellis *t)
 {
     return (uint64_t)t->n_padded * t->k_padded / 16 * t->rate2;
@@ -35,6 +36,7 @@ static inline uint64_t mrl_trellis_bytes(const mrl_trellis *t)
 
 typedef struct mrl_trellis_args {
     const mrl_trellis *t;
+    uint32_t expert;    /* the matrix of t that multiplies */
     mrl_view x;         /* (m, k) f32, f16 or bf16 */
     mrl_view norm;      /* (k) f32 or absent: x becomes x * rsqrt(mean(x^2) + eps) * norm first */
     mrl_view bias;      /* (n) f32 or absent, added before the activation */
@@ -50,13 +52,38 @@ typedef struct mrl_trellis_args {
 
 mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err);
 
-/* Tile rows row .. row + rows - 1 (multiples of 8) between `file` (as in a checkpoint, from its start) and the units. */
-mrl_status mrl_op_trellis_pack(mrl_device *dev, const mrl_trellis *t, mrl_buffer *file, uint32_t row, uint32_t rows,
-                               bool back, mrl_error *err);
-/* y (k_padded, n_padded) f16 = Q, exact. */
-mrl_status mrl_op_trellis_inner(mrl_device *dev, const mrl_trellis *t, const mrl_view *y, mrl_error *err);
-/* y (k, n) f32, f16 or bf16 = W. */
-mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, const mrl_view *y, mrl_error *err);
+#define MRL_TRELLIS_PAIRS 1024u /* of one mrl_op_trellis_experts */
+
+/* y[pair] = activation(norm(x[pair / slots]) W[ids[pair]]), W the experts of t; shapes are the caller's to check. */
+typedef struct mrl_trellis_experts_args {
+    const mrl_trellis *t;
+    mrl_view x;           /* (pairs / slots, k) f32, f16 or bf16 */
+    mrl_view norm;        /* (k) f32 or absent */
+    mrl_view ids;         /* (pairs) i32 below t->experts; of negative ones nothing is written */
+    mrl_view tiles;       /* (bound, 3) and order (pairs) as moe_plan makes them, bound <= pairs; or absent */
+    mrl_view order;
+    uint32_t tile;        /* pairs of a tile at most, 1 .. 16; without tiles 1 */
+    mrl_view gate;        /* (pairs, n) of the dtype of y, with a gated activation: y = activation(gate) * (x W) */
+    mrl_view y;           /* (pairs, n), no more than MRL_TRELLIS_PAIRS of them */
+    mrl_buffer *counters; /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */
+    uint32_t slots;       /* pairs that share a row of x */
+    uint32_t splits;      /* workgroups that share 128 columns of a pair; 0: choose */
+    float eps;
+    mrl_activation activation;
+} mrl_trellis_experts_args;
+
+mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_error *err);
+
+/* Tile rows row .. row + rows - 1 (multiples of 8) between `file` (as in a checkpoint, from its start) and the units of
+ * an expert. */
+mrl_status mrl_op_trellis_pack(mrl_device *dev, const mrl_trellis *t, uint32_t expert, mrl_buffer *file, uint32_t row,
+                               uint32_t rows, bool back, mrl_error *err);
+/* y (k_padded, n_padded) f16 = Q of an expert, exact. */
+mrl_status mrl_op_trellis_inner(mrl_device *dev, const mrl_trellis *t, uint32_t expert, const mrl_view *y,
+                                mrl_error *err);
+/* y (k, n) f32, f16 or bf16 = W of an expert. */
+mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, uint32_t expert, const mrl_view *y,
+                                     mrl_error *err);
 /* y (m, k) f32 or f16 = (x * scales) P, k a multiple of 128; scales (k) f16 or absent. With y in f16 the product is
  * rounded to f16 before the transform, as ExLlamaV3 does. */
 mrl_status mrl_op_hadamard(mrl_device *dev, const mrl_view *x, const mrl_view *scales, const mrl_view *y,

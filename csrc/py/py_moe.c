@@ -8,7 +8,8 @@
 typedef struct {
     MRL_PY_HEAD
     mrl_moe *moe;
-    PyObject *router, *gate_up, *down; /* the Linears that moe borrows; they refer to no container */
+    /* What moe borrows: Linears, or of EXL3 a tuple of two TrellisLinears and one. They refer to no container. */
+    PyObject *router, *gate_up, *down;
 } mrl_py_moe;
 
 /* ---- life ---- */
@@ -24,6 +25,40 @@ static int linear_of(const mrl_state *state, PyObject *obj, const char *name, Py
     }
     *out = mrl_py_linear_of(obj);
     return 0;
+}
+
+static int trellis_of(const mrl_state *state, PyObject *obj, const char *name, PyObject *device,
+                      mrl_trellis_linear **out)
+{
+    if (!PyObject_TypeCheck(obj, state->TrellisLinear))
+        return mrl_py_wrong_type(name, "a TrellisLinear", obj);
+    if (mrl_py_device_of(obj) != device) {
+        PyErr_Format(PyExc_ValueError, "%s must be on the device of router", name);
+        return -1;
+    }
+    *out = mrl_py_trellis_of(obj);
+    return 0;
+}
+
+/* The experts' weights: two Linears, or ((gate, up), down) of TrellisLinears. */
+static int parse_experts(const mrl_state *state, PyObject *gate_up, PyObject *down, PyObject *device,
+                         mrl_moe_config *config)
+{
+    if (!PyTuple_Check(gate_up))
+        return linear_of(state, gate_up, "MoE: gate_up", device, &config->gate_up) < 0 ||
+                       linear_of(state, down, "MoE: down", device, &config->down) < 0
+                   ? -1
+                   : 0;
+    if (PyTuple_Size(gate_up) != 2) {
+        PyErr_Format(PyExc_ValueError, "MoE: gate_up must be a Linear or (gate, up), got a tuple of %zd",
+                     PyTuple_Size(gate_up));
+        return -1;
+    }
+    return trellis_of(state, PyTuple_GetItem(gate_up, 0), "MoE: gate", device, &config->trellis[0]) < 0 ||
+                   trellis_of(state, PyTuple_GetItem(gate_up, 1), "MoE: up", device, &config->trellis[1]) < 0 ||
+                   trellis_of(state, down, "MoE: down", device, &config->trellis[2]) < 0
+               ? -1
+               : 0;
 }
 
 static int parse_scoring(const char *name, bool *sigmoid)
@@ -64,8 +99,7 @@ static PyObject *MoE_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     PyObject *device = mrl_py_device_of(router);
     if ((dev = mrl_py_device(state, device, "MoE")) == NULL ||
-        linear_of(state, gate_up, "MoE: gate_up", device, &config.gate_up) < 0 ||
-        linear_of(state, down, "MoE: down", device, &config.down) < 0 ||
+        parse_experts(state, gate_up, down, device, &config) < 0 ||
         mrl_py_u32(experts, "MoE: experts", 0, UINT32_MAX, &config.experts) < 0 ||
         mrl_py_u32(top_k, "MoE: top_k", 0, UINT32_MAX, &config.top_k) < 0 ||
         mrl_py_u32(shared, "MoE: shared", 0, UINT32_MAX, &config.shared) < 0 ||
@@ -129,7 +163,7 @@ static void as_rows(mrl_view *view)
 static mrl_device *parse_input(mrl_py_moe *self, PyObject *x, PyObject *norm, PyObject *eps, PyObject *positions,
                                mrl_moe_args *call)
 {
-    const uint32_t hidden = mrl_moe_layer_of(self->moe)->gate_up->k;
+    const uint32_t hidden = mrl_moe_layer_of(self->moe)->hidden;
     double eps_value = 1e-6;
     mrl_device *dev;
 
@@ -250,7 +284,7 @@ static PyObject *MoE_get_usage(PyObject *obj, void *unused)
 static PyObject *MoE_get_number(PyObject *obj, void *closure)
 {
     const mrl_moe_layer *layer = mrl_moe_layer_of(((mrl_py_moe *)obj)->moe);
-    const uint32_t numbers[] = {layer->experts, layer->top_k, layer->shared, layer->gate_up->k, layer->down->k};
+    const uint32_t numbers[] = {layer->experts, layer->top_k, layer->shared, layer->hidden, layer->inner};
     return PyLong_FromUnsignedLong(numbers[(uintptr_t)closure]);
 }
 
@@ -259,8 +293,8 @@ static PyObject *MoE_repr(PyObject *obj)
     mrl_py_moe *self = (mrl_py_moe *)obj;
     const mrl_moe_layer *layer = mrl_moe_layer_of(self->moe);
     return PyUnicode_FromFormat("<MoE %u of %u experts (%u, %u) %s%s>", (unsigned int)layer->top_k,
-                                (unsigned int)layer->experts, (unsigned int)layer->gate_up->k,
-                                (unsigned int)layer->down->k, mrl_linear_format(mrl_py_linear_of(self->gate_up)),
+                                (unsigned int)layer->experts, (unsigned int)layer->hidden, (unsigned int)layer->inner,
+                                layer->gate_up == NULL ? "exl3" : mrl_linear_format(mrl_py_linear_of(self->gate_up)),
                                 layer->shared ? ", shared ones" : "");
 }
 
@@ -303,7 +337,8 @@ static PyType_Slot MoE_slots[] = {
      "groups=1, top_groups=1, group_best=2, bias=None, activation='swiglu')\n--\n\n"
      "A mixture of experts over three Linears: router (experts [+ 1], hidden) f32, f16 or bf16; gate_up\n"
      "((experts + shared) * 2 * inner, hidden), rows of gate and up alternating in each expert; down\n"
-     "((experts + shared) * hidden, inner). Calling it with x (rows, hidden) gives residual + the weighted sum of\n"
+     "((experts + shared) * hidden, inner); or, for EXL3, gate_up is a tuple (gate, up) and all three are TrellisLinears\n"
+     "of experts + shared experts. Calling it with x (rows, hidden) gives residual + the weighted sum of\n"
      "the experts that the router chooses for norm(x)."},
     {0, NULL},
 };

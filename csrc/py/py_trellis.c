@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "push.h"
+
 #include "engine/linear.h"
 #include "engine/trellis_linear.h"
 
@@ -11,6 +13,11 @@ typedef struct {
     mrl_trellis_linear *linear; /* its memory is ordered by the stream, its bias has a lock */
 } mrl_py_trellis;
 
+struct mrl_trellis_linear *mrl_py_trellis_of(PyObject *trellis)
+{
+    return ((mrl_py_trellis *)trellis)->linear;
+}
+
 static const mrl_trellis *weight_of(PyObject *obj)
 {
     return mrl_trellis_linear_weight(((mrl_py_trellis *)obj)->linear);
@@ -18,21 +25,23 @@ static const mrl_trellis *weight_of(PyObject *obj)
 
 static PyObject *TrellisLinear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"device", "n", "k", "bits", "codebook", NULL};
+    static const char *const keywords[] = {"device", "n", "k", "bits", "codebook", "experts", NULL};
     mrl_state *state = PyType_GetModuleState(type);
-    mrl_trellis_config config = {.codebook = "mul1"};
-    PyObject *device, *n, *k, *bits;
+    mrl_trellis_config config = {.codebook = "mul1", .experts = 1};
+    PyObject *device, *n, *k, *bits, *experts = NULL;
     mrl_trellis_linear *linear;
     mrl_py_trellis *self;
     mrl_device *dev;
     mrl_error err;
     mrl_status rc;
 
-    if (!MRL_PARSE(args, kwargs, "OOOO|s:TrellisLinear", keywords, &device, &n, &k, &bits, &config.codebook) ||
+    if (!MRL_PARSE(args, kwargs, "OOOO|sO:TrellisLinear", keywords, &device, &n, &k, &bits, &config.codebook,
+                   &experts) ||
         (dev = mrl_py_device(state, device, "TrellisLinear: device")) == NULL ||
         mrl_py_u32(n, "TrellisLinear: n", 1, MRL_LINEAR_N_MAX, &config.n) < 0 ||
         mrl_py_u32(k, "TrellisLinear: k", 1, MRL_LINEAR_K_MAX, &config.k) < 0 ||
-        mrl_py_float(bits, "TrellisLinear: bits", 1, 8, &config.bits) < 0)
+        mrl_py_float(bits, "TrellisLinear: bits", 1, 8, &config.bits) < 0 ||
+        mrl_py_u32(experts, "TrellisLinear: experts", 1, MRL_MOE_EXPERTS_MAX, &config.experts) < 0)
         return NULL;
     MRL_NOGIL(rc = mrl_trellis_linear_create(dev, &config, &linear, &err));
     if (rc != MRL_OK) return mrl_raise(state, &err);
@@ -53,61 +62,77 @@ static void TrellisLinear_dealloc(PyObject *obj)
 
 /* ---- loading ---- */
 
-static PyObject *load(PyObject *obj, const mrl_source *source)
+/* The number of one of the matrices; absent: 0. */
+static int parse_expert(PyObject *obj, PyObject *arg, uint32_t *out)
+{
+    *out = 0;
+    return mrl_py_u32(arg, "trellis: expert", 0, weight_of(obj)->experts - 1, out);
+}
+
+static PyObject *load(PyObject *obj, PyObject *expert, const mrl_source *source)
 {
     mrl_py_trellis *self = (mrl_py_trellis *)obj;
+    uint32_t number;
     mrl_error err;
     mrl_status rc;
 
-    if (mrl_py_device(self->state, self->device, "trellis") == NULL) return NULL;
-    MRL_NOGIL(rc = mrl_trellis_linear_load(self->linear, source, &err));
+    if (mrl_py_device(self->state, self->device, "trellis") == NULL || parse_expert(obj, expert, &number) < 0)
+        return NULL;
+    MRL_NOGIL(rc = mrl_trellis_linear_load(self->linear, number, source, &err));
     if (rc != MRL_OK) return mrl_raise(self->state, &err);
     Py_RETURN_NONE;
 }
 
 static PyObject *TrellisLinear_load_trellis(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"path", "offset", "nbytes", NULL};
-    PyObject *path, *offset, *nbytes, *result = NULL;
+    static const char *const keywords[] = {"path", "offset", "nbytes", "expert", NULL};
+    PyObject *path, *offset, *nbytes, *expert = NULL, *result = NULL;
     mrl_source source = {0};
 
-    if (!MRL_PARSE(args, kwargs, "O&OO:load_trellis", keywords, PyUnicode_FSConverter, &path, &offset, &nbytes))
+    if (!MRL_PARSE(args, kwargs, "O&OO|O:load_trellis", keywords, PyUnicode_FSConverter, &path, &offset, &nbytes,
+                   &expert))
         return NULL;
     source.path = PyBytes_AsString(path);
     if (source.path != NULL && mrl_py_u64(offset, "trellis: offset", 0, INT64_MAX, &source.offset) == 0 &&
         mrl_py_u64(nbytes, "trellis: nbytes", 0, INT64_MAX, &source.bytes) == 0)
-        result = load(obj, &source);
+        result = load(obj, expert, &source);
     Py_DECREF(path);
     return result;
 }
 
-static PyObject *TrellisLinear_set_trellis(PyObject *obj, PyObject *arg)
+static PyObject *TrellisLinear_set_trellis(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
+    static const char *const keywords[] = {"data", "expert", NULL};
+    PyObject *data, *expert = NULL, *result;
     mrl_source source = {0};
-    PyObject *result;
     Py_buffer buffer;
 
-    if (mrl_py_buffer(arg, "trellis: data", &buffer) < 0) return NULL;
+    if (!MRL_PARSE(args, kwargs, "O|O:set_trellis", keywords, &data, &expert) ||
+        mrl_py_buffer(data, "trellis: data", &buffer) < 0)
+        return NULL;
     source.data = buffer.buf;
     source.bytes = (uint64_t)buffer.len;
-    result = load(obj, &source);
+    result = load(obj, expert, &source);
     PyBuffer_Release(&buffer);
     return result;
 }
 
-static PyObject *TrellisLinear_read_trellis(PyObject *obj, PyObject *unused)
+static PyObject *TrellisLinear_read_trellis(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
+    static const char *const keywords[] = {"expert", NULL};
     mrl_py_trellis *self = (mrl_py_trellis *)obj;
-    PyObject *bytes;
+    PyObject *bytes, *expert = NULL;
+    uint32_t number;
     mrl_error err;
     mrl_status rc;
 
-    (void)unused;
-    if (mrl_py_device(self->state, self->device, "trellis") == NULL) return NULL;
+    if (!MRL_PARSE(args, kwargs, "|O:read_trellis", keywords, &expert) || parse_expert(obj, expert, &number) < 0 ||
+        mrl_py_device(self->state, self->device, "trellis") == NULL)
+        return NULL;
     bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)mrl_trellis_bytes(weight_of(obj)));
     if (bytes == NULL) return NULL;
     void *data = PyBytes_AsString(bytes); /* nobody else has seen this object yet */
-    MRL_NOGIL(rc = mrl_trellis_linear_read(self->linear, data, &err));
+    MRL_NOGIL(rc = mrl_trellis_linear_read(self->linear, number, data, &err));
     if (rc != MRL_OK) {
         Py_DECREF(bytes);
         return mrl_raise(self->state, &err);
@@ -117,19 +142,21 @@ static PyObject *TrellisLinear_read_trellis(PyObject *obj, PyObject *unused)
 
 static PyObject *TrellisLinear_set_scales(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"suh", "svh", NULL};
+    static const char *const keywords[] = {"suh", "svh", "expert", NULL};
     mrl_py_trellis *self = (mrl_py_trellis *)obj;
-    PyObject *given[2];
+    PyObject *given[2], *expert = NULL;
+    uint32_t number;
     Py_buffer buffer;
     mrl_error err;
     mrl_status rc;
 
-    if (!MRL_PARSE(args, kwargs, "OO:set_scales", keywords, &given[0], &given[1]) ||
-        mrl_py_device(self->state, self->device, "trellis") == NULL)
+    if (!MRL_PARSE(args, kwargs, "OO|O:set_scales", keywords, &given[0], &given[1], &expert) ||
+        mrl_py_device(self->state, self->device, "trellis") == NULL || parse_expert(obj, expert, &number) < 0)
         return NULL;
     for (int i = 0; i < 2; i++) {
         if (mrl_py_buffer(given[i], i ? "trellis: svh" : "trellis: suh", &buffer) < 0) return NULL;
-        MRL_NOGIL(rc = mrl_trellis_linear_set_scales(self->linear, i == 1, buffer.buf, (uint64_t)buffer.len, &err));
+        MRL_NOGIL(rc = mrl_trellis_linear_set_scales(self->linear, number, i == 1, buffer.buf, (uint64_t)buffer.len,
+                                                     &err));
         PyBuffer_Release(&buffer);
         if (rc != MRL_OK) return mrl_raise(self->state, &err);
     }
@@ -173,11 +200,12 @@ static int check_x(const mrl_view *x, uint32_t k)
 static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
     static const char *const keywords[] = {"x",   "norm",   "eps",         "activation", "gate", "residual", "dtype",
-                                           "out", "column", "activations", "kernel",     NULL};
+                                           "out", "column", "activations", "kernel",     "expert", NULL};
     mrl_py_trellis *self = (mrl_py_trellis *)obj;
     const mrl_trellis *t = weight_of(obj);
     mrl_trellis_args call = {.t = t};
     PyObject *x, *norm = NULL, *eps = NULL, *gate = NULL, *residual = NULL, *dtype = NULL, *out = NULL, *column = NULL;
+    PyObject *expert = NULL;
     const char *activation = NULL, *activations = NULL;
     double eps_value = 1e-6;
     mrl_dtype result;
@@ -186,8 +214,8 @@ static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwa
     mrl_status rc;
     PyObject *y;
 
-    if (!MRL_PARSE(args, kwargs, "O|$OOzOOOOOzz:TrellisLinear", keywords, &x, &norm, &eps, &activation, &gate, &residual,
-                   &dtype, &out, &column, &activations, &call.kernel) ||
+    if (!MRL_PARSE(args, kwargs, "O|$OOzOOOOOzzO:TrellisLinear", keywords, &x, &norm, &eps, &activation, &gate, &residual,
+                   &dtype, &out, &column, &activations, &call.kernel, &expert) ||
         (dev = mrl_py_device(self->state, self->device, "trellis")) == NULL ||
         mrl_py_view(self->state, x, "trellis: x", false, &call.x) < 0 ||
         mrl_py_view(self->state, norm, "trellis: norm", true, &call.norm) < 0 ||
@@ -196,7 +224,7 @@ static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwa
         mrl_py_float(eps, "trellis: eps", 0, 1, &eps_value) < 0 ||
         mrl_py_u32(column, "trellis: column", 0, MRL_LINEAR_N_MAX, &call.y_column) < 0 ||
         mrl_py_activation(activation, "TrellisLinear", &call.activation) < 0 || parse_activations(activations, &call.int8) < 0 ||
-        check_x(&call.x, t->k) < 0)
+        parse_expert(obj, expert, &call.expert) < 0 || check_x(&call.x, t->k) < 0)
         return NULL;
     result = call.residual.buffer != NULL ? MRL_DTYPE_f32
              : call.norm.buffer != NULL   ? MRL_DTYPE_f16
@@ -223,7 +251,7 @@ static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwa
     return y;
 }
 
-static PyObject *decoded(PyObject *obj, bool inner, mrl_dtype dtype)
+static PyObject *decoded(PyObject *obj, bool inner, mrl_dtype dtype, uint32_t expert)
 {
     mrl_py_trellis *self = (mrl_py_trellis *)obj;
     const mrl_trellis *t = weight_of(obj);
@@ -237,7 +265,8 @@ static PyObject *decoded(PyObject *obj, bool inner, mrl_dtype dtype)
     if (dev == NULL) return NULL;
     y = mrl_py_tensor_out(self->state, self->device, NULL, "", dtype, 2, shape, &view);
     if (y == NULL) return NULL;
-    MRL_NOGIL(rc = inner ? mrl_op_trellis_inner(dev, t, &view, &err) : mrl_op_trellis_dequantize(dev, t, &view, &err));
+    MRL_NOGIL(rc = inner ? mrl_op_trellis_inner(dev, t, expert, &view, &err)
+                         : mrl_op_trellis_dequantize(dev, t, expert, &view, &err));
     if (rc != MRL_OK) {
         Py_DECREF(y);
         return mrl_raise(self->state, &err);
@@ -245,22 +274,29 @@ static PyObject *decoded(PyObject *obj, bool inner, mrl_dtype dtype)
     return y;
 }
 
-static PyObject *TrellisLinear_inner(PyObject *obj, PyObject *unused)
+static PyObject *TrellisLinear_inner(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    (void)unused;
-    return decoded(obj, true, MRL_DTYPE_f16);
+    static const char *const keywords[] = {"expert", NULL};
+    PyObject *expert = NULL;
+    uint32_t number;
+
+    if (!MRL_PARSE(args, kwargs, "|O:inner", keywords, &expert) || parse_expert(obj, expert, &number) < 0)
+        return NULL;
+    return decoded(obj, true, MRL_DTYPE_f16, number);
 }
 
 static PyObject *TrellisLinear_dequantize(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"dtype", NULL};
-    PyObject *dtype = NULL;
+    static const char *const keywords[] = {"dtype", "expert", NULL};
+    PyObject *dtype = NULL, *expert = NULL;
     mrl_dtype result;
+    uint32_t number;
 
-    if (!MRL_PARSE(args, kwargs, "|O:dequantize", keywords, &dtype) ||
+    if (!MRL_PARSE(args, kwargs, "|OO:dequantize", keywords, &dtype, &expert) ||
+        parse_expert(obj, expert, &number) < 0 ||
         mrl_py_dtype(dtype, "dequantize: dtype", MRL_DTYPE_f32, &result) < 0)
         return NULL;
-    return decoded(obj, false, result);
+    return decoded(obj, false, result, number);
 }
 
 /* ---- attributes ---- */
@@ -287,6 +323,12 @@ static PyObject *TrellisLinear_get_codebook(PyObject *obj, void *unused)
 {
     (void)unused;
     return PyUnicode_FromString(mrl_codebook_name(weight_of(obj)->codebook));
+}
+
+static PyObject *TrellisLinear_get_experts(PyObject *obj, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLong(weight_of(obj)->experts);
 }
 
 static PyObject *TrellisLinear_get_nbytes(PyObject *obj, void *unused)
@@ -340,23 +382,23 @@ static PyObject *module_hadamard(PyObject *module, PyObject *args, PyObject *kwa
 
 static PyMethodDef TrellisLinear_methods[] = {
     {"load_trellis", WITH_KEYWORDS(TrellisLinear_load_trellis),
-     "load_trellis($self, path, offset, nbytes)\n--\n\n"
+     "load_trellis($self, path, offset, nbytes, expert=0)\n--\n\n"
      "The packed codes (k / 16, n / 16, 16 * bits) u16 of the padded sizes, from a file; repacked on the device.\n"
      "Raises OSError, ModelFormatError when the file is too short, ValueError when the bytes are not as many."},
-    {"set_trellis", TrellisLinear_set_trellis, METH_O,
-     "set_trellis($self, data, /)\n--\n\nAs load_trellis, from a buffer."},
-    {"read_trellis", TrellisLinear_read_trellis, METH_NOARGS,
-     "read_trellis($self, /)\n--\n\nThe packed codes as they were loaded, bit for bit."},
+    {"set_trellis", WITH_KEYWORDS(TrellisLinear_set_trellis),
+     "set_trellis($self, data, expert=0)\n--\n\nAs load_trellis, from a buffer."},
+    {"read_trellis", WITH_KEYWORDS(TrellisLinear_read_trellis),
+     "read_trellis($self, expert=0)\n--\n\nThe packed codes as they were loaded, bit for bit."},
     {"set_scales", WITH_KEYWORDS(TrellisLinear_set_scales),
-     "set_scales($self, suh, svh)\n--\n\n"
+     "set_scales($self, suh, svh, expert=0)\n--\n\n"
      "Scales with signs of the input (k padded to 128) and output (n padded) channels, buffers of f16.\n"
      "Raises ValueError for another length, inf and nan."},
     {"set_bias", TrellisLinear_set_bias, METH_O,
      "set_bias($self, bias, /)\n--\n\nA Tensor (n) f32 that calls add from now on, not copied; None takes it away."},
-    {"inner", TrellisLinear_inner, METH_NOARGS,
-     "inner($self, /)\n--\n\nThe decoded matrix (k, n) f16 of the padded sizes, between the two transforms; exact."},
+    {"inner", WITH_KEYWORDS(TrellisLinear_inner),
+     "inner($self, expert=0)\n--\n\nThe decoded matrix (k, n) f16 of the padded sizes, between the two transforms; exact."},
     {"dequantize", WITH_KEYWORDS(TrellisLinear_dequantize),
-     "dequantize($self, dtype='f32')\n--\n\nThe weight (k, n) as it multiplies: y = x W."},
+     "dequantize($self, dtype='f32', expert=0)\n--\n\nThe weight (k, n) as it multiplies: y = x W."},
     MRL_PY_NO_PICKLE,
     {NULL, NULL, 0, NULL},
 };
@@ -366,6 +408,7 @@ static PyGetSetDef TrellisLinear_getset[] = {
     {"k", TrellisLinear_get_k, NULL, "inputs", NULL},
     {"bits", TrellisLinear_get_bits, NULL, "bits a weight", NULL},
     {"codebook", TrellisLinear_get_codebook, NULL, "3inst, mcg or mul1", NULL},
+    {"experts", TrellisLinear_get_experts, NULL, "matrices of this size; 1 for an ordinary layer", NULL},
     {"nbytes", TrellisLinear_get_nbytes, NULL, "bytes of the trellis and the scales", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -380,9 +423,10 @@ static PyType_Slot TrellisLinear_slots[] = {
     {Py_tp_methods, TrellisLinear_methods},
     {Py_tp_getset, TrellisLinear_getset},
     {Py_tp_members, mrl_py_members},
-    {Py_tp_doc, "TrellisLinear(device, n, k, bits, codebook='mul1')\n--\n\n"
+    {Py_tp_doc, "TrellisLinear(device, n, k, bits, codebook='mul1', experts=1)\n--\n\n"
                 "A linear layer of EXL3 trellis weights, zeros at first. Calling it gives\n"
-                "y = epilogue(norm(x) W + bias): x (m, k) or (k) -> (m, n) or (n)."},
+                "y = epilogue(norm(x) W + bias): x (m, k) or (k) -> (m, n) or (n). experts: matrices of this size that lie one\n"
+                "behind the other, for MoE; every method works on one of them."},
     {0, NULL},
 };
 

@@ -169,6 +169,7 @@ int mrl_py_program(const mrl_state *state, PyObject *obj, const char *name, mrl_
 
 /* The C part of a Linear object, borrowed from it. */
 struct mrl_linear *mrl_py_linear_of(PyObject *linear);
+struct mrl_trellis_linear *mrl_py_trellis_of(PyObject *trellis);
 /* An activation by name, NULL for none; ValueError "what: activation must be ...". */
 int mrl_py_activation(const char *name, const char *what, mrl_activation *out);
 

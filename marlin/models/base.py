@@ -268,7 +268,8 @@ class Linear(Module):
     row before the next s: 2 is how gated activations want gate and up. bias: whether the modules have one.
     EXL3 trellises stay apart, for each has its own scales on x: one kernel a part, with the same result.
     as_stored: not rounded to the source's format; dense: nor kept quantized; whole: always one matrix, in f16 where
-    it would be trellises.
+    it would be trellises. experts: the parts, or pairs of gate and up, are experts; their trellises lie in one
+    TrellisLinear, or one of gate and one of up.
     Raises UnsupportedModelError when parts are stored in different weight formats.
     """
 
@@ -287,8 +288,10 @@ class Linear(Module):
         as_stored: bool = False,
         dense: bool = False,
         whole: bool = False,
+        experts: bool = False,
     ) -> None:
         super().__init__(name)
+        self.experts, self.interleaved = experts, interleaved
         self.parts: list[Part] = []
         above = 0  # rows of the groups before
         for index, (module, rows) in enumerate(parts):
@@ -346,12 +349,15 @@ class Linear(Module):
         codebooks = {tensor.codebook for tensor in stored}
         if len(stored) < len(self.parts) or len(codebooks) > 1:
             raise self._mixed()
+        for place in range(self.interleaved if self.experts else 0):
+            if len({tensor.bits for tensor in stored[place :: self.interleaved]}) > 1:
+                raise self._mixed()
         weights = [tensor.shape[0] for tensor in stored]
         bits = sum(tensor.bits * n for tensor, n in zip(stored, weights, strict=True)) / sum(weights)
         return TrellisFormat(bits, codebooks.pop())
 
     def _mixed(self) -> UnsupportedModelError:
-        kinds = ", ".join(f"{part.module} {_kind_of(part.weight)}" for part in self.parts)
+        kinds = ", ".join(f"{part.module} {_kind_of(part.weight)}" for part in _different(self.parts))
         return UnsupportedModelError(f"{self.name}: its parts must be stored in one weight format, got {kinds}")
 
     def _bits(self, part: Part) -> float:
@@ -372,7 +378,10 @@ class Linear(Module):
 
     def load(self, device: _C.Device) -> None:
         if isinstance(self.form, TrellisFormat):
-            self.trellises = [self._load_trellis(device, part) for part in self.parts]
+            if self.experts:
+                self.trellises = [self._load_experts(device, i) for i in range(self.interleaved)]
+            else:
+                self.trellises = [self._load_trellis(device, part) for part in self.parts]
             return
         try:
             self.weight = self._load(device, self.form)
@@ -464,6 +473,20 @@ class Linear(Module):
         if part.bias is not None:
             trellis.set_bias(upload(part.bias.read(), device))
         return trellis
+
+    def _load_experts(self, device: _C.Device, place: int) -> _C.TrellisLinear:
+        """The trellises of every expert's part at this place."""
+        assert isinstance(self.form, TrellisFormat)
+        parts = self.parts[place :: self.interleaved]
+        bits = self._bits(parts[0])
+        stack = _C.TrellisLinear(device, parts[0].rows, self.k, bits, self.form.codebook, len(parts))
+        random = random_codes(stack) if parts[0].weight is None else None
+        for expert, part in enumerate(parts):
+            if isinstance(part.weight, TrellisTensor):
+                read_trellis(stack, part.weight, expert)
+            elif random is not None:
+                randomise_trellis(stack, np.roll(random, 37 * expert), expert)
+        return stack
 
     def embed(self, ids: _C.Tensor) -> _C.Tensor:
         """Rows of the matrix by id: (rows) i32 -> (rows, k) f32."""
@@ -608,27 +631,42 @@ def load_planes(weight: _C.Linear, stored: QuantizedTensor, where: dict[str, int
 def load_trellis(device: _C.Device, stored: TrellisTensor, n: int, k: int) -> _C.TrellisLinear:
     """A trellis of a checkpoint, for a layer of n outputs and k inputs."""
     trellis = _C.TrellisLinear(device, n, k, stored.bits, stored.codebook)
+    read_trellis(trellis, stored)
+    return trellis
+
+
+def read_trellis(trellis: _C.TrellisLinear, stored: TrellisTensor, expert: int = 0) -> None:
+    """Move a trellis of a checkpoint into a layer, or to one of its experts."""
     info = stored.trellis
     try:
-        trellis.load_trellis(str(info.path), info.offset, info.nbytes)
-        trellis.set_scales(*stored.read_scales())
+        trellis.load_trellis(str(info.path), info.offset, info.nbytes, expert)
+        trellis.set_scales(*stored.read_scales(), expert)
     except ModelFormatError:
         raise
     except ValueError as error:
         raise ModelFormatError(f"{stored.name}: {error}") from error
-    return trellis
 
 
 def random_trellis(device: _C.Device, n: int, k: int, form: TrellisFormat) -> _C.TrellisLinear:
     """Random codes, all of which mean something, and weights of the size that `fill` gives."""
     trellis = _C.TrellisLinear(device, n, k, form.bits, form.codebook)
-    rng = np.random.default_rng(0)
-    words = int(padded(n) * padded(k) * form.bits) // 16
-    block = rng.integers(0, 1 << 16, min(words, BLOCK_BYTES // 2), np.uint16)
-    trellis.set_trellis(np.resize(block, words))
-    suh = rng.choice([np.float16(-0.016), np.float16(0.016)], padded(k))
-    trellis.set_scales(suh, rng.choice([np.float16(-1), np.float16(1)], padded(n)))
+    randomise_trellis(trellis, random_codes(trellis))
     return trellis
+
+
+def random_codes(trellis: _C.TrellisLinear) -> NDArray[np.uint16]:
+    """Codes for a layer, or for one of its experts."""
+    words = int(padded(trellis.n) * padded(trellis.k) * trellis.bits) // 16
+    block = np.random.default_rng(0).integers(0, 1 << 16, min(words, BLOCK_BYTES // 2), np.uint16)
+    return np.resize(block, words)
+
+
+def randomise_trellis(trellis: _C.TrellisLinear, codes: NDArray[np.uint16], expert: int = 0) -> None:
+    """Set codes, and random scales."""
+    rng = np.random.default_rng(expert)
+    trellis.set_trellis(codes, expert)
+    suh = rng.choice([np.float16(-0.016), np.float16(0.016)], padded(trellis.k))
+    trellis.set_scales(suh, rng.choice([np.float16(-1), np.float16(1)], padded(trellis.n)), expert)
 
 
 def fill(weight: _C.Linear) -> None:
@@ -666,6 +704,12 @@ def peak(stored: Weight | None) -> float:
     if stored.dtype == "f16":
         return float(np.uint16(most).view(np.float16))
     return float(np.uint32(most if wide else most << 16).view(np.float32))
+
+
+def _different(parts: Sequence[Part]) -> list[Part]:
+    """The first part of each weight format, for messages."""
+    found = {_kind_of(part.weight): part for part in reversed(parts)}
+    return [part for part in parts if found[_kind_of(part.weight)] is part]
 
 
 def _kind_of(stored: Weight | None) -> str:

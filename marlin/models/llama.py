@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from marlin import _C
 from marlin.config import ModelConfig
+from marlin.linear import WeightFormat
 from marlin.models.base import GATED, Attention, CausalLM, Linear, Module, Rope, Run, Source, Vector
 
 
@@ -111,7 +112,8 @@ class Model(CausalLM):
         vocab, hidden = config.vocab_size, config.hidden_size
         tied = config.tie_embeddings
         self.rope = Rope(config)
-        # Looked up, not multiplied: rounding it would save memory but no time, so only a head's is rounded.
+        # Looked up, not multiplied: rounding it would save memory but no time, so only a head's is rounded, and that
+        # not to a trellis, which has no rows.
         self.embed = Linear(
             source,
             "model.embed_tokens",

@@ -5,8 +5,9 @@
     h = h + sum over them of weight * (m Wdown[e]^T)
 
 All experts of a layer lie in two matrices, gate_up (experts * 2 inner, hidden) with the rows of gate and up
-interleaved, and down (experts * hidden, inner), so that an expert is an offset. Shared experts of the same width
-stand behind the routed ones in them; others are ordinary Linears.
+interleaved, and down (experts * hidden, inner), so that an expert is an offset. EXL3 trellises have scales on x, so
+gate and up are a TrellisLinear each, of all experts. Shared experts of the same width, and as trellises of the same
+bits, stand behind the routed ones in them; others are ordinary Linears.
 Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 section 2.1.2; names as in transformers.
 """
 
@@ -17,7 +18,7 @@ from typing import Final
 
 from marlin import _C
 from marlin.config import ModelConfig
-from marlin.errors import UnsupportedModelError
+from marlin.loaders.base import TrellisTensor
 from marlin.models.base import GATED, Linear, Module, Source, Vector
 from marlin.trellis import TrellisFormat
 
@@ -54,7 +55,6 @@ class MoE(Module):
         hidden, inner = config.hidden_size, experts.inner
         self.config, self.eps, self.exact = experts, config.norm_eps, source.exact
         self.activation = GATED[config.activation]
-        fused = experts.shared_inner == inner
         routed = range(experts.count)
 
         rows = [(f"{name}.{names.router}", experts.count)]
@@ -66,16 +66,12 @@ class MoE(Module):
         gate_up = [(f"{name}.{part.format(i)}", inner) for i in routed for part in (names.gate, names.up)]
         down = [(f"{name}.{names.down.format(i)}", hidden) for i in routed]
         shared = f"{name}.{names.shared}"
+        fused = experts.shared_inner == inner and codes_alike(source, name, names, hidden, inner)
         if fused:
             gate_up += [(f"{shared}.gate_proj", inner), (f"{shared}.up_proj", inner)]
             down.append((f"{shared}.down_proj", hidden))
-        self.gate_up = Linear(source, f"{name}.gate_up", gate_up, hidden, interleaved=2, kind="experts")
-        self.down = Linear(source, f"{name}.down", down, inner, kind="experts")
-        for matrix in (self.gate_up, self.down):
-            if isinstance(matrix.form, TrellisFormat):
-                raise UnsupportedModelError(
-                    f"{matrix.name}: experts cannot be EXL3 trellises; format='int4' decodes and rounds them"
-                )
+        self.gate_up = Linear(source, f"{name}.gate_up", gate_up, hidden, interleaved=2, kind="experts", experts=True)
+        self.down = Linear(source, f"{name}.down", down, inner, kind="experts", experts=True)
         self.shared_gate_up: Linear | None = None
         self.shared_down: Linear | None = None
         if experts.shared_inner and not fused:
@@ -134,17 +130,42 @@ class Core(Module):
         self.raw: _C.MoE | None = None
 
     def load(self, device: _C.Device) -> None:
-        router, gate_up, down = (matrix.weight for matrix in self.matrices)
-        assert router is not None and gate_up is not None and down is not None
+        router, gate_up, down = self.matrices
+        both: _C.Linear | tuple[_C.TrellisLinear, _C.TrellisLinear] | None = gate_up.weight
+        if gate_up.trellises:
+            both = (gate_up.trellises[0], gate_up.trellises[1])
+        last = down.trellises[0] if down.trellises else down.weight
+        assert router.weight is not None and both is not None and last is not None
         c = self.config
         self.raw = _C.MoE(
-            router, gate_up, down, experts=c.count, top_k=c.top_k, shared=self.shared,
+            router.weight, both, last, experts=c.count, top_k=c.top_k, shared=self.shared,
             scoring=c.scoring, normalise=c.normalise, scale=c.scale, groups=c.groups, top_groups=c.top_groups,
             group_best=c.group_best, bias=self.bias.weight if self.bias else None, activation=self.activation,
         )  # fmt: skip
 
     def describe(self) -> str:
         return "router and expert kernels"
+
+
+def codes_alike(source: Source, name: str, names: Names, hidden: int, inner: int) -> bool:
+    """Whether the shared expert's matrices, as wide as those of expert 0, can lie behind them.
+
+    Trellises can where bits and codebooks are the same, or where all are decoded for another format.
+    """
+    if source.format is not None and not isinstance(source.format, TrellisFormat):
+        return True
+    shared = f"{name}.{names.shared}"
+    for leaf, own, rows, columns in (
+        ("gate_proj", names.gate, inner, hidden),
+        ("up_proj", names.up, inner, hidden),
+        ("down_proj", names.down, hidden, inner),
+    ):
+        pair = [source.matrix(f"{shared}.{leaf}", rows, columns),
+                source.matrix(f"{name}.{own.format(0)}", rows, columns)]  # fmt: skip
+        codes = [(w.bits, w.codebook) if isinstance(w, TrellisTensor) else None for w in pair]
+        if codes[0] != codes[1]:
+            return False
+    return True
 
 
 def split_fused(source: Source, name: str, count: int, hidden: int, inner: int, names: Names) -> None:

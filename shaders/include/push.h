@@ -165,6 +165,29 @@ PUSH_STRUCT(mrl_push_trellis)
     FLOAT x_scale;    /* power of two that x was multiplied by, to stay in range of f16 (gemm) */
 };
 
+/* y (pairs, n) = epilogue(norm(x[pair / slots]) . W[expert of the pair]), experts of one size behind each other. */
+PUSH_STRUCT(mrl_push_trellis_moe)
+{
+    ADDR trellis;     /* (experts) units in kernel layout */
+    ADDR suh;         /* (experts, k_padded) f16 */
+    ADDR svh;         /* (experts, n_padded) f16 */
+    ADDR x;           /* (pairs / slots, k) activations */
+    ADDR norm;        /* (k) f32 or 0 */
+    ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
+    ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
+    ADDR order;       /* (pairs) u32: pairs sorted by expert */
+    ADDR gate;        /* (pairs, n) in the type of y: gated activations multiply by act(gate) */
+    ADDR y;           /* (pairs, n) */
+    ADDR partial;     /* (pairs or tiles, splits, rows of a tile, n_padded) f32 sums of workgroups */
+    ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */
+    UINT n;
+    UINT k;
+    UINT k_padded;
+    UINT n_padded;
+    UINT slots;       /* pairs that share a row of x */
+    FLOAT eps;
+};
+
 /* A trellis in the file's layout to kernel layout or back, or decoded. */
 PUSH_STRUCT(mrl_push_trellis_copy)
 {

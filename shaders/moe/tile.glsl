@@ -1,5 +1,6 @@
 // Which expert a workgroup works for, and for which pairs: a tile of the plan, or one pair. Needs the push block p
-// (mrl_push_moe). workgroup: its number along that axis of the grid.
+// (mrl_push_moe or mrl_push_trellis_moe). workgroup: its number along that axis of the grid.
+uint tile_expert;
 uint expert_row; // first row of the expert in the planes
 uint tile_first; // place of the tile's first pair in p.order, or the pair itself
 uint tile_rows;  // pairs
@@ -9,13 +10,15 @@ bool find_tile(uint workgroup)
 {
     if (is_null(p.tiles)) {
         const int expert = BufI32(p.ids).v[workgroup];
-        expert_row = uint(max(expert, 0)) * p.n;
+        tile_expert = uint(max(expert, 0));
+        expert_row = tile_expert * p.n;
         tile_first = workgroup;
         tile_rows = 1;
         return expert >= 0;
     }
     BufU32 tiles = BufU32(p.tiles);
-    expert_row = tiles.v[3 * workgroup] * p.n;
+    tile_expert = tiles.v[3 * workgroup];
+    expert_row = tile_expert * p.n;
     tile_first = tiles.v[3 * workgroup + 1];
     tile_rows = tiles.v[3 * workgroup + 2];
     return tile_rows > 0;

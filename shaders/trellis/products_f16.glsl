@@ -1,4 +1,4 @@
-// The staging of x and the products of gemv.comp in f16 and int8; products_f32.glsl is the plain sibling.
+// The staging of x and the products of gemv.glsl in f16 and int8; products_f32.glsl is the plain sibling.
 //
 // xs: [block of 16 rows][m][X_VECS]. f16: 16 halves in order. INT8: 16 words, an element's byte four times each, so
 // that one packed dot with a product's four bytes is (sum of bytes) * element.
@@ -82,7 +82,7 @@ void stage_x(uint first, uint count)
         const bool mine = task < count * M;
         if (mine) {
             load_x(m, k, v);
-            const uvec4 suh = BufU32x4(p.suh).v[k / 8];
+            const uvec4 suh = BufU32x4(SUH).v[k / 8];
             [[unroll]] for (uint j = 0; j < 8; j++) {
                 const vec2 pair = unpackHalf2x16(suh[j / 2]);
                 if (NORM != 0)
@@ -229,7 +229,7 @@ void multiply_unit(const uint words[UNIT_WORDS], uint base, uint lane, uint unit
         uint tails = 0;
         [[unroll]] for (uint tile = 0; tile < TILES; tile++) {
             if (SHUFFLE == 0) {
-                w[0] = tail_of(load_word(p.trellis, base, lane_before(lane), tail_word(tile)), tile);
+                w[0] = tail_of(load_word(TRELLIS, base, lane_before(lane), tail_word(tile)), tile);
             } else {
                 if (tile % 2 == 0) // the tails of two tiles at once
                     tails = subgroupShuffle(tail_of(words[tail_word(tile)], tile) |
@@ -246,7 +246,7 @@ void multiply_unit(const uint words[UNIT_WORDS], uint base, uint lane, uint unit
         }
     } else {
         for (uint tile = 0; tile < TILES; tile++) {
-            load_tile(p.trellis, base, lane, tile, w);
+            load_tile(TRELLIS, base, lane, tile, w);
             multiply_any(w, unit * TILES + tile, sum, whole);
         }
     }

@@ -1,4 +1,4 @@
-// The staging of x and the products of gemv.comp in f32, for devices without fast f16 and for lavapipe: the same
+// The staging of x and the products of gemv.glsl in f32, for devices without fast f16 and for lavapipe: the same
 // results with little code, because llvmpipe compiles a loop over its lanes for each access to memory in the code.
 //
 // The staged x lies in work: [block of 128][m][HADAMARD_PITCH]. INT8: whole numbers there, scales beside them.
@@ -13,7 +13,7 @@ void stage_x(uint first, uint count)
         const uint m = i / 128 % M, k = (first + i / 128 / M) * 128 + i % 128;
         float v = 0.0;
         if (k < p.k) {
-            v = load_act(p.x, m * p.k + k, X_TYPE) * half_to_float(uint(BufU16(p.suh).v[k]));
+            v = load_act(p.x, X_ROW(m) * p.k + k, X_TYPE) * half_to_float(uint(BufU16(SUH).v[k]));
             if (NORM != 0)
                 v *= factors[m] * BufF32(p.norm).v[k];
         }
@@ -56,7 +56,7 @@ void multiply_unit(const uint words[UNIT_WORDS], uint base, uint lane, uint unit
         const uint row = (unit * TILES + tile) * 16;
         uint w[TILE_WORDS];
         float v[32]; // [h][row]
-        load_tile(p.trellis, base, lane, tile, w);
+        load_tile(TRELLIS, base, lane, tile, w);
         [[unroll]] for (uint c = 0; c < 32; c++)
             v[c / 4 % 2 * 16 + c / 8 * 2 + c / 2 % 2 * 8 + c % 2] = value_at(state_of(w, c));
         [[unroll]] for (uint m = 0; m < M; m++) {

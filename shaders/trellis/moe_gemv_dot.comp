@@ -1,0 +1,3 @@
+// moe_gemv.comp with the packed integer dot product: sums of bytes in one instruction.
+#define DOT
+#include "trellis/moe_gemv.comp"
