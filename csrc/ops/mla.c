@@ -273,7 +273,9 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
 {
     const mrl_weight *w = call->args->kv_b;
     mrl_push_mla push = call->push;
-    uint32_t spec[MRL_MAX_SPEC], rows = is_software(call) ? 8 : 4, turns = is_software(call) ? 12 : 1;
+    uint32_t spec[MRL_MAX_SPEC];
+    const bool broadcast = is_software(call) && call->info->subgroup_min == call->info->subgroup_max;
+    const uint32_t rows = is_software(call) ? 8 : 4, turns = is_software(call) && !broadcast ? 12 : 1;
 
     for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
     push.x = mrl_buffer_address(x);
@@ -287,10 +289,11 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
     spec[SPECS + 3] = rows;
     spec[SPECS + 4] = turns;
     spec[SPECS + 5] = is_software(call) ? 1 : 8;
+    spec[SPECS + 6] = broadcast;
     /* Where subgroups may be smaller than subgroup_max there are more of them: some workgroups idle. */
-    uint32_t subgroups = spec[0] / call->info->subgroup_max;
-    return record(call, MRL_KERNEL_mla_value, spec, SPECS + 6, &push,
-                  (uint32_t[]){mrl_div_up(call->v_dim, subgroups * rows * turns), call->args->heads, call->rows},
+    uint32_t owners = broadcast ? spec[0] : spec[0] / call->info->subgroup_max;
+    return record(call, MRL_KERNEL_mla_value, spec, SPECS + 7, &push,
+                  (uint32_t[]){mrl_div_up(call->v_dim, owners * rows * turns), call->args->heads, call->rows},
                   whole(x), mrl_view_range(y), 2.0 * call->rows * call->args->heads * call->v_dim * call->kv->rank,
                   err);
 }

@@ -392,7 +392,7 @@ void main()
         return;
 #endif
     if (BROADCAST != 0) {
-        broadcast_rows();
+        walk_broadcast();
         return;
     }
     const uint lanes = SPLIT * gl_SubgroupSize;
