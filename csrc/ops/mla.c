@@ -219,7 +219,7 @@ static uint32_t lanes_of(const mla_call *call, uint32_t wanted)
 /* Whether the products with kv_b share their operand by broadcasts: on a CPU whose workgroups can be one subgroup. */
 static bool by_broadcast(const mla_call *call)
 {
-    return is_software(call) && call->info->subgroup_min == call->info->subgroup_max;
+    return is_software(call) && !call->args->staged && call->info->subgroup_min == call->info->subgroup_max;
 }
 
 static mrl_status latent(const mla_call *call, mrl_error *err)

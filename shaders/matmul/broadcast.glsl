@@ -1,5 +1,5 @@
-// A lane multiplies ROWS rows of W with one row of x, for devices whose loads are dear and whose broadcasts are free (see
-// gemm_broadcast.comp). The workgroup is one subgroup:
+// A lane multiplies ROWS rows of W with one row of x, for devices whose loads are dear and whose broadcasts are free
+// (see gemm_broadcast.comp). The workgroup is one subgroup:
 //
 //   rows of W   lane 0: n0 .. n0 + ROWS - 1   lane 1: the next ROWS ...   a unit of 16 bytes a row and step
 //   x           lane 0: k0                    lane 1: k0 + 1 ...          one load a step, then broadcast lane by lane
@@ -14,8 +14,8 @@
 //   group_of(k), k_padded(), decode()
 const uint WORDS = ROWS * SCALES;
 
-// sums += the products, without scales, of a unit of every row whose elements start at k; returns this lane's share of x
-// squared.
+// sums += the products, without scales, of a unit of every row whose elements start at k; returns this lane's share of
+// x squared.
 float broadcast_unit(uint slot, uint k, const uint row[ROWS], const float zero[WORDS], inout float sums[WORDS])
 {
     const uint lanes = gl_WorkGroupSize.x;

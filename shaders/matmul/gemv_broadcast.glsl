@@ -1,6 +1,6 @@
 // The other body of the few-rows kernels, for one row of x on a CPU (BROADCAST): a subgroup without shared memory, as
-// broadcast.glsl draws it. The norm's factor, the same for all of x, multiplies the finished sums. Hooks beside those of
-// gemv.glsl, here for a single matrix:
+// broadcast.glsl draws it. The norm's factor, the same for all of x, multiplies the finished sums. Hooks beside those
+// of gemv.glsl, here for a single matrix:
 //
 //   BROADCAST_SLOTS           parts of k: matrices whose products add up
 //   BROADCAST_ROW(slot, row)  the row of the planes that row `row` of W is in a part

@@ -21,7 +21,7 @@ void load_weights8(uint n, uint k, out float w[8])
     }
 }
 
-// All weights of a unit of row n, k the first one's: read once. scaled: times group scales; else the caller applies them.
+// All weights of a unit of row n, k the first one's: read once. scaled: times group scales, else the caller's affair.
 void load_weights_unit(uint n, uint k, const bool scaled, out float w[FMT_UNIT])
 {
     const uvec4 bits = fmt_load(BufU32x4(p.quant), n * (p.k_padded / FMT_UNIT) + k / FMT_UNIT);
