@@ -454,6 +454,7 @@ def mla(
     rope_scale: float = 1.0,
     interleaved: bool = True,
     dtype: str | None = None,
+    staged: bool = False,
 ) -> Tensor: ...
 
 # What changes from step to step, in GPU memory (push.h draws it). tokens, positions, slot_ids:

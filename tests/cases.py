@@ -291,16 +291,16 @@ def _matmul_cases() -> list[MatmulCase]:
 
 
 def _moe_cases() -> list[MoeCase]:
-    kernels = ["rows", "moe_gemv@2", "moe_gemm", "moe_gemm_coopmat@32"]
+    kernels = [None, "rows", "moe_gemv@2", "moe_gemm", "moe_gemm_coopmat@32"]
     cases = [MoeCase(None, f, 2, 4, 2, 64, 32, "f32", g, s, z) for f, g, s, z in default_variants()]
     # Scales of a row differ between the experts that moe_down adds up.
-    cases += [MoeCase("rows", f, 1, 4, 3, 160, 130, "f32", 0, "f16") for f in ("int4", "int8")]
+    cases += [MoeCase(r, f, 1, 4, 3, 160, 130, "f32", 0, "f16") for f in ("int4", "int8") for r in (None, "rows")]
     for kernel in kernels:
         cases.append(MoeCase(kernel, "int4", 5, 8, 2, 256, 64, "f16", 32, "f16", norm=True, residual=True))
         # Odd sizes, shared experts, more rows than a tile, and all of them with the same experts.
         cases.append(MoeCase(kernel, "int8", 9, 3, 2, 72, 40, "f16", 0, "f16", shared=2))
         cases.append(MoeCase(kernel, "f16", 70, 4, 1, 64, 32, "f16", one_expert=True, residual=True))
-    cases.append(MoeCase("rows", "f16", 1, 4, 2, 63, 31, "f32", residual=True))
+    cases += [MoeCase(kernel, "f16", 1, 4, 2, 63, 31, "f32", residual=True) for kernel in (None, "rows")]
     cases.append(MoeCase("moe_gemm", "f16", 17, 4, 2, 63, 31, "f32", residual=True))
     cases.append(MoeCase("rows", "int4", 1, 2, 2, 128, 8192, "f16", 128, "f16"))  # staged in parts
     cases.append(MoeCase("moe_gemm_coopmat@64", "int4", 200, 8, 2, 256, 128, "f16", 128, "f16", norm=True))

@@ -56,6 +56,16 @@ def test_matmul(device: _C.Device, case: MatmulCase) -> None:
         info = next(d for d in _C.list_devices() if d["uuid"] == device.uuid)
         if info["subgroup_min"] != info["subgroup_max"]:
             pytest.skip("needs subgroups of one size")
+    check_product(device, case, case.kernel)
+
+
+@pytest.mark.parametrize("case", [case for case in MATMUL_CASES if case.kernel == "gemv" and case.m == 1], ids=str)
+def test_one_row_by_the_kernel_of_choice(device: _C.Device, case: MatmulCase) -> None:
+    """CPUs have a way of their own, unless a kernel is asked for."""
+    check_product(device, case, None)
+
+
+def check_product(device: _C.Device, case: MatmulCase, kernel: str | None) -> None:
     rng = np.random.default_rng(seed_of(case))
     weights = rng.standard_normal((case.n, case.k)).astype(np.float32) / np.float32(case.k**0.5)
     lin, w = make_linear(device, case, weights)
@@ -75,7 +85,7 @@ def test_matmul(device: _C.Device, case: MatmulCase) -> None:
         activation=case.activation,
         residual=None if residual is None else _C.tensor(device, residual),
         out=out,
-        kernel=case.kernel,
+        kernel=kernel,
     )
     expected = linear(x, w, norm=norm, bias=bias, activation=case.activation, residual=residual)
     f16_inside = "fp16" in device.features and (case.dtype == "f16" or case.norm)

@@ -137,10 +137,11 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_mla(device: _C.Device, case: Case) -> None:
+def test_mla(device: _C.Device, case: Case, staged: bool) -> None:
     problem = Problem(device, case)
-    problem.check(problem.run())
+    problem.check(problem.run(staged=staged))
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])

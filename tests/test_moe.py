@@ -194,8 +194,8 @@ def test_shared_expert_with_a_gate(device: _C.Device) -> None:
     check(y, moe(x, made.gate, made.up, made.down, *made.route(x.astype(np.float64))), "f32")
 
 
-@pytest.mark.parametrize("kernel", ["rows", "moe_gemv@2", "moe_gemm"])
-def test_idle_rows_choose_nothing(device: _C.Device, kernel: str) -> None:
+@pytest.mark.parametrize("kernel", [None, "rows", "moe_gemv@2", "moe_gemm"])
+def test_idle_rows_choose_nothing(device: _C.Device, kernel: str | None) -> None:
     case = MoeCase(None, "f16", 5, 6, 2, 64, 32)
     made = mixture(device, case)
     x = np.random.default_rng(3).standard_normal((5, 64)).astype(np.float32)

@@ -29,6 +29,33 @@ static uint32_t floor_power_of_two(uint32_t x)
     return x;
 }
 
+/* One row of x on a CPU: a workgroup is one subgroup, which shares x by broadcasts (matmul/gemv_broadcast.glsl). */
+static void plan_broadcast(uint32_t lanes, const mrl_gemv_work *work, mrl_gemv_plan *plan)
+{
+    const mrl_weight *w = work->w;
+    const uint32_t unit = 128 / mrl_format_bits(w->format), rows = work->n < 32 * lanes ? 4 : 8;
+    const uint32_t spec[] = {lanes,
+                             rows,
+                             1, 1, 1, unit, 1,
+                             (uint32_t)work->x,
+                             (uint32_t)work->y,
+                             (uint32_t)w->scale_type,
+                             w->has_zero,
+                             w->group,
+                             (uint32_t)work->activation,
+                             work->norm,
+                             0, 0,
+                             w->group != 0 && w->group < unit ? unit / w->group : 1,
+                             0, 1};
+
+    plan->math = MRL_MATH_F32;
+    memcpy(plan->spec, spec, sizeof spec);
+    plan->nspec = sizeof spec / sizeof *spec;
+    plan->groups[0] = mrl_div_up(work->n, rows * lanes);
+    plan->groups[1] = work->copies;
+    plan->groups[2] = 1;
+}
+
 mrl_status mrl_plan_gemv(mrl_device *dev, const mrl_gemv_work *work, const mrl_gemv_tuning *asked, mrl_gemv_plan *plan,
                          mrl_error *err)
 {
@@ -39,6 +66,11 @@ mrl_status mrl_plan_gemv(mrl_device *dev, const mrl_gemv_work *work, const mrl_g
     const bool f16 = mrl_device_has(dev, MRL_BIT(fp16)) && !mrl_wants_f32(w->format, work->x, work->norm);
     const bool gated = mrl_activation_gated(work->activation);
     const uint32_t width = f16 ? 2 : 4;
+
+    if (software && m == 1 && !work->staged && info->subgroup_min == info->subgroup_max) {
+        plan_broadcast(info->subgroup_size, work, plan);
+        return MRL_OK;
+    }
     /* Measured on an H200 (int4, 4096 to 28672 rows, k 2560 to 14336; benchmarks/kernels.py gemv --sweep): large
      * workgroups stage x least often, two units in flight a row suffice, and splitting a row never pays. A CPU has
      * no latency to hide and pays for every staging of x: many rows an owner. */
@@ -100,7 +132,8 @@ mrl_status mrl_plan_gemv(mrl_device *dev, const mrl_gemv_work *work, const mrl_g
                              software ? 0 : w->k_padded,
                              once,
                              w->group != 0 && w->group < unit ? unit / w->group : 1,
-                             kept};
+                             kept,
+                             0};
     memcpy(plan->spec, spec, sizeof spec);
     plan->nspec = sizeof spec / sizeof *spec;
     plan->groups[0] = mrl_div_up(blocks, walk);

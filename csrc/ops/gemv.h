@@ -15,6 +15,7 @@ typedef struct mrl_gemv_work {
     mrl_dtype x, y;
     mrl_activation activation;
     bool norm;          /* x is normalised first */
+    bool staged;        /* by way of shared memory on CPUs, too: what asking for the kernel by name means */
 } mrl_gemv_work;
 
 /* What tuners and benchmarks ask for; 0: the default. */

@@ -43,7 +43,8 @@ static mrl_status plan_gemv(mrl_device *dev, const mrl_matmul_args *args, const 
                                 .x = args->x.dtype,
                                 .y = args->y.dtype,
                                 .activation = args->activation,
-                                .norm = args->norm.buffer != NULL};
+                                .norm = args->norm.buffer != NULL,
+                                .staged = asked->name[0] != 0};
     const uint32_t *tune = asked->tune;
     const mrl_gemv_tuning wanted = {tune[0], tune[1], tune[2], tune[3], tune[4]};
     mrl_gemv_plan made = {0};

@@ -2,6 +2,8 @@
 
 #include "../shaders/include/push.h"
 
+#include "ops/quantize.h"
+
 #define PARTIAL_EXTRA 4u   /* floats beside O in a chunk's result (PARTIAL of mla.glsl) */
 #define STAGE_BYTES 20480u /* of cache rows in shared memory */
 #define DIM_MAX 1024u      /* of nope and v_dim */
@@ -221,6 +223,12 @@ static uint32_t lanes_of(const mla_call *call, uint32_t wanted)
     return is_software(call) ? call->info->subgroup_max : min_u32(wanted, call->info->max_workgroup);
 }
 
+/* Whether the products with kv_b share their operand by broadcasts: on a CPU whose workgroups can be one subgroup. */
+static bool by_broadcast(const mla_call *call)
+{
+    return is_software(call) && !call->args->staged && call->info->subgroup_min == call->info->subgroup_max;
+}
+
 static mrl_status latent(const mla_call *call, mrl_error *err)
 {
     mrl_push_mla push = call->push;
@@ -251,8 +259,10 @@ static mrl_status query(const mla_call *call, mrl_buffer *y, mrl_error *err)
     spec[SPECS + 2] = w->group;
     spec[SPECS + 3] = spec[0] / across;
     spec[SPECS + 4] = across;
-    return record(call, MRL_KERNEL_mla_query, spec, SPECS + 5, &push,
-                  (uint32_t[]){mrl_div_up(call->kv->rank, 8 * across) + 1, call->args->heads, call->rows},
+    spec[SPECS + 5] = by_broadcast(call);
+    const uint32_t columns = across * (by_broadcast(call) ? 128 / mrl_format_bits(w->format) : 8);
+    return record(call, MRL_KERNEL_mla_query, spec, SPECS + 6, &push,
+                  (uint32_t[]){mrl_div_up(call->kv->rank, columns) + 1, call->args->heads, call->rows},
                   mrl_view_range(&call->args->q), whole(y),
                   2.0 * call->rows * call->args->heads * call->nope * call->kv->rank, err);
 }
@@ -280,7 +290,9 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
 {
     const mrl_weight *w = call->args->kv_b;
     mrl_push_mla push = call->push;
-    uint32_t spec[MRL_MAX_SPEC], rows = is_software(call) ? 8 : 4, turns = is_software(call) ? 12 : 1;
+    uint32_t spec[MRL_MAX_SPEC];
+    const bool broadcast = by_broadcast(call);
+    const uint32_t rows = is_software(call) ? 8 : 4, turns = is_software(call) && !broadcast ? 12 : 1;
 
     for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
     push.x = mrl_buffer_address(x);
@@ -294,10 +306,11 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
     spec[SPECS + 3] = rows;
     spec[SPECS + 4] = turns;
     spec[SPECS + 5] = is_software(call) ? 1 : 8;
+    spec[SPECS + 6] = broadcast;
     /* Where subgroups may be smaller than subgroup_max there are more of them: some workgroups idle. */
-    uint32_t subgroups = spec[0] / call->info->subgroup_max;
-    return record(call, MRL_KERNEL_mla_value, spec, SPECS + 6, &push,
-                  (uint32_t[]){mrl_div_up(call->v_dim, subgroups * rows * turns), call->args->heads, call->rows},
+    uint32_t owners = broadcast ? spec[0] : spec[0] / call->info->subgroup_max;
+    return record(call, MRL_KERNEL_mla_value, spec, SPECS + 7, &push,
+                  (uint32_t[]){mrl_div_up(call->v_dim, owners * rows * turns), call->args->heads, call->rows},
                   whole(x), mrl_view_range(y), 2.0 * call->rows * call->args->heads * call->v_dim * call->kv->rank,
                   err);
 }

@@ -21,6 +21,7 @@ typedef struct mrl_mla_args {
     float scale;      /* of the scores */
     float rope_scale; /* multiplies cos and sin (YaRN); 1 */
     bool interleaved; /* pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2) */
+    bool staged;      /* products with kv_b by way of shared memory on CPUs, too: for tests of what GPUs run */
 } mrl_mla_args;
 
 /* y (rows, heads * v_dim) f32 | f16 | bf16: writes the rows of the cache, then each row attends over

@@ -247,7 +247,8 @@ static mrl_status pair_product(const routed *r, const mrl_weight *w, const mrl_v
                                     .x = x->dtype,
                                     .y = y->dtype,
                                     .activation = activation,
-                                    .norm = norm->buffer != NULL};
+                                    .norm = norm->buffer != NULL,
+                                    .staged = r->args->kernel != NULL};
         mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
         if (rc != MRL_OK)
             return rc;
@@ -274,7 +275,8 @@ static mrl_status down_by_rows(const routed *r, mrl_error *err)
                                 .m = 1,
                                 .copies = r->rows,
                                 .x = r->act.dtype,
-                                .y = r->args->y.dtype};
+                                .y = r->args->y.dtype,
+                                .staged = r->args->kernel != NULL};
     mrl_gemv_plan plan = {0};
 
     mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);

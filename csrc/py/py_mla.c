@@ -29,7 +29,7 @@ static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static const char *const keywords[] = {"q",    "kv",   "norm",  "kv_b",  "cache", "layer",      "positions",   "slots",
                                            "freq", "heads", "bound", "eps",   "scale", "rope_scale", "interleaved", "dtype",
-                                           NULL};
+                                           "staged", NULL};
     mrl_state *state = mrl_py_state(module);
     PyObject *q, *kv, *norm, *kv_b, *cache, *layer, *positions, *slots, *freq, *dtype_name = NULL, *y;
     PyObject *numbers[6] = {NULL, NULL, NULL, Py_None, NULL, NULL};
@@ -40,11 +40,11 @@ static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
     mrl_status rc;
     mrl_view view;
     uint32_t nope, v_dim;
-    int interleaved = 1;
+    int interleaved = 1, staged = 0;
 
-    if (!MRL_PARSE(args, kwargs, "OOOOOOOOO|$OOOOOpO:mla", keywords, &q, &kv, &norm, &kv_b, &cache, &layer, &positions,
+    if (!MRL_PARSE(args, kwargs, "OOOOOOOOO|$OOOOOpOp:mla", keywords, &q, &kv, &norm, &kv_b, &cache, &layer, &positions,
                    &slots, &freq, &numbers[0], &numbers[1], &numbers[2], &numbers[3], &numbers[4], &interleaved,
-                   &dtype_name) ||
+                   &dtype_name, &staged) ||
         mrl_py_view(state, q, "mla: q", false, &mla.q) < 0 || mrl_py_view(state, kv, "mla: kv", false, &mla.kv) < 0 ||
         mrl_py_view(state, norm, "mla: norm", false, &mla.norm) < 0 ||
         mrl_py_weight(state, kv_b, "mla: kv_b", &mla.kv_b) < 0 ||
@@ -56,6 +56,7 @@ static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
         mrl_py_dtype(dtype_name, "mla: dtype", mla.q.dtype, &dtype) < 0)
         return NULL;
     mla.interleaved = interleaved != 0;
+    mla.staged = staged != 0;
     if ((rc = mrl_mla_dims(&latent, &mla, &nope, &v_dim, &err)) != MRL_OK) return mrl_raise(state, &err);
     y = mrl_py_tensor_out(state, mrl_py_device_of(q), NULL, "mla: out", dtype, 2,
                           (uint64_t[]){mla.q.shape[0], (uint64_t)mla.heads * v_dim}, &view);
@@ -71,12 +72,12 @@ static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
 static PyMethodDef functions[] = {
     {"mla", (PyCFunction)(void (*)(void))module_mla, METH_VARARGS | METH_KEYWORDS,
      "mla(q, kv, norm, kv_b, cache, layer, positions, slots, freq, *, heads, bound, eps=1e-06, scale=None, "
-     "rope_scale=1.0, interleaved=True, dtype=None)\n--\n\n"
+     "rope_scale=1.0, interleaved=True, dtype=None, staged=False)\n--\n\n"
      "Latent attention -> (rows, heads * v_dim). kv (rows, rank + rope_dim): the latent, normed by norm (rank), "
      "and the shared rope part go to a cache with that rank at (slots[row], positions[row]); then q (rows, heads * "
      "(nope + rope_dim)) attends over positions 0 .. positions[row] of its slot. kv_b: the Linear (heads * (nope + "
      "v_dim), rank) that makes keys and values of latents. bound: positions + 1 stays within it. A row with "
-     "position < 0 gives zeros and writes nothing."},
+     "position < 0 gives zeros and writes nothing. staged: CPUs take the kernels of GPUs for kv_b, for tests."},
     {NULL, NULL, 0, NULL},
 };
 

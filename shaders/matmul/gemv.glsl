@@ -383,12 +383,18 @@ void walk_rows(uint lane, uint lanes, Batch batch)
     }
 }
 
+#include "matmul/gemv_broadcast.glsl"
+
 void main()
 {
 #ifdef GEMV_PROLOGUE
     if (!gemv_prologue())
         return;
 #endif
+    if (BROADCAST != 0) {
+        walk_broadcast();
+        return;
+    }
     const uint lanes = SPLIT * gl_SubgroupSize;
     const uint lane = (gl_SubgroupID % SPLIT) * gl_SubgroupSize + gl_SubgroupInvocationID;
     const uint row0 = (gl_WorkGroupID.x * (gl_NumSubgroups / SPLIT) + gl_SubgroupID / SPLIT) * ROWS;

@@ -17,3 +17,4 @@ layout(constant_id = 14) const uint K_PADDED = 0;  // 0: the pushed one
 layout(constant_id = 15) const uint ONCE = 0;      // 1: all of x is one chunk
 layout(constant_id = 16) const uint SCALES = 1;    // groups in a unit
 layout(constant_id = 17) const uint KEPT = 0;      // 1, 2: pieces of a normalised row that a thread keeps in registers
+layout(constant_id = 18) const uint BROADCAST = 0; // 1: matmul/gemv_broadcast.glsl; M is 1 and a workgroup one subgroup

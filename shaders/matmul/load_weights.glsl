@@ -20,3 +20,29 @@ void load_weights8(uint n, uint k, out float w[8])
         }
     }
 }
+
+// All weights of a unit of row n, k the first one's: read once. scaled: times group scales, else the caller's affair.
+void load_weights_unit(uint n, uint k, const bool scaled, out float w[FMT_UNIT])
+{
+    const uvec4 bits = fmt_load(BufU32x4(p.quant), n * (p.k_padded / FMT_UNIT) + k / FMT_UNIT);
+    float scale = 1.0, zero = 0.0;
+
+    [[unroll]] for (uint at = 0; at < FMT_UNIT; at += FMT_CHUNK) {
+        A2 v[FMT_CHUNK / 2];
+        if (at == 0 || (GROUP != 0 && GROUP < FMT_UNIT)) {
+            const uint group = n * p.groups + (GROUP == 0 ? 0 : min((k + at) / max(GROUP, 1), p.groups - 1));
+            scale = scaled ? load_scale(p.scale, group, SCALE) : 1.0;
+            zero = ZERO != 0 ? load_zero(p.zero, group) : 0.0;
+        }
+#if FMT_ZERO
+        if (ZERO != 0)
+            fmt_decode8z(bits, at / FMT_CHUNK, A(zero), v);
+        else
+#endif
+            fmt_decode8(bits, at / FMT_CHUNK, v);
+        [[unroll]] for (uint j = 0; j < FMT_CHUNK / 2; j++) {
+            w[at + fmt_pair(j).x] = float(v[j].x) * scale;
+            w[at + fmt_pair(j).y] = float(v[j].y) * scale;
+        }
+    }
+}

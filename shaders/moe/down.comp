@@ -18,6 +18,8 @@ bool gemv_prologue()
     const uint first = gl_WorkGroupID.y * p.slots;
     if (BufI32(p.ids).v[first] < 0)
         return false;
+    if (BROADCAST != 0)
+        return true;
     for (uint i = 0; i < p.slots; i += gl_WorkGroupSize.x) {
         const uint slot = i + gl_LocalInvocationIndex;
         if (slot < p.slots) {
@@ -32,6 +34,8 @@ bool gemv_prologue()
 uint unit_at(uint row, uint unit);
 uint group_at(uint row, uint k);
 void load_x(uint m, uint k, out float v[FMT_CHUNK]);
+float weighted_x(uint slot, uint k);
+uint row_of_slot(uint slot);
 
 #define GEMV_PROLOGUE
 #define GEMV_LOAD_X
@@ -40,7 +44,19 @@ void load_x(uint m, uint k, out float v[FMT_CHUNK]);
 #define GROUP_AT(row, k) group_at(row, k)
 #define UNIT_UNSCALED (SCALE == SCALE_NONE)
 #define STORE_PAIR(m, n, a, b, second) store_pair(gl_WorkGroupID.y, n, a, b, second)
+#define BROADCAST_SLOTS p.slots
+#define BROADCAST_ROW(slot, row) (row_of_slot(slot) + (row))
+#define BROADCAST_X(slot, k) weighted_x(slot, k)
 #include "matmul/gemv.glsl"
+
+uint pair_of_slot(uint slot) { return gl_WorkGroupID.y * p.slots + slot; }
+uint row_of_slot(uint slot) { return uint(BufI32(p.ids).v[pair_of_slot(slot)]) * p.n; }
+
+float weighted_x(uint slot, uint k)
+{
+    const uint pair = pair_of_slot(slot);
+    return load_act(p.x, pair * p.k + k, X_TYPE) * BufF32(p.weights).v[pair];
+}
 
 uint unit_at(uint row, uint unit)
 {

@@ -26,4 +26,5 @@ bool gemv_prologue()
 #define UNIT_UNSCALED (SCALE == SCALE_NONE || GROUP == 0)
 #define X_AT(m, at) (pairs[m] / p.slots) * p.k + (at)
 #define STORE_PAIR store_tile_pair
+#define BROADCAST_ROW(slot, row) (expert_row + (row))
 #include "matmul/gemv.glsl"
