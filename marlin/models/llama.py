@@ -18,7 +18,6 @@ from typing import ClassVar
 
 from marlin import _C
 from marlin.config import ModelConfig
-from marlin.linear import WeightFormat
 from marlin.models.base import GATED, Attention, CausalLM, Linear, Module, Rope, Run, Source, Vector
 
 
