@@ -21,6 +21,7 @@ const uint ROUND = LANES / 16;
 
 shared float work[ROUND * HADAMARD_PITCH];
 
+#include "include/convert.glsl"
 #include "include/hadamard_work.glsl"
 #include "trellis/epilogue.glsl"
 
@@ -37,7 +38,8 @@ float element(uint m, uint k)
         return 0.0;
     const float v = load_act(p.x, m * p.k + k, X_TYPE) *
                     (is_null(p.suh) ? 1.0 : half_to_float(uint(BufU16(p.suh).v[k])));
-    return REFERENCE != 0 ? half_to_float(float_to_half(v)) : v;
+    // In integers, because compilers fold a pack and its unpack (Mesa 25 does).
+    return REFERENCE != 0 ? f16_value(f16_round(floatBitsToUint(v))) : v;
 }
 
 void main()
