@@ -393,7 +393,8 @@ def rms_norm(
 # Rotates q and k, writes k and v to the cache, then causal attention of each row over positions
 # 0..positions[row] of its slot; a row with a negative position gives zeros and writes nothing. ->
 # (rows, heads * dim). bound: upper bound of positions + 1. sequence: all rows are of one slot, at
-# consecutive positions.
+# consecutive positions. gated: in qkv (rows, (2 heads + 2 kv_heads) * dim) a gate follows each head of q, whose sigmoid
+# multiplies what the head gives.
 def attention(
     qkv: Tensor,
     cache: KVCache,
@@ -410,6 +411,7 @@ def attention(
     scale: float | None = None,
     rope_scale: float = 1.0,
     interleaved: bool = False,
+    gated: bool = False,
     sequence: bool = False,
     dtype: str | None = None,
     kernel: str | None = None,
@@ -430,6 +432,7 @@ def rope(
     eps: float = 1e-6,
     rope_scale: float = 1.0,
     interleaved: bool = False,
+    gated: bool = False,
     dtype: str | None = None,
 ) -> Tensor: ...
 
@@ -455,6 +458,56 @@ def mla(
     interleaved: bool = True,
     dtype: str | None = None,
     staged: bool = False,
+) -> Tensor: ...
+
+# What the layers of a gated delta net remember of each slot, f32.
+@final
+class DeltaState:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        layers: int,
+        slots: int,
+        key_heads: int,
+        value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        taps: int,
+    ) -> None: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    # Views: the ring (slots, taps, channels), x at position p in entry p % taps, and S (slots, value_heads, key_dim,
+    # value_dim).
+    def read(self, layer: int, /) -> tuple[Tensor, Tensor]: ...
+
+# The gated delta rule -> (rows, value_heads * value_dim). x (rows, columns): for each key head q, k, and v and z of the
+# value heads that share it; ba (rows, 2 * value_heads): for each key head b and a of those. conv (channels, taps), a_log,
+# dt_bias (value_heads), norm (value_dim): f32. A row at position 0 begins a text, any other takes the state of its slot as
+# it is; a negative position: zeros, nothing written. sequence: rows of one slot, at consecutive positions from that of
+# row 0; else no two are of the same slot.
+def gated_delta(
+    x: Tensor,
+    ba: Tensor,
+    conv: Tensor,
+    a_log: Tensor,
+    dt_bias: Tensor,
+    norm: Tensor,
+    state: DeltaState,
+    layer: int,
+    positions: Tensor,
+    slots: Tensor,
+    *,
+    eps: float = 1e-6,
+    sequence: bool = False,
+    dtype: str | None = None,
+    held: bool = False,
 ) -> Tensor: ...
 
 # What changes from step to step, in GPU memory (push.h draws it). tokens, positions, slot_ids:

@@ -83,12 +83,12 @@ class Problem:
         for t, values in zip(self.cache.read(1), self.kv, strict=True):
             t.write(values)
 
-    def run(self, **options: Any) -> Array:
+    def run(self, qkv: Array | None = None, **options: Any) -> Array:
         case = self.case
         nothing = (len(self.positions), case.heads * case.dim)
         _C.full(self.device, nothing, 0x7FFF7FFF, "f32")  # whose memory the result may get
         y = _C.attention(
-            tensor(self.device, self.qkv, case.dtype),
+            tensor(self.device, self.qkv if qkv is None else qkv, case.dtype),
             self.cache,
             1,
             ints(self.device, self.positions),
@@ -147,6 +147,37 @@ def test_head_shapes(device: _C.Device, case: AttentionCase, rows: int) -> None:
     problem = Problem(device, case, cache_dtype=cache_dtype)
     # The prefill kernel rounds q and the weights to the cache's dtype; the decode kernel nothing.
     problem.check(problem.run(), "f16" if cache_dtype == "f16" else "f32")
+
+
+GATED = [
+    AttentionCase(4, 2, 64, positions=(37, 4, -1), rope_dim=16, qk_norm=True),
+    AttentionCase(4, 2, 64, rows=21, positions=(37,), rope_dim=16, qk_norm=True),
+    AttentionCase(8, 1, 256, positions=(700, 600), rope_dim=64, dtype="f32"),
+    AttentionCase(3, 3, 24, rows=5, positions=(4,), dtype="bf16"),
+    AttentionCase(5, 1, 40, rows=70, positions=(90,), dtype="f32"),
+    AttentionCase(1, 1, 8, positions=(0,), dtype="f32"),
+]
+
+
+@pytest.mark.parametrize("case", GATED, ids=str)
+def test_output_gate(device: _C.Device, case: AttentionCase) -> None:
+    """A gate behind each head of q multiplies what the head gives, and changes nothing else."""
+    problem = Problem(device, case, cache_dtype="f32" if case.dtype == "f32" else "f16")
+    rows, size = len(problem.qkv), case.heads * case.dim
+    gate = np.random.default_rng(5).standard_normal((rows, size)).astype(problem.qkv.dtype) * 3
+    heads = [part.reshape(rows, case.heads, case.dim) for part in (problem.qkv[:, :size], gate)]
+    wide = np.concatenate([np.concatenate(heads, axis=2).reshape(rows, -1), problem.qkv[:, size:]], axis=1)
+    y = problem.run(wide, gated=True)
+    expected, caches = problem.expected()
+    check(y, expected / (1 + np.exp(-gate.astype(np.float64))), case.dtype, what="y")
+    for name, got, want in zip("kv", problem.cache.read(1), caches, strict=True):
+        check(array(got), want, problem.cache_dtype, what=name)
+
+
+def test_output_gate_needs_wide_rows(device: _C.Device) -> None:
+    problem = Problem(device, AttentionCase(4, 2, 64))
+    with pytest.raises(ValueError, match=r"qkv must be \(1, 768\)"):
+        problem.run(gated=True)
 
 
 @pytest.mark.parametrize("position", [0, 30, 31, 32, 33, 63, 64, 511, 512, 513, 1023, 1999, 2047])

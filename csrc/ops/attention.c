@@ -58,6 +58,7 @@ static mrl_push_attention push_of(const mrl_kv *kv, const mrl_attention_args *ar
         .cache_k = mrl_buffer_address(kv->k),
         .cache_v = mrl_buffer_address(kv->v),
         .y = mrl_view_address(y),
+        .gate = rope->gated ? mrl_view_address(&rope->qkv) : 0,
         .rows = (uint32_t)rope->qkv.shape[0],
         .heads = rope->heads,
         .kv_heads = kv->kv_heads,
@@ -232,7 +233,8 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
         return mrl_fail(err, MRL_ERR_VALUE, "attention: %llu rows of %u heads are more than the device takes",
                         (unsigned long long)rows, args->rope.heads);
     uint32_t spec[] = {
-        lanes, kv->dim, kv->dtype, kv->slots, 0, 0, 0, y->dtype, (uint32_t)ratio, lanes_x, lanes / lanes_x,
+        lanes, kv->dim, kv->dtype, kv->slots, args->rope.qkv.dtype, 0, 0, y->dtype, (uint32_t)ratio, lanes_x,
+        lanes / lanes_x,
     };
     MRL_TRY(
         mrl_pipeline_get(dev, MRL_KERNEL_attention_prefill, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 11, &pipeline, err));
@@ -248,7 +250,12 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
     mrl_push_attention push = push_of(kv, args, y);
     push.qkv = mrl_buffer_address(q);
     mrl_range reads[] = {
-        mrl_range_of(q), mrl_view_range(&args->rope.positions), mrl_view_range(&args->rope.slots), mrl_range_of(kv->k), mrl_range_of(kv->v),
+        mrl_range_of(q),
+        mrl_view_range(&args->rope.positions),
+        mrl_view_range(&args->rope.slots),
+        mrl_range_of(kv->k),
+        mrl_range_of(kv->v),
+        args->rope.gated ? mrl_view_range(&args->rope.qkv) : (mrl_range){0},
     };
     mrl_range writes[] = {mrl_view_range(y)};
     mrl_dispatch dispatch = {
@@ -257,7 +264,7 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
         .push_bytes = sizeof push,
         .groups = {(uint32_t)tiles, kv->kv_heads, 1},
         .reads = reads,
-        .nreads = 5,
+        .nreads = 6,
         .writes = writes,
         .nwrites = 1,
         .flops = 4.0 * (double)rows * args->rope.heads * kv->dim * args->bound,

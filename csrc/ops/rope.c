@@ -14,7 +14,7 @@ mrl_status mrl_rope_check(const mrl_kv *kv, const mrl_rope_args *args, const cha
     if (args->heads == 0 || args->heads % kv->kv_heads != 0 || args->heads > 65535)
         return mrl_fail(err, MRL_ERR_VALUE, "%s: heads must be a multiple of the cache's %u kv heads, got %u", op,
                         kv->kv_heads, args->heads);
-    uint64_t qkv[2] = {rows, (args->heads + 2 * (uint64_t)kv->kv_heads) * dim};
+    uint64_t qkv[2] = {rows, ((args->gated ? 2 : 1) * (uint64_t)args->heads + 2 * (uint64_t)kv->kv_heads) * dim};
     MRL_TRY(mrl_view_check(&args->qkv, dev, op, "qkv", MRL_DTYPES_ACT, 2, qkv, err));
     MRL_TRY(mrl_view_check(&args->positions, dev, op, "positions", MRL_DTYPE_BIT(i32), 1, &rows, err));
     MRL_TRY(mrl_view_check(&args->slots, dev, op, "slots", MRL_DTYPE_BIT(i32), 1, &rows, err));
@@ -60,6 +60,7 @@ mrl_status mrl_rope(const mrl_kv *kv, const mrl_rope_args *args, const mrl_view 
         .freq = mrl_view_address(&args->freq),
         .positions = mrl_view_address(&args->positions),
         .slots = mrl_view_address(&args->slots),
+        .gate = args->gated ? mrl_view_address(&args->qkv) : 0,
         .cache_k = mrl_buffer_address(kv->k),
         .cache_v = mrl_buffer_address(kv->v),
         .y = mrl_view_address(y),

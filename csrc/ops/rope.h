@@ -23,7 +23,7 @@ typedef struct mrl_kv {
  * whose position or slot lies outside of the cache like an idle one (position < 0): nothing is
  * written, its result is zeros. */
 typedef struct mrl_rope_args {
-    mrl_view qkv;            /* (rows, (heads + 2 kv_heads) * dim) f32 | f16 | bf16 */
+    mrl_view qkv;            /* (rows, (heads + 2 kv_heads) * dim) f32 | f16 | bf16; gated: (2 heads + 2 kv_heads) */
     mrl_view positions;      /* (rows) i32 */
     mrl_view slots;          /* (rows) i32 */
     mrl_view freq;           /* (rope_dim / 2) f32 angular frequencies, 0 <= position * freq < 2^24 */
@@ -32,6 +32,8 @@ typedef struct mrl_rope_args {
     float eps;        /* of the norms */
     float rope_scale; /* multiplies cos and sin (YaRN); 1 */
     bool interleaved; /* pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2) */
+    bool gated;       /* each head of q is followed by a gate of dim, whose sigmoid multiplies the head's result in
+                       * attention; rope skips the gates */
 } mrl_rope_args;
 
 /* Checks all of it against the cache; op begins the texts. */

@@ -243,7 +243,7 @@ static PyObject *module_rms_norm(PyObject *module, PyObject *args, PyObject *kwa
 typedef struct rope_given {
     PyObject *qkv, *cache, *layer, *positions, *slots, *freq, *heads;
     PyObject *q_norm, *k_norm, *eps, *rope_scale, *dtype;
-    int interleaved;
+    int interleaved, gated;
 } rope_given;
 
 #define ROPE_GIVEN                                                                                                     \
@@ -287,6 +287,7 @@ static int parse_rope(const mrl_state *state, const rope_given *given, const cha
     args->eps = (float)eps;
     args->rope_scale = (float)rope_scale;
     args->interleaved = given->interleaved != 0;
+    args->gated = given->gated != 0;
     return 0;
 }
 
@@ -302,7 +303,8 @@ static PyObject *result(mrl_state *state, const rope_given *given, const mrl_kv 
 static PyObject *module_rope(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static const char *const keywords[] = {"qkv",    "cache",  "layer", "positions",  "slots",       "freq",  "heads",
-                                           "q_norm", "k_norm", "eps",   "rope_scale", "interleaved", "dtype", NULL};
+                                           "q_norm", "k_norm", "eps",   "rope_scale", "interleaved", "gated", "dtype",
+                                           NULL};
     mrl_state *state = mrl_py_state(module);
     rope_given given = ROPE_GIVEN;
     mrl_rope_args rope = {0};
@@ -313,9 +315,9 @@ static PyObject *module_rope(PyObject *module, PyObject *args, PyObject *kwargs)
     mrl_kv kv;
     PyObject *y;
 
-    if (!MRL_PARSE(args, kwargs, "OOOOOO|$OOOOOpO:rope", keywords, &given.qkv, &given.cache, &given.layer,
+    if (!MRL_PARSE(args, kwargs, "OOOOOO|$OOOOOppO:rope", keywords, &given.qkv, &given.cache, &given.layer,
                    &given.positions, &given.slots, &given.freq, &given.heads, &given.q_norm, &given.k_norm, &given.eps,
-                   &given.rope_scale, &given.interleaved, &given.dtype) ||
+                   &given.rope_scale, &given.interleaved, &given.gated, &given.dtype) ||
         parse_rope(state, &given, "rope", &kv, &rope, &dtype) < 0 ||
         (y = result(state, &given, &kv, &rope, "rope", dtype, &view)) == NULL)
         return NULL;
@@ -342,7 +344,8 @@ static PyObject *module_attention(PyObject *module, PyObject *args, PyObject *kw
 {
     static const char *const keywords[] = {"qkv",        "cache",       "layer",    "positions", "slots",  "freq",
                                            "heads",      "bound",       "q_norm",   "k_norm",    "eps",    "scale",
-                                           "rope_scale", "interleaved", "sequence", "dtype",     "kernel", NULL};
+                                           "rope_scale", "interleaved", "gated",    "sequence",  "dtype",  "kernel",
+                                           NULL};
     mrl_state *state = mrl_py_state(module);
     rope_given given = ROPE_GIVEN;
     mrl_attention_args attention = {0};
@@ -356,9 +359,10 @@ static PyObject *module_attention(PyObject *module, PyObject *args, PyObject *kw
     double scale;
     int sequence = 0;
 
-    if (!MRL_PARSE(args, kwargs, "OOOOOO|$OOOOOOOppOz:attention", keywords, &given.qkv, &given.cache, &given.layer,
+    if (!MRL_PARSE(args, kwargs, "OOOOOO|$OOOOOOOpppOz:attention", keywords, &given.qkv, &given.cache, &given.layer,
                    &given.positions, &given.slots, &given.freq, &given.heads, &bound, &given.q_norm, &given.k_norm,
-                   &given.eps, &scale_given, &given.rope_scale, &given.interleaved, &sequence, &given.dtype, &kernel) ||
+                   &given.eps, &scale_given, &given.rope_scale, &given.interleaved, &given.gated, &sequence, &given.dtype,
+                   &kernel) ||
         parse_rope(state, &given, "attention", &kv, &attention.rope, &dtype) < 0 ||
         mrl_py_missing(bound, "attention", "bound") < 0 ||
         mrl_py_u32(bound, "attention: bound", 1, kv.context, &attention.bound) < 0 ||
@@ -387,19 +391,20 @@ static PyMethodDef functions[] = {
     {"rope", (PyCFunction)(void (*)(void))module_rope, METH_VARARGS | METH_KEYWORDS,
      "rope(qkv, cache, layer, positions, slots, freq, *, heads, q_norm=None, k_norm=None, "
      "eps=1e-06, "
-     "rope_scale=1.0, interleaved=False, dtype=None)\n--\n\n"
+     "rope_scale=1.0, interleaved=False, gated=False, dtype=None)\n--\n\n"
      "Rotated q (rows, heads * dim) of qkv (rows, (heads + 2 kv_heads) * dim); k (rotated) and v "
      "go to the cache at "
-     "(slots[row], positions[row]). A row with position < 0 gives zeros and writes nothing."},
+     "(slots[row], positions[row]). A row with position < 0 gives zeros and writes nothing. gated: a gate of "
+     "dim follows each head of q, and is skipped."},
     {"attention", (PyCFunction)(void (*)(void))module_attention, METH_VARARGS | METH_KEYWORDS,
      "attention(qkv, cache, layer, positions, slots, freq, *, heads, bound, q_norm=None, "
      "k_norm=None, eps=1e-06, "
-     "scale=None, rope_scale=1.0, interleaved=False, sequence=False, dtype=None, "
+     "scale=None, rope_scale=1.0, interleaved=False, gated=False, sequence=False, dtype=None, "
      "kernel=None)\n--\n\n"
      "rope(...), then attention of each row over positions 0 .. positions[row] of its slot -> "
      "(rows, heads * dim). "
      "bound: positions + 1 stays within it. sequence: all rows are of one slot, at consecutive "
-     "positions."},
+     "positions. gated: a gate of dim follows each head of q in qkv; its sigmoid multiplies what the head gives."},
     {NULL, NULL, 0, NULL},
 };
 

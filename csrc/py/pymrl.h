@@ -45,7 +45,7 @@
 
 typedef struct mrl_state {
     PyTypeObject *Device, *Tensor, *Program;
-    PyTypeObject *Linear, *TrellisLinear, *MoE, *KVCache, *StepState, *Generator;
+    PyTypeObject *Linear, *TrellisLinear, *MoE, *KVCache, *DeltaState, *StepState, *Generator;
     PyObject *MarlinError, *ModelFormatError, *UnsupportedModelError;
     PyObject *DeviceError, *DeviceLostError, *DeviceOutOfMemory;
     PyObject *CancelledError, *QueueFull;
@@ -103,6 +103,7 @@ int mrl_py_moe_add(PyObject *module, mrl_state *state);
 int mrl_py_trellis_add(PyObject *module, mrl_state *state);
 int mrl_py_attention_add(PyObject *module, mrl_state *state);
 int mrl_py_mla_add(PyObject *module, mrl_state *state);
+int mrl_py_delta_add(PyObject *module, mrl_state *state);
 int mrl_py_generator_add(PyObject *module, mrl_state *state);
 
 /* In a module function `self` is the module. */

@@ -72,6 +72,14 @@ void write_pair(uvec2 y, uint i, vec2 x)
         BufU32(y).v[i / 2] = bf16_round(bits.x) | bf16_round(bits.y) << 16;
 }
 
+// The same, times the output gates.
+void write_result(uvec2 qkv, uvec2 y, uint i, vec2 x)
+{
+    if (!is_null(p.gate))
+        x *= vec2(output_gate(qkv, i), output_gate(qkv, i + 1));
+    write_pair(y, i, x);
+}
+
 // What the chunks first, first + step ... give for elements 4 i .. 4 i + 3: O, maximum, sum.
 void merge(uvec2 partials, uint busy, uint i, uint first, uint step, out vec4 o, out float highest,
            out float sum)
@@ -102,10 +110,10 @@ void merge(uvec2 partials, uint busy, uint i, uint first, uint step, out vec4 o,
     }
 }
 
-void write_quad(uvec2 y, uint i, vec4 x)
+void write_quad(uvec2 qkv, uvec2 y, uint i, vec4 x)
 {
-    write_pair(y, i, x.xy);
-    write_pair(y, i + 2, x.zw);
+    write_result(qkv, y, i, x.xy);
+    write_result(qkv, y, i + 2, x.zw);
 }
 
 float team_max4(float x)
@@ -173,7 +181,8 @@ void main()
     uvec2 qkv = rope_row(row);
     for (uint h = gl_SubgroupID; h < heads + (holds_fresh ? 2 : 0); h += gl_NumSubgroups) {
         bool is_q = h < heads, is_k = h == heads;
-        uint head = (is_q ? first_head + h : p.heads + (is_k ? 0 : p.kv_heads) + kv_head) * DIM;
+        uint head = is_q ? (first_head + h) * q_stride()
+                         : p.heads * q_stride() + ((is_k ? 0 : p.kv_heads) + kv_head) * DIM;
         if (is_q || is_k) {
             uvec2 weight = is_q ? p.q_norm : p.k_norm;
             float factor = rope_norm(qkv, head, weight), multiply = is_q ? p.scale * LOG2_E : 1.0;
@@ -330,7 +339,7 @@ void main()
                                    work[work_at(at_head, element + 1)]);
         }
         if (busy == 1) {
-            write_pair(y, (first_head + h) * DIM + element, value / sum);
+            write_result(qkv, y, (first_head + h) * DIM + element, value / sum);
         } else {
             partial.v[(h * DIM + element) / 2] = value;
             if (element == 0)
@@ -362,7 +371,7 @@ void main()
     if (shares <= 1) {
         for (uint i = gl_LocalInvocationIndex; i < quads; i += gl_WorkGroupSize.x) {
             merge(partials, busy, i, 0, 1, sum_o, highest, sum);
-            write_quad(y, first_head * DIM + 4 * i, sum_o / sum);
+            write_quad(qkv, y, first_head * DIM + 4 * i, sum_o / sum);
         }
         return;
     }
@@ -384,5 +393,5 @@ void main()
         sum = a * sum + b * work[from + 5];
         highest = top;
     }
-    write_quad(y, first_head * DIM + 4 * i, sum_o / sum);
+    write_quad(qkv, y, first_head * DIM + 4 * i, sum_o / sum);
 }

@@ -17,10 +17,13 @@
 // Source: Dao 2023, "FlashAttention-2", algorithm 1.
 #include "include/kv.glsl"
 
+layout(constant_id = 4) const uint QKV = ACT_F16; // of the rows with gates
 layout(constant_id = 7) const uint OUT = ACT_F16;
 layout(constant_id = 8) const uint RATIO = 1;    // q heads a kv head
 layout(constant_id = 9) const uint LANES_X = 4;  // power of two, at most the subgroup size
 layout(constant_id = 10) const uint ROWS_Y = 1;  // local size / LANES_X
+
+#include "include/output_gate.glsl"
 
 const uint LINES = 4 * ROWS_Y;
 const uint KEYS = 4 * LANES_X;
@@ -192,10 +195,13 @@ void main()
         [[unroll]] for (uint g = 0; g < GROUPS; g++) {
             uint group = x + g * LANES_X;
             vec4 value = position[i] < 0 ? vec4(0.0) : o[i * GROUPS + g] / l[i];
+            uint element = (kv_head * RATIO + line % RATIO) * DIM + group * 4;
             if (group < DIM_GROUPS)
-                [[unroll]] for (uint j = 0; j < 4; j++)
-                    store_bits(row, (kv_head * RATIO + line % RATIO) * DIM + group * 4 + j, OUT,
-                               floatBitsToUint(value[j]));
+                [[unroll]] for (uint j = 0; j < 4; j++) {
+                    if (!is_null(p.gate) && position[i] >= 0)
+                        value[j] *= output_gate(gate_row(line / RATIO), element + j);
+                    store_bits(row, element + j, OUT, floatBitsToUint(value[j]));
+                }
         }
     }
 }

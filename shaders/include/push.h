@@ -226,7 +226,8 @@ PUSH_STRUCT(mrl_push_rms_norm) /* y = (x + residual) * rsqrt(mean square + eps) 
     FLOAT eps;
 };
 
-/* Attention over one layer's cache. qkv rows: [heads * dim | kv_heads * dim | kv_heads * dim].
+/* Attention over one layer's cache. qkv rows: [heads * dim | kv_heads * dim | kv_heads * dim]; with gates each of the
+ * heads is followed by a gate of dim (output_gate.glsl).
  * Used by rope (which also writes the cache) and by both attention kernels. */
 PUSH_STRUCT(mrl_push_attention)
 {
@@ -241,6 +242,7 @@ PUSH_STRUCT(mrl_push_attention)
     ADDR y;           /* (rows, heads * dim); in rope: (rows, heads * dim) rotated q */
     ADDR partial;     /* split-KV scratch: u32 counters, then (rows, kv_heads * blocks, chunks) of
                        * (group * (dim + 2)) f32, each at a multiple of 16 bytes */
+    ADDR gate;        /* qkv where its rows have gates, else 0 */
     UINT rows;
     UINT heads;
     UINT kv_heads;
@@ -273,6 +275,26 @@ PUSH_STRUCT(mrl_push_mla)
     FLOAT softmax;    /* scale of the scores */
     FLOAT rope_scale; /* multiplies cos and sin (YaRN) */
     UINT rows;
+};
+
+/* A gated delta net, all kernels of shaders/delta (delta.glsl draws the rows). Sizes are specialization constants. */
+PUSH_STRUCT(mrl_push_delta)
+{
+    ADDR x;           /* (rows, key_heads * (2 key_dim + 2 ratio * value_dim)): q, k, v, z */
+    ADDR ba;          /* (rows, 2 * value_heads): b and a */
+    ADDR conv;        /* (channels, taps) f32: the filter */
+    ADDR a_log;       /* (value_heads) f32 */
+    ADDR dt_bias;     /* (value_heads) f32 */
+    ADDR norm;        /* (value_dim) f32 */
+    ADDR positions;   /* (rows) i32; negative: idle */
+    ADDR slots;       /* (rows) i32 */
+    ADDR ring;        /* (slots, taps, channels) f32: the last rows of x */
+    ADDR state;       /* (slots, value_heads, key_dim, value_dim) f32 */
+    ADDR mixed;       /* prefill: (rows, channels + 2 * value_heads) f32 */
+    ADDR o;           /* prefill: (rows, value_heads * value_dim) f32 */
+    ADDR y;           /* (rows, value_heads * value_dim) */
+    UINT rows;
+    FLOAT eps;        /* of the norm */
 };
 
 /* Step state, one row a slot (structure of arrays; see csrc/engine/step_state.h). */

@@ -9,6 +9,8 @@ layout(constant_id = 4) const uint QKV = ACT_F16;
 layout(constant_id = 5) const uint ROPE_DIM = 64;
 layout(constant_id = 6) const uint INTERLEAVED = 0;
 
+#include "include/output_gate.glsl"
+
 // cos and sin of pair i of a head, times rope_scale; the pairs beyond ROPE_DIM do not turn.
 vec2 rope_turn(int position, uint i)
 {
@@ -51,5 +53,5 @@ vec2 rope_rotate(uvec2 row, uint head, uint i, vec2 turn, float factor, uvec2 we
 
 uvec2 rope_row(uint row)
 {
-    return address_at(p.qkv, row, (p.heads + 2 * p.kv_heads) * DIM * (QKV == ACT_F32 ? 4 : 2));
+    return address_at(p.qkv, row, qkv_width() * (QKV == ACT_F32 ? 4 : 2));
 }

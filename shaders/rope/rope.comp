@@ -36,14 +36,14 @@ void main()
         turns[i] = rope_turn(position, i);
     barrier();
     for (uint h = gl_SubgroupID; h < p.heads + 2 * p.kv_heads; h += gl_NumSubgroups) {
-        uint head = h * DIM;
+        uint head = h < p.heads ? h * q_stride() : p.heads * q_stride() + (h - p.heads) * DIM;
         if (h < p.heads) {
             float factor = rope_norm(qkv, head, p.q_norm);
             for (uint i = gl_SubgroupInvocationID; i < DIM / 2; i += gl_SubgroupSize) {
                 uvec2 at = rope_pair(i);
                 vec2 x = rope_rotate(qkv, head, i, turns[i], factor, p.q_norm);
-                store_bits(y, head + at.x, OUT, floatBitsToUint(x.x));
-                store_bits(y, head + at.y, OUT, floatBitsToUint(x.y));
+                store_bits(y, h * DIM + at.x, OUT, floatBitsToUint(x.x));
+                store_bits(y, h * DIM + at.y, OUT, floatBitsToUint(x.y));
             }
         } else if (h < p.heads + p.kv_heads) {
             uvec2 k = cache_head(p.cache_k, slot, position, h - p.heads);

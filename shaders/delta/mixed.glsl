@@ -1,0 +1,9 @@
+// What conv.comp leaves for scan.comp, and that for norm.comp.
+#include "delta/delta.glsl"
+
+const uint MIXED = CHANNELS + 2 * VALUE_HEADS;
+
+uvec2 mixed_row(uint row) { return address_at(p.mixed, row, MIXED * 4); }
+
+// (rows, VALUE_HEADS * VALUE_DIM) f32: o of each value head.
+uvec2 o_row(uint row) { return address_at(p.o, row, VALUE_HEADS * VALUE_DIM * 4); }
