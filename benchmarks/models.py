@@ -71,7 +71,7 @@ def token_bytes(model: ml.Model, positions: float) -> tuple[float, float]:
         weights.pop("embedding")
     if config.experts is not None:
         weights["experts"] = round(weights["experts"] * config.experts.share)
-    return sum(weights.values()), 2 * config.layers * config.cache_row * positions
+    return sum(weights.values()), 2 * config.cache_layers * config.cache_row * positions
 
 
 def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:

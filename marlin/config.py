@@ -28,9 +28,11 @@ ACTIVATIONS: Final[dict[str, str]] = {  # name in config.json -> name in Marlin
 }
 HEAD_DIM_STEP: Final = 8  # what csrc/engine/kv_cache.h takes
 HEAD_DIM_MAX: Final = 256
+DELTA_TAPS_MAX: Final = 8  # what csrc/ops/delta.h takes
 LATENT: Final = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")  # model types with latent attention
 ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
-PARTS: Final = ("base", "mla", "moe")  # files of marlin/models that are no model
+LINEAR_ATTENTION: Final = ("linear_attention", "qwen3_next")  # of layer_types, and the model type that has it
+PARTS: Final = ("base", "delta", "mla", "moe")  # files of marlin/models that are no model
 
 # Keys that config.json may leave out, where model types differ. "attention_bias" is about q, k, v;
 # "o_bias" (no key of config.json) says whether the same key adds a bias to the output projection.
@@ -59,6 +61,11 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "qwen3_moe": {
         "max_position_embeddings": 32768,
         "sliding_window": 4096, "use_sliding_window": False,
+    },
+    "qwen3_next": {
+        "head_dim": 256, "max_position_embeddings": 32768, "partial_rotary_factor": 0.25,
+        "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+        "linear_num_key_heads": 16, "linear_num_value_heads": 32, "full_attention_interval": 4,
     },
 }  # fmt: skip
 
@@ -112,6 +119,42 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Delta:
+    """A gated delta net in some of the layers: a state a slot there, no cache.
+
+    key_heads of key_dim, value_heads of value_dim elements; taps of the convolution before it; linear: for each layer
+    whether it has one, the others attend.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    linear: tuple[bool, ...]
+
+    @property
+    def key_size(self) -> int:
+        """Width of the keys of all heads, and of the queries."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        """Width of the values of all heads."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Numbers a token that go through the convolution."""
+        return 2 * self.key_size + self.value_size
+
+    @property
+    def slot_floats(self) -> int:
+        """f32 numbers that a layer remembers of a slot."""
+        return self.taps * self.channels + self.value_heads * self.key_dim * self.value_dim
+
+
+@dataclass(frozen=True)
 class GenerationDefaults:
     """What generation_config.json says of sampling; None where it says nothing."""
 
@@ -149,6 +192,7 @@ class ModelConfig:
     generation: GenerationDefaults
     experts: Experts | None = None
     latent: Latent | None = None
+    delta: Delta | None = None
     extra_layers: int = 0  # of the checkpoint behind the network's own: multi-token prediction
 
     @property
@@ -160,6 +204,11 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Width of the key projection, and of the value projection."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def cache_layers(self) -> int:
+        """Layers that have a cache."""
+        return self.layers - (sum(self.delta.linear) if self.delta else 0)
 
     @property
     def cache_row(self) -> int:
@@ -225,7 +274,7 @@ def read_config(
         )
     vocab = section.integer("vocab_size", 1, 1 << 24)
     limit = section.integer("max_position_embeddings", 1, 1 << 28)
-    _check_window(section, layers, min(context or limit, limit))
+    _check_window(section, model_type, layers, min(context or limit, limit))
 
     rope = _rope(section, head_dim, limit)
     if not latent_attention and (head_dim % HEAD_DIM_STEP or head_dim > HEAD_DIM_MAX):
@@ -263,6 +312,7 @@ def read_config(
         generation=_generation(notes, vocab),
         experts=read_experts(section, model_type, layers),
         latent=_latent(section, rope) if latent_attention else None,
+        delta=_delta(section, layers) if model_type == "qwen3_next" else None,
         extra_layers=section.optional_integer("num_nextn_predict_layers", 0, 64) or 0,
     )
 
@@ -393,14 +443,14 @@ def _activation(section: _Section) -> str:
     return ACTIVATIONS[name]
 
 
-def _check_window(section: _Section, layers: int, context: int) -> None:
+def _check_window(section: _Section, model_type: str, layers: int, context: int) -> None:
     """Refuse a sliding window that would be felt: attention here is over the whole context."""
     kinds = section.values.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers:
             raise section.bad("layer_types", f"a list of num_hidden_layers = {layers} strings")
         for kind in kinds:
-            if kind not in ("full_attention", "sliding_attention"):
+            if kind not in ("full_attention", "sliding_attention") and (kind, model_type) != LINEAR_ATTENTION:
                 raise UnsupportedModelError(f"config.json: layer_types {show(kind)} is not supported")
     window = section.optional_integer("sliding_window", 1, 1 << 40)
     if window is None or window >= context or not section.boolean("use_sliding_window"):
@@ -447,7 +497,8 @@ def _rope(section: _Section, head_dim: int, context: int) -> Rope:
             f"{where}: rope_type {show(kind)} is not supported; known are {', '.join(ROPE_KINDS)}"
         )
     theta = part.number("rope_theta", 1.0 if kind == "default" else 1.001, 1e12, 10000.0)
-    dim = int(head_dim * part.number("partial_rotary_factor", 1e-6, 1.0, 1.0))
+    share = section.defaults.get("partial_rotary_factor", 1.0)
+    dim = int(head_dim * part.number("partial_rotary_factor", 1e-6, 1.0, share))
     if dim < 2 or dim % 2:
         raise ModelFormatError(
             f"config.json: head_dim {head_dim} times partial_rotary_factor must give an even "
@@ -503,6 +554,42 @@ def _latent(section: _Section, rope: Rope) -> Latent:
         v_dim=size("v_head_dim"),
         softmax_scale=sharpen / math.sqrt(nope + rope_dim),
         interleaved=section.boolean("rope_interleave", True),
+    )
+
+
+def _delta(section: _Section, layers: int) -> Delta:
+    """The layers with a gated delta net: those that layer_types calls linear, else all but every n-th."""
+    kinds = section.values.get("layer_types")
+    if kinds is None:
+        interval = section.integer("full_attention_interval", 1, 1 << 20)
+        linear = tuple((i + 1) % interval != 0 for i in range(layers))
+    else:
+        linear = tuple(kind == LINEAR_ATTENTION[0] for kind in kinds)
+    if all(linear):
+        raise UnsupportedModelError("config.json: layer_types without full_attention is not supported")
+
+    def size(key: str) -> int:
+        value = section.integer(key, 1, 1 << 14)
+        if value % HEAD_DIM_STEP or value > HEAD_DIM_MAX:
+            raise UnsupportedModelError(
+                f"config.json: {key} {value} is not supported: it must be a multiple of {HEAD_DIM_STEP} up to "
+                f"{HEAD_DIM_MAX}"
+            )
+        return value
+
+    key_heads = section.integer("linear_num_key_heads", 1, 1 << 14)
+    value_heads = section.integer("linear_num_value_heads", 1, 1 << 14)
+    if value_heads % key_heads:
+        raise ModelFormatError(
+            f"config.json: linear_num_value_heads {value_heads} is not a multiple of linear_num_key_heads {key_heads}"
+        )
+    return Delta(
+        key_heads=key_heads,
+        value_heads=value_heads,
+        key_dim=size("linear_key_head_dim"),
+        value_dim=size("linear_value_head_dim"),
+        taps=section.integer("linear_conv_kernel_dim", 1, DELTA_TAPS_MAX),
+        linear=linear,
     )
 
 

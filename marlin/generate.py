@@ -126,11 +126,16 @@ class Engine:
         self.context, self.slots, self.dtype = context, slots, dtype
         latent = config.latent
         self.cache = _C.KVCache(
-            device, layers=config.layers, slots=slots, context=context, dtype=kv,
+            device, layers=config.cache_layers, slots=slots, context=context, dtype=kv,
             kv_heads=1 if latent else config.kv_heads, dim=latent.row if latent else config.head_dim,
             rank=latent.rank if latent else 0,
         )  # fmt: skip
-        self.kept: dict[int, list[int]] = {}  # ids whose keys and values a slot still holds
+        delta = config.delta
+        self.state = None if delta is None or not any(delta.linear) else _C.DeltaState(
+            device, layers=sum(delta.linear), slots=slots, key_heads=delta.key_heads, value_heads=delta.value_heads,
+            key_dim=delta.key_dim, value_dim=delta.value_dim, taps=delta.taps,
+        )  # fmt: skip
+        self.kept: dict[int, list[int]] = {}  # ids that a slot still remembers: its keys and values, or its state
         self._states: dict[int, _C.StepState] = {}
         self._programs: dict[int, list[tuple[int, _C.Program]]] = {}
         self._generators: dict[int, _C.Generator] = {}
@@ -146,13 +151,19 @@ class Engine:
             bound=start + rows,
             dtype=self.dtype,
             sequence=True,
+            state=self.state,
         )
         return self.network(upload(np.asarray(ids, np.int32), self.device), run)
 
     def prefill(self, slot: int, ids: Sequence[int], *, reuse: bool = False) -> int:
-        """Put ids into the cache of a slot; returns how many were there already (with `reuse`)."""
+        """Put ids into the cache of a slot; returns how many were there already (with `reuse`).
+
+        A state has no positions to go back to: it serves ids that go on where it stands, and no others.
+        """
         kept = self.kept.pop(slot, [])
         start = shared_prefix(kept, ids) if reuse else 0
+        if self.state is not None and start < len(kept):
+            start = 0
         for first in range(start, len(ids), CHUNK):
             self.forward(ids[first : first + CHUNK], slot=slot, start=first)
             if first + CHUNK < len(ids):
@@ -168,6 +179,7 @@ class Engine:
             slots=upload(np.arange(slots, dtype=np.int32), self.device),
             bound=position + 1,
             dtype=self.dtype,
+            state=self.state,
         )
         return self.network.logits(self.network(upload(np.full(slots, token, np.int32), self.device), run))
 
@@ -209,12 +221,12 @@ class Engine:
         # Recorded, never run. What fails here fails in the prefill itself, where it is told.
         with contextlib.suppress(MarlinError, MemoryError):
             ids, positions, slots = (_C.full(self.device, (rows,), 0, "i32") for _ in range(3))
-            run = Run(self.cache, positions, slots, rows, self.dtype, sequence=True)
+            run = Run(self.cache, positions, slots, rows, self.dtype, sequence=True, state=self.state)
             with self.device.capture():
                 self.network(ids, run)
 
     def _capture(self, state: _C.StepState, bound: int) -> _C.Program:
-        run = Run(self.cache, state.positions, state.slot_ids, bound, self.dtype)
+        run = Run(self.cache, state.positions, state.slot_ids, bound, self.dtype, state=self.state)
         with self.device.capture() as program:
             hidden = self.network(state.tokens, run)
             _C.sample(self.network.logits(hidden), state)
@@ -344,8 +356,10 @@ def run(
                         generator.release(slot)
                     del running[slot]
                     free.append(slot)
-                    # The last token was drawn but never an input: its keys are not there.
-                    engine.kept[slot] = [*drawn.prompt, *drawn.tokens[:-1]]
+                    # The last token was drawn but never an input: its keys are not there. Steps in flight behind an
+                    # end that the host decided have written keys, which nothing reads, and moved a state on.
+                    if finish is not None or engine.state is None:
+                        engine.kept[slot] = [*drawn.prompt, *drawn.tokens[:-1]]
                 yield drawn, chunk
     finally:
         for slot in running:

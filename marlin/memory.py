@@ -19,7 +19,7 @@ UPLOAD_BYTES: Final = 64 << 20  # device buffers of the loader, and slack of the
 class MemoryPlan:
     """Device bytes by class for a context (tokens a slot) and a number of slots.
 
-    weights: by kind of layer. scratch: activations of a prefill chunk, logits, buffers of the loader; an
+    weights: by kind of layer. state: what layers without a cache remember of the slots. scratch: activations of a prefill chunk, logits, buffers of the loader; an
     estimate, the rest is exact. budget: what the device has left for this process, None without a device.
     """
 
@@ -33,11 +33,12 @@ class MemoryPlan:
     slots: int
     kv_dtype: str
     budget: int | None
+    state: int = 0
 
     @property
     def total(self) -> int:
         """Bytes of everything."""
-        return sum(self.weights.values()) + self.kv + self.scratch
+        return sum(self.weights.values()) + self.kv + self.state + self.scratch
 
     @property
     def fits(self) -> bool:
@@ -47,13 +48,14 @@ class MemoryPlan:
     def rows(self) -> list[tuple[str, int]]:
         """(name, bytes), the total aside."""
         cache = f"KV cache {self.kv_dtype}, {self.slots} × {self.context} tokens"
-        return [*self.weights.items(), (cache, self.kv), ("scratch", self.scratch)]
+        state = [(f"state f32, {self.slots} slots", self.state)] if self.state else []
+        return [*self.weights.items(), (cache, self.kv), *state, ("scratch", self.scratch)]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
         return {
             "model": self.model, "format": self.format, "device": self.device, "weights": dict(self.weights),
-            "kv": self.kv, "scratch": self.scratch, "total": self.total, "budget": self.budget, "fits": self.fits,
+            "kv": self.kv, "state": self.state, "scratch": self.scratch, "total": self.total, "budget": self.budget, "fits": self.fits,
             "context": self.context, "slots": self.slots, "kv_dtype": self.kv_dtype,
         }  # fmt: skip
 
@@ -110,7 +112,12 @@ def kv_dtype(kv: str | None, dtype: str) -> str:
 
 def kv_bytes(config: ModelConfig, context: int, slots: int, kv: str) -> int:
     """Bytes of the cache."""
-    return config.layers * slots * context * config.cache_row * KV_BYTES[kv]
+    return config.cache_layers * slots * context * config.cache_row * KV_BYTES[kv]
+
+
+def state_bytes(config: ModelConfig, slots: int) -> int:
+    """Bytes of the state of layers with a gated delta net."""
+    return 4 * slots * sum(config.delta.linear) * config.delta.slot_floats if config.delta else 0
 
 
 def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str) -> int:
@@ -119,6 +126,10 @@ def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str) -> 
     row = 8 * config.hidden_size + wide * (2 * config.q_size + 2 * config.kv_size + config.intermediate_size)
     if config.latent is not None:  # absorbed queries and chunk results, f32
         row += 8 * config.heads * config.latent.row
+    if config.delta is not None:  # x, the gates, mixed and o of delta nets; the gate beside q
+        d = config.delta
+        row += wide * (d.channels + 2 * d.value_size + config.q_size) + 4 * (d.channels + d.value_size)
+        row += 16 * d.value_heads
     if config.experts is not None:  # act and, of tiles, the result of each chosen expert; logits of the router
         e = config.experts
         row += (e.top_k + 1) * (wide * e.inner + 4 * config.hidden_size) + 4 * e.count

@@ -11,7 +11,7 @@ from marlin.errors import DeviceError, DeviceOutOfMemory, UnsupportedModelError
 from marlin.keywords import checked_keywords
 from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import Checkpoint, open_checkpoint
-from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_bytes, kv_dtype, scratch_bytes
+from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_bytes, kv_dtype, scratch_bytes, state_bytes
 from marlin.models import build
 from marlin.models.base import CausalLM, Source
 
@@ -60,7 +60,7 @@ def make_plan(
     def plan(tokens: int, rows: int) -> MemoryPlan:
         return MemoryPlan(
             name, "; ".join(forms), device, weights, kv_bytes(config, tokens, rows, kv),
-            scratch_bytes(config, tokens, rows, dtype), tokens, rows, kv, budget,
+            scratch_bytes(config, tokens, rows, dtype), tokens, rows, kv, budget, state_bytes(config, rows),
         )  # fmt: skip
 
     tokens = context or min(config.context, DEFAULT_CONTEXT)

@@ -45,7 +45,8 @@ class Run:
     """One call of a network: which row stands where, and the cache that it reads and writes.
 
     positions, slots (rows) i32; bound: more than any position. sequence: all rows are consecutive positions of
-    one slot (prefill). dtype: of activations between kernels.
+    one slot (prefill). dtype: of activations between kernels. state: of the layers without a cache, in networks that
+    have some: what a slot remembers there is that of the position before.
     """
 
     cache: _C.KVCache
@@ -54,6 +55,7 @@ class Run:
     bound: int
     dtype: str = "f16"
     sequence: bool = False
+    state: _C.DeltaState | None = None
 
 
 class Module:
@@ -135,12 +137,12 @@ class Source:
         self._used: set[str] = set()
         self._unused: tuple[str, ...] = ()  # beginnings of names
 
-    def vector(self, name: str, size: int) -> TensorInfo | None:
-        """A norm weight or bias (size)."""
+    def vector(self, name: str, shape: tuple[int, ...]) -> TensorInfo | None:
+        """A norm weight or bias."""
         if self.checkpoint is None:
             return None
         info = self.checkpoint.tensor(name)
-        self._check(info.name, info.shape, (size,))
+        self._check(info.name, info.shape, shape)
         self._check_dense(info)
         self._used.add(name)
         return info
@@ -183,9 +185,14 @@ class Source:
         """A tensor that may be there and is not needed."""
         self._used.add(name)
 
+    def ignore_all(self, beginning: str) -> None:
+        """Tensors whose names begin so, which may be there and are not needed."""
+        self._unused += (beginning,)
+
     def ignore_layers(self, first: int, count: int) -> None:
         """Layers behind the network's own, which predict further tokens (multi-token prediction)."""
-        self._unused += tuple(f"model.layers.{first + i}." for i in range(count))
+        for i in range(count):
+            self.ignore_all(f"model.layers.{first + i}.")
 
     def finish(self) -> None:
         """ModelFormatError for tensors that no module asked for: the network is not the one of the file."""
@@ -216,13 +223,17 @@ class Source:
 
 
 class Vector(Module):
-    """A vector of f32 weights (size): a norm's, or a bias."""
+    """A vector of f32 weights (size): a norm's, or a bias. `plus`, set before it is loaded, is added to what is stored:
+    norms around zero are stored less 1. fill: all values of it without a checkpoint."""
 
     kind = "norms and biases"
 
-    def __init__(self, source: Source, name: str, size: int, *, fill: float = 1.0) -> None:
+    def __init__(
+        self, source: Source, name: str, size: int, *, fill: float = 1.0, shape: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__(name)
-        self.info, self.size, self.fill = source.vector(name, size), size, fill
+        self.info, self.size, self.fill = source.vector(name, shape or (size,)), size, fill
+        self.plus = 0.0
         self.weight: _C.Tensor | None = None
 
     @property
@@ -240,7 +251,7 @@ class Vector(Module):
         values = np.ascontiguousarray(self.info.read(), np.float32)
         if not np.isfinite(values).all():
             raise ModelFormatError(f"tensor {show(self.name)}: holds inf or nan")
-        return values
+        return values + np.float32(self.plus) if self.plus else values
 
     def load(self, device: _C.Device) -> None:
         self.weight = upload(self.read(), device)
@@ -525,7 +536,8 @@ class Rope(Module):
 class Attention(Module):
     """Rotate q and k, write k and v to the cache, and attend: (rows, q + k + v) -> (rows, q). No weights but norms.
 
-    norms: RMS norm of each head of q and k first (Qwen3).
+    norms: RMS norm of each head of q and k first (Qwen3). gated: each head of q is followed by a gate, whose sigmoid
+    multiplies what the head gives (Qwen3-Next): (rows, 2 q + k + v). layer: of the cache.
     """
 
     def __init__(
@@ -537,9 +549,11 @@ class Attention(Module):
         rope: Rope,
         *,
         norms: bool = False,
+        gated: bool = False,
     ) -> None:
         super().__init__(name)
         self.layer, self.heads, self.eps, self.rope = layer, config.heads, config.norm_eps, rope
+        self.gated = gated
         self.q_norm = Vector(source, f"{name}.q_norm.weight", config.head_dim) if norms else None
         self.k_norm = Vector(source, f"{name}.k_norm.weight", config.head_dim) if norms else None
 
@@ -551,7 +565,7 @@ class Attention(Module):
                 heads=self.heads, bound=run.bound, sequence=run.sequence, dtype=run.dtype,
                 q_norm=self.q_norm.weight if self.q_norm else None,
                 k_norm=self.k_norm.weight if self.k_norm else None,
-                eps=self.eps, rope_scale=self.rope.scale,
+                eps=self.eps, rope_scale=self.rope.scale, gated=self.gated,
             )
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 sec
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,16 +58,17 @@ class MoE(Module):
         self.activation = GATED[config.activation]
         routed = range(experts.count)
 
-        rows = [(f"{name}.{names.router}", experts.count)]
-        if experts.shared_gate:
-            rows.append((f"{name}.{names.shared_gate}", 1))
+        split_fused(source, name, experts.count, hidden, inner, names)
+        fused = experts.shared_inner == inner and codes_alike(source, name, names, hidden, inner)
+        rows, gate = [(f"{name}.{names.router}", experts.count)], (f"{name}.{names.shared_gate}", 1)
+        gated = experts.shared_gate and experts.shared_inner > 0
+        if gated and fused:
+            rows.append(gate)
         self.router = Linear(source, f"{name}.router", rows, hidden, kind="router", dense=True)
         self.bias = Vector(source, f"{name}.{names.bias}", experts.count, fill=0.0) if experts.bias else None
-        split_fused(source, name, experts.count, hidden, inner, names)
         gate_up = [(f"{name}.{part.format(i)}", inner) for i in routed for part in (names.gate, names.up)]
         down = [(f"{name}.{names.down.format(i)}", hidden) for i in routed]
         shared = f"{name}.{names.shared}"
-        fused = experts.shared_inner == inner and codes_alike(source, name, names, hidden, inner)
         if fused:
             gate_up += [(f"{shared}.gate_proj", inner), (f"{shared}.up_proj", inner)]
             down.append((f"{shared}.down_proj", hidden))
@@ -74,6 +76,7 @@ class MoE(Module):
         self.down = Linear(source, f"{name}.down", down, inner, kind="experts", experts=True)
         self.shared_gate_up: Linear | None = None
         self.shared_down: Linear | None = None
+        self.shared_router: Linear | None = None
         if experts.shared_inner and not fused:
             width = experts.shared_inner
             pair = [(f"{shared}.gate_proj", width), (f"{shared}.up_proj", width)]
@@ -81,7 +84,15 @@ class MoE(Module):
             self.shared_down = Linear(
                 source, f"{shared}.down", [(f"{shared}.down_proj", hidden)], width, kind="experts"
             )
-        self.core = Core(f"{name}.core", self, shared=int(fused))  # last: it is made of what was loaded before
+            if gated:
+                self.shared_router = Linear(source, f"{shared}.router", [gate], hidden, kind="router", dense=True)
+        # Last: they are made of what was loaded before.
+        self.core = Core(f"{name}.core", (self.router, self.gate_up, self.down), config, shared=int(fused))
+        self.core.bias = self.bias
+        self.shared_core: Core | None = None
+        if self.shared_router is not None and self.shared_gate_up is not None and self.shared_down is not None:
+            matrices = (self.shared_router, self.shared_gate_up, self.shared_down)
+            self.shared_core = Core(f"{shared}.core", matrices, config, alone=True)
 
     def __call__(
         self, h: _C.Tensor, *, norm: Vector | None = None, dtype: str = "f16", positions: _C.Tensor | None = None
@@ -97,7 +108,10 @@ class MoE(Module):
         if weight is not None and self.exact:
             x, weight = _C.rms_norm(h, weight, self.eps, dtype="f32"), None
         base = h
-        if self.shared_gate_up is not None and self.shared_down is not None:
+        if self.shared_core is not None:
+            assert self.shared_core.raw is not None
+            base = self.shared_core.raw(x, norm=weight, eps=self.eps, residual=h, dtype=dtype, positions=positions)
+        elif self.shared_gate_up is not None and self.shared_down is not None:
             m = self.shared_gate_up(h, norm=norm, eps=self.eps, activation=self.activation, dtype=dtype)
             base = self.shared_down(m, residual=h)
         y: _C.Tensor = self.core.raw(x, norm=weight, eps=self.eps, residual=base, dtype=dtype, positions=positions)
@@ -121,12 +135,24 @@ class MoE(Module):
 
 
 class Core(Module):
-    """The marlin._C.MoE over the matrices of a mixture."""
+    """The marlin._C.MoE over the matrices of a mixture: router, gate and up, down.
 
-    def __init__(self, name: str, parent: MoE, *, shared: int) -> None:
+    alone: of a shared expert that lies apart, as a mixture of one whose weight is the sigmoid of its gate.
+    """
+
+    def __init__(
+        self, name: str, matrices: tuple[Linear, Linear, Linear], config: ModelConfig, *, shared: int = 0,
+        alone: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(name)
-        self.matrices = (parent.router, parent.gate_up, parent.down)  # a tuple: they are the parent's children
-        self.bias, self.config, self.activation, self.shared = parent.bias, parent.config, parent.activation, shared
+        assert config.experts is not None
+        self.matrices = matrices  # a tuple: they are the mixture's children
+        self.config, self.activation, self.shared = config.experts, GATED[config.activation], shared
+        if alone:
+            self.config = dataclasses.replace(
+                config.experts, count=1, top_k=1, scoring="sigmoid", normalise=False, scale=1.0, groups=1, top_groups=1
+            )
+        self.bias: Vector | None = None
         self.raw: _C.MoE | None = None
 
     def load(self, device: _C.Device) -> None:
