@@ -487,11 +487,11 @@ class DeltaState:
     # value_dim).
     def read(self, layer: int, /) -> tuple[Tensor, Tensor]: ...
 
-# The gated delta rule -> (rows, value_heads * value_dim). x (rows, columns): for each key head q, k, and v and z of the
-# value heads that share it; ba (rows, 2 * value_heads): for each key head b and a of those. conv (channels, taps), a_log,
-# dt_bias (value_heads), norm (value_dim): f32. A row at position 0 begins a text, any other takes the state of its slot as
-# it is; a negative position: zeros, nothing written. sequence: rows of one slot, at consecutive positions from that of
-# row 0; else no two are of the same slot.
+# The gated delta rule -> (rows, value_heads * value_dim). x (rows, columns): for each key head q, k, and v and z of
+# the value heads that share it; ba (rows, 2 * value_heads): for each key head b and a of those. conv (channels, taps),
+# a_log, dt_bias (value_heads), norm (value_dim): f32. A row at position 0 begins a text, any other takes the state of
+# its slot as it is; a negative position: zeros, nothing written. sequence: rows of one slot, at consecutive positions
+# from that of row 0; else no two are of the same slot.
 def gated_delta(
     x: Tensor,
     ba: Tensor,

@@ -19,8 +19,9 @@ UPLOAD_BYTES: Final = 64 << 20  # device buffers of the loader, and slack of the
 class MemoryPlan:
     """Device bytes by class for a context (tokens a slot) and a number of slots.
 
-    weights: by kind of layer. state: what layers without a cache remember of the slots. scratch: activations of a prefill chunk, logits, buffers of the loader; an
-    estimate, the rest is exact. budget: what the device has left for this process, None without a device.
+    weights: by kind of layer. state: what layers without a cache remember of the slots. scratch: activations of a
+    prefill chunk, logits, buffers of the loader; an estimate, the rest is exact. budget: what the device has left for
+    this process, None without a device.
     """
 
     model: str
@@ -55,8 +56,8 @@ class MemoryPlan:
         """Everything as JSON values."""
         return {
             "model": self.model, "format": self.format, "device": self.device, "weights": dict(self.weights),
-            "kv": self.kv, "state": self.state, "scratch": self.scratch, "total": self.total, "budget": self.budget, "fits": self.fits,
-            "context": self.context, "slots": self.slots, "kv_dtype": self.kv_dtype,
+            "kv": self.kv, "state": self.state, "scratch": self.scratch, "total": self.total, "budget": self.budget,
+            "fits": self.fits, "context": self.context, "slots": self.slots, "kv_dtype": self.kv_dtype,
         }  # fmt: skip
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ The kernels: delta_decode for a token of each slot, delta_conv, delta_scan and d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -159,9 +160,7 @@ def test_in_pieces(device: _C.Device, cuts: tuple[int, ...], held: bool) -> None
     """A text in pieces, of one row and of several, is the text: ring and state go on."""
     problem = Problem(device, Case(2, 4, 32, 24))
     bounds = (0, *cuts, 40)
-    pieces = [
-        problem.sequence(2, first, last - first, held=held) for first, last in zip(bounds, bounds[1:], strict=False)
-    ]
+    pieces = [problem.sequence(2, first, last - first, held=held) for first, last in pairwise(bounds)]
     check(np.concatenate(pieces), problem.expected(2, 40)[0], "f32")
     problem.check_state(2, 40)
 

@@ -64,8 +64,8 @@ mrl_status mrl_delta_state_create(mrl_device *dev, uint32_t layers, const mrl_de
     state->sizes = *sizes;
     state->sizes.ring = state->sizes.state = NULL;
     for (uint32_t i = 0; i < 2 * layers; i++)
-        MRL_TRY(mrl_buffer_create(dev, i % 2 == 0 ? ring_bytes : state_bytes, MRL_MEMORY_DEVICE, &state->buffers[i],
-                                  err));
+        MRL_TRY(
+            mrl_buffer_create(dev, i % 2 == 0 ? ring_bytes : state_bytes, MRL_MEMORY_DEVICE, &state->buffers[i], err));
     *out = state;
     state = NULL;
 done:

@@ -112,10 +112,17 @@ static mrl_status record(const delta_call *call, mrl_kernel kernel, uint32_t lan
     spec[0] = lanes;
     MRL_TRY(mrl_pipeline_get(call->dev, kernel, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, SPECS + count, &pipeline, err));
     const mrl_range reads[] = {
-        mrl_view_range(&args->x),       mrl_view_range(&args->ba),        mrl_view_range(&args->conv),
-        mrl_view_range(&args->a_log),   mrl_view_range(&args->dt_bias),   mrl_view_range(&args->norm),
-        mrl_view_range(&args->positions), mrl_view_range(&args->slots),   more_reads[0],
-        more_reads[1],                  more_reads[2],
+        mrl_view_range(&args->x),
+        mrl_view_range(&args->ba),
+        mrl_view_range(&args->conv),
+        mrl_view_range(&args->a_log),
+        mrl_view_range(&args->dt_bias),
+        mrl_view_range(&args->norm),
+        mrl_view_range(&args->positions),
+        mrl_view_range(&args->slots),
+        more_reads[0],
+        more_reads[1],
+        more_reads[2],
     };
     const mrl_dispatch dispatch = {
         .pipeline = pipeline,

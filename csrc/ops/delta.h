@@ -4,12 +4,12 @@
 
 #include "ops/view.h"
 
-#define MRL_DELTA_DIM_MAX 256u
+#define MRL_DELTA_DIM_MAX  256u
 #define MRL_DELTA_TAPS_MAX 8u
 
-/* A layer of the state as ops see it; borrowed from mrl_delta_state (engine/delta_state.h), which has checked the sizes:
- * dims are multiples of 8 up to MRL_DELTA_DIM_MAX, key_heads divides value_heads. channels = 2 key_heads * key_dim +
- * value_heads * value_dim. */
+/* A layer of the state as ops see it; borrowed from mrl_delta_state (engine/delta_state.h), which has checked the
+ * sizes: dims are multiples of 8 up to MRL_DELTA_DIM_MAX, key_heads divides value_heads. channels = 2 key_heads *
+ * key_dim + value_heads * value_dim. */
 typedef struct mrl_delta {
     mrl_buffer *ring;  /* (slots, taps, channels) f32: the last rows that went into the convolution */
     mrl_buffer *state; /* (slots, value_heads, key_dim, value_dim) f32 */
@@ -33,8 +33,8 @@ typedef struct mrl_delta_args {
     mrl_view positions; /* (rows) i32 */
     mrl_view slots;     /* (rows) i32 */
     float eps;          /* of the norm */
-    bool sequence;      /* all rows are of one slot, at consecutive positions from that of row 0; else no two rows are of
-                         * the same slot */
+    bool sequence;      /* all rows are of one slot, at consecutive positions from that of row 0; else no two rows are
+                         * of the same slot */
     bool held;          /* CPUs take the divisions of work of GPUs: for tests */
 } mrl_delta_args;
 

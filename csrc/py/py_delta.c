@@ -131,8 +131,8 @@ static PyObject *DeltaState_repr(PyObject *obj)
 
 static PyMethodDef DeltaState_methods[] = {
     {"read", DeltaState_read, METH_O,
-     "read($self, layer, /)\n--\n\nOf a layer the ring (slots, taps, channels), x at position p in entry p % taps, and S "
-     "(slots, value_heads, key_dim, value_dim), f32: views, not copies. What no op has written is undefined."},
+     "read($self, layer, /)\n--\n\nOf a layer the ring (slots, taps, channels), x at position p in entry p % taps, "
+     "and S (slots, value_heads, key_dim, value_dim), f32: views, not copies. What no op has written is undefined."},
     MRL_PY_NO_PICKLE,
     {NULL, NULL, 0, NULL},
 };
@@ -146,8 +146,8 @@ static PyGetSetDef DeltaState_getset[] = {
 
 static PyType_Slot DeltaState_slots[] = {
     {Py_tp_doc, "DeltaState(device, *, layers, slots, key_heads, value_heads, key_dim, value_dim, taps)\n--\n\n"
-                "What the layers of a gated delta net remember of each slot, f32. Dims: multiples of 8 up to 256; taps: of "
-                "the convolution, 1 to 8; value_heads: a multiple of key_heads."},
+                "What the layers of a gated delta net remember of each slot, f32. Dims: multiples of 8 up to 256; "
+                "taps: of the convolution, 1 to 8; value_heads: a multiple of key_heads."},
     {Py_tp_new, DeltaState_new},
     {Py_tp_dealloc, DeltaState_dealloc},
     {Py_tp_traverse, mrl_py_traverse},
@@ -170,8 +170,9 @@ static PyType_Spec DeltaState_spec = {
 
 static PyObject *module_gated_delta(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"x",     "ba",        "conv",  "a_log",    "dt_bias", "norm", "state", "layer",
-                                           "positions", "slots", "eps", "sequence", "dtype",   "held", NULL};
+    static const char *const keywords[] = {"x",    "ba",       "conv",  "a_log",     "dt_bias",
+                                           "norm", "state",    "layer", "positions", "slots",
+                                           "eps",  "sequence", "dtype", "held",      NULL};
     mrl_state *state = mrl_py_state(module);
     PyObject *given[8], *holder, *layer, *eps_given = NULL, *dtype_name = NULL, *y;
     mrl_delta_args delta = {0};
@@ -230,12 +231,13 @@ static PyMethodDef functions[] = {
     {"gated_delta", (PyCFunction)(void (*)(void))module_gated_delta, METH_VARARGS | METH_KEYWORDS,
      "gated_delta(x, ba, conv, a_log, dt_bias, norm, state, layer, positions, slots, *, eps=1e-06, sequence=False, "
      "dtype=None, held=False)\n--\n\n"
-     "The gated delta rule -> (rows, value_heads * value_dim), behind the gated norm. x (rows, columns): for each key head "
-     "q, k, and v and z of the value heads that share it; ba (rows, 2 * value_heads): for each key head b and a of those; "
-     "conv (channels, taps), a_log, dt_bias (value_heads), norm (value_dim), all f32. A row at position 0 begins a text; "
-     "any other takes the state of its slot as it is. A row with position < 0 gives zeros and writes nothing. sequence: "
-     "all rows are of one slot, at consecutive positions from that of row 0; else no two are of the same slot. held: CPUs "
-     "take the divisions of work of GPUs, for tests."},
+     "The gated delta rule -> (rows, value_heads * value_dim), behind the gated norm. x (rows, columns): for each key "
+     "head q, k, and v and z of the value heads that share it; ba (rows, 2 * value_heads): for each key head b and a "
+     "of those; conv (channels, taps), a_log, dt_bias (value_heads), norm (value_dim), all f32. A row at position 0 "
+     "begins a text; any other takes the state of its slot as it is. A row with position < 0 gives zeros and writes "
+     "nothing. "
+     "sequence: all rows are of one slot, at consecutive positions from that of row 0; else no two are of the same "
+     "slot. held: CPUs take the divisions of work of GPUs, for tests."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -56,13 +56,13 @@ class GatedDeltaNet(Module):
 
     def __call__(self, h: _C.Tensor, run: Run, norm: Vector, eps: float) -> _C.Tensor:
         """h (rows, hidden) f32 -> h + delta net(norm(h)), f32."""
-        weights = [vector.weight for vector in (self.conv, self.a_log, self.dt_bias, self.norm)]
-        assert run.state is not None
+        assert self.conv.weight is not None and self.a_log.weight is not None and self.dt_bias.weight is not None
+        assert self.norm.weight is not None and run.state is not None
         x = self.qkvz(h, norm=norm, eps=eps, dtype=run.dtype)
         ba = self.ba(h, norm=norm, eps=eps, dtype="f32")
         y = _C.gated_delta(
-            x, ba, *weights, run.state, self.layer, run.positions, run.slots, eps=eps, sequence=run.sequence,
-            dtype=run.dtype,
+            x, ba, self.conv.weight, self.a_log.weight, self.dt_bias.weight, self.norm.weight, run.state, self.layer,
+            run.positions, run.slots, eps=eps, sequence=run.sequence, dtype=run.dtype,
         )  # fmt: skip
         return self.out(self.seen(y), residual=h)
 

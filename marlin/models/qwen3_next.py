@@ -39,11 +39,10 @@ class Layer(mixtral.Layer):
     def build_attention(self, config: ModelConfig, source: Source, index: int, rope: Rope) -> None:
         """The weights of `attend`."""
         assert config.delta is not None
-        before, self.delta = config.delta.linear[:index], None
+        before = sum(config.delta.linear[:index])
+        self.delta: GatedDeltaNet | None = None
         if config.delta.linear[index]:
-            self.delta: GatedDeltaNet | None = GatedDeltaNet(
-                source, f"{self.name}.linear_attn", sum(before), config
-            )
+            self.delta = GatedDeltaNet(source, f"{self.name}.linear_attn", before, config)
             return
         name, hidden = f"{self.name}.self_attn", config.hidden_size
         parts = [
@@ -52,7 +51,7 @@ class Layer(mixtral.Layer):
             (f"{name}.v_proj", config.kv_size),
         ]
         self.qkv = Linear(source, f"{self.name}.qkv", parts, hidden, bias=config.qkv_bias, kind="attention")
-        self.attention = Attention(source, name, index - sum(before), config, rope, norms=True, gated=True)
+        self.attention = Attention(source, name, index - before, config, rope, norms=True, gated=True)
         around_zero(self.attention.q_norm, self.attention.k_norm)
         self.o = Linear(
             source, f"{self.name}.o", [(f"{name}.o_proj", hidden)], config.q_size, bias=config.o_bias, kind="attention"

@@ -1,5 +1,5 @@
-// Prefill of a gated delta net, first part: the convolution of consecutive rows of one slot, q and k to length 1 (q also
-// / sqrt(KEY_DIM)), and the gates. Only the position and the slot of the first row are read.
+// Prefill of a gated delta net, first part: the convolution of consecutive rows of one slot, q and k to length 1 (q
+// also / sqrt(KEY_DIM)), and the gates. Only the position and the slot of the first row are read.
 //
 //   mixed (rows, MIXED) f32: [ q | k | v, as the channels | beta, decay of each value head ]
 //

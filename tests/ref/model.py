@@ -91,7 +91,8 @@ class Model:
         c = self.config
         widths = (c.latent.q_dim, c.latent.v_dim) if c.latent else (c.head_dim, c.head_dim)
         k, v = (np.zeros((0, c.kv_heads, width), self.dtype) for width in widths)
-        self.cache = [(k, v) for _ in range(c.layers)]
+        self.cache: list[tuple[Array, Array]] = [(k, v) for _ in range(c.layers)]
+        self.seen = 0
 
     def linear(self, x: Array, module: str) -> Array:
         """x W^T + bias, the bias if the checkpoint has one."""
@@ -108,8 +109,8 @@ class Model:
         hidden: gets the residual stream before each layer and, last, after the final norm.
         """
         c = self.config
-        start = len(self.cache[0][0])
-        positions = np.arange(start, start + len(ids), dtype=np.float64)
+        positions = np.arange(self.seen, self.seen + len(ids), dtype=np.float64)
+        self.seen += len(ids)
         x = self.weights["model.embed_tokens.weight"][np.asarray(ids)]
         for i in range(c.layers):
             if hidden is not None:
@@ -178,7 +179,7 @@ class Model:
             scale=c.scale, bias=self.weights.get(at + ".gate.e_score_correction_bias"), groups=c.groups,
             top_groups=c.top_groups, group_best=c.group_best,
         )  # fmt: skip
-        y = self._gated(x, at + ".shared_experts") if c.shared_inner else np.zeros_like(x)
+        y = self._gated(x, at + ".shared_experts") if c.shared_inner and not c.shared_gate else np.zeros_like(x)
         for expert in np.unique(ids):
             rows, places = np.nonzero(ids == expert)
             factors = weights[rows, places, None].astype(self.dtype)

@@ -111,7 +111,11 @@ def main() -> None:
             greedy.append(int(top.indices[0]))
             margin.append(float(top.values[0] - top.values[1]))
             step = torch.tensor([[greedy[-1]]])
-    golden |= {"prompt": golden["ids"][:5], "greedy": np.array(greedy, np.int32), "margin": np.array(margin, np.float32)}
+    golden |= {
+        "prompt": golden["ids"][:5],
+        "greedy": np.array(greedy, np.int32),
+        "margin": np.array(margin, np.float32),
+    }
     np.savez_compressed(HERE / "golden.npz", **golden)
     print(f"smallest margin {min(margin):.4f}, largest logit {np.abs(golden['logits']).max():.2f}")
 
