@@ -3,6 +3,7 @@
     python benchmarks/kernels.py gemv                 # decode shapes, every 4-bit format
     python benchmarks/kernels.py gemv --sweep         # all tunings of one shape
     python benchmarks/kernels.py gemm --torch         # against torch.matmul f16 in the same run
+    python benchmarks/kernels.py delta                # a layer of Qwen3-Next: steps and prompts
     python benchmarks/kernels.py --json out.json all
 
 A time is the median of `--repeat` replays of a captured program of many calls over enough different
@@ -208,6 +209,41 @@ def bench_gemm(args: argparse.Namespace, device: _C.Device) -> list[dict[str, An
     return rows
 
 
+def bench_delta(args: argparse.Namespace, device: _C.Device, bandwidth: float) -> list[dict[str, Any]]:
+    """gated_delta of Qwen3-Next-80B-A3B: steps of 1 and 8 slots, prompts of 512 and 2048 tokens."""
+    rows, layers, slots = [], 36, 8
+    state = _C.DeltaState(
+        device, layers=layers, slots=slots, key_heads=16, value_heads=32, key_dim=128, value_dim=128, taps=4
+    )
+    rng = np.random.default_rng(1)
+    shapes = ((8192, 4), (32,), (32,), (128,))
+    weights = [_C.tensor(device, rng.standard_normal(shape).astype(np.float32) / 2) for shape in shapes]
+    state_bytes = state.nbytes / layers / slots
+    for count, sequence in ((1, False), (8, False), (512, True), (2048, True)):
+        x, ba = (_C.tensor(device, rng.standard_normal((count, columns)).astype(np.float16)) for columns in (12288, 64))
+        slot_ids = np.zeros(count, np.int32) if sequence else np.arange(count, dtype=np.int32)
+        positions = np.arange(count, dtype=np.int32) if sequence else np.ones(count, np.int32)
+        at = [_C.tensor(device, ids) for ids in (positions, slot_ids)]
+
+        def record(x: Any = x, ba: Any = ba, at: Any = at, sequence: bool = sequence) -> None:
+            for layer in range(layers):  # more states than a cache holds
+                _C.gated_delta(x, ba, *weights, state, layer, *at, sequence=sequence)
+
+        if not sequence:  # a state to go on from
+            first = _C.tensor(device, np.zeros(count, np.int32))
+            for layer in range(layers):
+                _C.gated_delta(x, ba, *weights, state, layer, first, at[1])
+        t = per_call(device, layers, record, args.repeat)
+        row = {"rows": count, "sequence": sequence, "us": t * 1e6, "us_a_token": t * 1e6 / count}
+        if not sequence:
+            row["floor_us"] = 2e6 * state_bytes * count / bandwidth
+        rows.append(row)
+        floor = "" if sequence else f"  floor {row['floor_us']:.1f} us (state read and written)"
+        kind = "prompt" if sequence else "slots "
+        print(f"gated_delta {kind} {count:5d} {row['us']:8.1f} us {row['us_a_token']:8.3f} us/row{floor}", flush=True)
+    return rows
+
+
 def torch_gemm(args: argparse.Namespace) -> dict[tuple[int, int, int], float]:
     import torch
 
@@ -227,7 +263,7 @@ def torch_gemm(args: argparse.Namespace) -> dict[tuple[int, int, int], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["gemv", "gemm", "all"])
+    parser.add_argument("what", choices=["gemv", "gemm", "delta", "all"])
     parser.add_argument("--formats", nargs="+", default=["int4", "fp4_e2m1", "int8", "f16"])
     parser.add_argument("--group", type=int, default=None)
     parser.add_argument("--m", type=int, nargs="+", default=[1])
@@ -244,11 +280,14 @@ def main() -> None:
     args = parser.parse_args()
     raw = _C.Device(args.device)
     report: dict[str, Any] = {"device": raw.name, "driver": raw.driver, "rows": []}
-    if args.what in ("gemv", "all"):
+    if args.what != "gemm":
         bandwidth = stream_bandwidth(raw, args.repeat)
         report["bandwidth_gb_s"] = bandwidth / 1e9
         print(f"{raw.name}: streaming read {bandwidth / 1e9:.0f} GB/s", flush=True)
+    if args.what in ("gemv", "all"):
         report["rows"] += bench_gemv(args, raw, bandwidth)
+    if args.what in ("delta", "all"):
+        report["rows"] += bench_delta(args, raw, bandwidth)
     if args.what in ("gemm", "all"):
         report["rows"] += bench_gemm(args, raw)
     if args.json:

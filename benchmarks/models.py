@@ -20,6 +20,7 @@ from kernels import stream_bandwidth
 
 import marlin as ml
 from marlin import bench
+from marlin.memory import state_bytes
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "8b": {  # Llama-3.1-8B
@@ -54,6 +55,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 40960, "tie_word_embeddings": False,
         "rope_theta": 1000000.0, "rope_scaling": None,
     },
+    "qwen3-next-80b-a3b": {
+        "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "hidden_size": 2048,
+        "num_hidden_layers": 48, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256,
+        "intermediate_size": 5120, "moe_intermediate_size": 512, "num_experts": 512, "num_experts_per_tok": 10,
+        "shared_expert_intermediate_size": 512, "norm_topk_prob": True, "decoder_sparse_step": 1,
+        "mlp_only_layers": [], "full_attention_interval": 4, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_value_head_dim": 128,
+        "partial_rotary_factor": 0.25, "vocab_size": 151936, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+        "max_position_embeddings": 262144, "tie_word_embeddings": False, "rope_theta": 10000000.0,
+        "rope_scaling": None,
+    },
     "mixtral-8x7b": {
         "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 4096,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
@@ -65,13 +77,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def token_bytes(model: ml.Model, positions: float) -> tuple[float, float]:
-    """Bytes of weights and of cache that a token reads behind so many positions: of experts only the chosen ones."""
+    """Bytes of weights, and of cache and state, that a token moves behind so many positions: of experts only the
+    chosen ones are read, a state is read and written."""
     config, weights = model.config, dict(model.memory.weights)
     if not config.tie_embeddings:
         weights.pop("embedding")
     if config.experts is not None:
         weights["experts"] = round(weights["experts"] * config.experts.share)
-    return sum(weights.values()), 2 * config.cache_layers * config.cache_row * positions
+    cache = 2 * config.cache_layers * config.cache_row * positions
+    return sum(weights.values()), cache + 2 * state_bytes(config, 1)
 
 
 def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:

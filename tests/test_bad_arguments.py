@@ -24,6 +24,15 @@ NO_TENSOR = (0, "x", b"xxxx", [1.0], np.zeros(4, np.float32), object())
 DIM, HEADS, CONTEXT, SLOTS, VOCAB = 64, 2, 32, 3, 100
 
 
+DELTA = {
+    "layers": 2, "slots": 1, "key_heads": 1, "value_heads": 2, "key_dim": 8, "value_dim": 16, "taps": 4,
+}  # fmt: skip
+DELTA_SHAPES: dict[str, tuple[tuple[int, ...], str]] = {
+    "x": ((1, 80), "f16"), "ba": ((1, 4), "f32"), "conv": ((48, 4), "f32"), "a_log": ((2,), "f32"),
+    "dt_bias": ((2,), "f32"), "norm": ((16,), "f32"), "positions": ((1,), "i32"), "slots": ((1,), "i32"),
+}  # fmt: skip
+
+
 @dataclass
 class Things:
     """One of each, of a device, with good arguments for everything."""
@@ -118,6 +127,15 @@ class Things:
                 },
             ),
             "attention": (_C.attention, {**heads, "bound": CONTEXT, "scale": 1.0}),
+            "DeltaState": (_C.DeltaState, {"device": device, **DELTA}),
+            "gated_delta": (
+                _C.gated_delta,
+                {
+                    **{name: _C.full(device, shape, 0, dtype) for name, (shape, dtype) in DELTA_SHAPES.items()},
+                    "state": _C.DeltaState(device, **DELTA),
+                    "layer": 0,
+                },
+            ),
             "StepState": (_C.StepState, {"device": device, "slots": 1, "vocab": 8}),
             "sample": (
                 _C.sample,
@@ -221,6 +239,12 @@ INTEGERS: list[tuple[str, str, int, int | None, tuple[int, ...]]] = [
     ("attention", "layer", 0, 1, ()),
     ("attention", "heads", 2, 2, (0,)),
     ("attention", "bound", 1, CONTEXT, (0,)),
+    *(("DeltaState", name, 1, None, (0,)) for name in ("layers", "slots", "key_heads")),
+    ("DeltaState", "value_heads", 1, None, (0,)),
+    ("DeltaState", "key_dim", 8, 256, (0, 12)),
+    ("DeltaState", "value_dim", 8, 256, (0, 12)),
+    ("DeltaState", "taps", 1, 8, (0,)),
+    ("gated_delta", "layer", 0, 1, ()),
     ("StepState", "slots", 1, None, (0,)),
     ("StepState", "vocab", 1, None, (0,)),
     ("Generator", "depth", 1, None, (0,)),
@@ -285,6 +309,7 @@ FLOATS: list[tuple[str, str, tuple[float, ...], tuple[float, ...]]] = [
     ("attention", "eps", (-1.0,), (1e-3,)),
     ("attention", "scale", (), (0.125,)),
     ("attention", "rope_scale", (-1.0,), (1.0,)),
+    ("gated_delta", "eps", (-1.0,), (0.0, 1e-3)),
     ("admit", "temperature", (-1.0,), (0.0, 100.0)),
     ("admit", "top_p", (-0.1, 1.1), (1.0, 0.5)),
     ("admit", "min_p", (-0.1, 1.1), (0.0, 0.5)),
@@ -324,6 +349,7 @@ TENSORS = [
             ("k_norm", True),
         ]
     ),
+    *(("gated_delta", argument, False) for argument in DELTA_SHAPES),
 ]
 SHAPES: dict[tuple[str, str], tuple[tuple[int, ...], str]] = {
     ("linear", "x"): ((1, 32), "f16"),
@@ -349,6 +375,7 @@ SHAPES |= {
         "k_norm": ((DIM,), "f32"),
     }.items()
 }
+SHAPES |= {("gated_delta", argument): row for argument, row in DELTA_SHAPES.items()}
 
 
 @pytest.mark.parametrize(("name", "argument", "optional"), TENSORS, ids=[f"{row[0]}-{row[1]}" for row in TENSORS])
@@ -376,6 +403,8 @@ def test_tensors(things: Things, name: str, argument: str, optional: bool) -> No
         ("StepState", "device"),
         ("rope", "cache"),
         ("attention", "cache"),
+        ("DeltaState", "device"),
+        ("gated_delta", "state"),
         ("sample", "state"),
         ("Generator", "state"),
     ],
@@ -394,6 +423,7 @@ def test_objects_of_another_device(things: Things) -> None:
     for name, argument, value in [
         ("rope", "cache", cache),
         ("attention", "cache", cache),
+        ("gated_delta", "state", _C.DeltaState(other, **DELTA)),
         ("sample", "state", state),
         ("Generator", "state", state),
         ("Generator", "programs", [(CONTEXT, program)]),
@@ -451,6 +481,7 @@ def test_lists_of_admit(things: Things, argument: str, value: Any) -> None:
         ("rms_norm", "dtype"),
         ("rope", "dtype"),
         ("attention", "dtype"),
+        ("gated_delta", "dtype"),
         ("KVCache", "dtype"),
         ("set_rows", "dtype"),
         ("load_rows", "dtype"),
