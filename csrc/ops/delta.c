@@ -190,12 +190,15 @@ static uint32_t groups_of(const delta_call *call, uint32_t heads)
 static mrl_status scan(const delta_call *call, mrl_buffer *mixed, mrl_buffer *o, mrl_error *err)
 {
     const mrl_delta *d = call->delta;
-    uint32_t team = 4, tile = 16;
-    const uint32_t wide = call->small ? 4 : 1;
+    uint32_t team = 4, tile = 16, wide = 1;
     const uint32_t lanes = call->small ? call->info->subgroup_max : lanes_of(call);
 
     while (team < 8 && team * 2 <= call->info->subgroup_min && d->key_dim >= team * 8) team *= 2;
-    const uint32_t pad = mrl_div_up(d->key_dim / 4, team) * team * 4, columns = lanes / team * wide;
+    const uint32_t quads = mrl_div_up(d->key_dim / 4, team), pad = quads * team * 4;
+    /* A CPU pays for every load of q and k: more columns share it, as many as soon compile (64 rows of (32, 128, 128)
+     * on llvmpipe, 2 cores: 1.0 s with 4 columns a lane, 0.8 with 8, 0.44 with 16). */
+    if (call->small) wide = max_u32(1, min_u32(min_u32(16, 64 / quads), mrl_div_up(d->value_dim, lanes / team)));
+    const uint32_t columns = lanes / team * wide;
     while (tile > 1 && tile * (2 * pad + columns + 2) * 4 > call->info->shared_bytes) tile /= 2;
     const mrl_range state = mrl_range_of(d->state);
     return record(call, MRL_KERNEL_delta_scan, lanes, (uint32_t[]){team, wide, tile, lanes}, 4,
