@@ -244,6 +244,16 @@ def test_replay(device: _C.Device) -> None:
 
 
 @HELD
+@pytest.mark.parametrize("case", [Case(2, 4, 64, 64), Case(1, 1, 256, 256), Case(1, 2, 8, 128)], ids=str)
+def test_many_rows(device: _C.Device, case: Case, held: bool) -> None:
+    """A chunk of a prompt and more in one call: loops of llvmpipe end after 65535 rounds."""
+    problem = Problem(device, case, tokens=700, slots=1)
+    for rows in (511, 700):
+        check(problem.sequence(0, 0, rows, held=held), problem.expected(0, rows)[0], "f32")
+        problem.check_state(0, rows)
+
+
+@HELD
 def test_long_text(device: _C.Device, held: bool) -> None:
     """Errors do not grow with the text: what is wrong in S decays."""
     problem = Problem(device, Case(1, 2, 32, 32), tokens=700, slots=1)

@@ -308,8 +308,9 @@ def test_quantized_and_random_weights(golden: dict[str, np.ndarray]) -> None:
         lines = repr(loaded.layers).splitlines()
         assert all("int8" not in line for line in lines if "in_proj_ba" in line)
         assert any("int8" in line for line in lines if "in_proj_qkvz" in line)
-    for format in ("f16", "int4", "exl3:4"):
-        with ml.Model.random(CONFIG, format=format, context=64, slots=2) as loaded:
+    apart = CONFIG | {"shared_expert_intermediate_size": 40}
+    for config, format in ((CONFIG, "f16"), (apart, "int4"), (CONFIG, "exl3:4"), (apart, "exl3:3")):
+        with ml.Model.random(config, format=format, context=64, slots=2) as loaded:
             assert np.isfinite(loaded.logits(golden["ids"])).all()
             assert len(loaded.generate([1, 2, 3], max_tokens=4, temperature=0).tokens) == 4
 

@@ -187,8 +187,13 @@ static uint32_t groups_of(const delta_call *call, uint32_t heads)
     return call->small ? 1 : mrl_div_up(heads, max_u32(1, lanes_of(call) / call->info->subgroup_max));
 }
 
+/* llvmpipe ends all loops of an invocation after 65535 rounds together, unrolled ones included; a row of delta_scan
+ * takes up to 350. */
+#define SOFTWARE_ROWS 128u
+
 static mrl_status scan(const delta_call *call, mrl_buffer *mixed, mrl_buffer *o, mrl_error *err)
 {
+    mrl_status rc = MRL_OK;
     const mrl_delta *d = call->delta;
     uint32_t team = 4, tile = 16, wide = 1;
     const uint32_t lanes = call->small ? call->info->subgroup_max : lanes_of(call);
@@ -201,9 +206,17 @@ static mrl_status scan(const delta_call *call, mrl_buffer *mixed, mrl_buffer *o,
     const uint32_t columns = lanes / team * wide;
     while (tile > 1 && tile * (2 * pad + columns + 2) * 4 > call->info->shared_bytes) tile /= 2;
     const mrl_range state = mrl_range_of(d->state);
-    return record(call, MRL_KERNEL_delta_scan, lanes, (uint32_t[]){team, wide, tile, lanes}, 4,
-                  (uint32_t[]){mrl_div_up(d->value_dim, columns), d->value_heads, 1},
-                  (mrl_range[]){mrl_range_of(mixed), state, {0}}, (mrl_range[]){mrl_range_of(o), state, {0}}, err);
+    const uint32_t step = call->info->kind == MRL_DEVICE_SOFTWARE ? SOFTWARE_ROWS : call->rows;
+    delta_call part = *call;
+    for (uint32_t first = 0; rc == MRL_OK && first < call->rows; first += step) {
+        part.rows = min_u32(step, call->rows - first);
+        part.push.first_row = first;
+        part.push.rows = first + part.rows;
+        rc = record(&part, MRL_KERNEL_delta_scan, lanes, (uint32_t[]){team, wide, tile, lanes}, 4,
+                    (uint32_t[]){mrl_div_up(d->value_dim, columns), d->value_heads, 1},
+                    (mrl_range[]){mrl_range_of(mixed), state, {0}}, (mrl_range[]){mrl_range_of(o), state, {0}}, err);
+    }
+    return rc;
 }
 
 static mrl_status prefill(delta_call *call, mrl_error *err)

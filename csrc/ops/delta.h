@@ -39,7 +39,7 @@ typedef struct mrl_delta_args {
 } mrl_delta_args;
 
 /* y (rows, value_heads * value_dim) f32 | f16 | bf16, behind the gated norm. Not a sequence: one dispatch; a sequence:
- * three. */
+ * three, on a CPU one more for every 128 rows. */
 mrl_status mrl_gated_delta(const mrl_delta *delta, const mrl_delta_args *args, const mrl_view *y, mrl_error *err);
 
 #endif

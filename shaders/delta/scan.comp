@@ -2,6 +2,7 @@
 //
 //   d = beta (v - decay k S);  o = decay q S + (q k) d;  S = decay S + k d^T
 //
+// From row first_row to row rows, for the limit that llvmpipe has on rounds of loops.
 // The columns of S do not meet: grid (VALUE_DIM / columns, VALUE_HEADS), and a workgroup walks over all rows with its
 // columns in registers. A team of TEAM lanes shares WIDE columns, a lane holds every TEAM-th four rows of them. q, k, v
 // and the gates are staged TILE rows at a time; q and k are padded with zeros to whole teams.
@@ -78,12 +79,12 @@ void main()
         [[unroll]] for (uint i = 0; i < QUADS; i++) {
             uint r = 4 * (part + i * TEAM), column = column0 + own + c;
             s[c * QUADS + i] = vec4(0.0);
-            if (first > 0 && r < KEY_DIM && column < VALUE_DIM)
+            if ((first > 0 || p.first_row > 0) && r < KEY_DIM && column < VALUE_DIM)
                 [[unroll]] for (uint j = 0; j < 4; j++)
                     s[c * QUADS + i][j] = state.v[(r + j) * VALUE_DIM + column];
         }
 
-    for (uint row0 = 0; row0 < p.rows; row0 += TILE) {
+    for (uint row0 = p.first_row; row0 < p.rows; row0 += TILE) {
         barrier(); // the tile before has been read
         load_tile(row0, head, column0);
         barrier();

@@ -293,7 +293,8 @@ PUSH_STRUCT(mrl_push_delta)
     ADDR mixed;       /* prefill: (rows, channels + 2 * value_heads) f32 */
     ADDR o;           /* prefill: (rows, value_heads * value_dim) f32 */
     ADDR y;           /* (rows, value_heads * value_dim) */
-    UINT rows;
+    UINT first_row;   /* delta_scan: where it begins; 0 */
+    UINT rows;        /* delta_scan: where it ends */
     FLOAT eps;        /* of the norm */
 };
 
