@@ -43,10 +43,10 @@ uint value_pair(uint s0, uint s1)
     return packFloat2x16(A2(v0.x, v1.x) + A2(v0.y, v1.y));
 }
 
-void load_words(uint step, uint g, uint lane, out uint w[TILE_WORDS])
+void load_words(uint step, uint g, uint lane)
 {
     const uint tile = step * 4 + g, units = p.k_padded / UNIT_ROWS;
-    load_tile(p.trellis, unit_at(gl_WorkGroupID.x, tile / TILES, units), lane, tile % TILES, w);
+    load_tile(p.trellis, unit_at(gl_WorkGroupID.x, tile / TILES, units), lane, tile % TILES);
 }
 
 uvec4 load_x(uint step, uint i)
@@ -63,13 +63,12 @@ void main()
     const uint column = lane / 8 * 16 + lane % 8;
     MatC acc[MATRICES];
     uvec4 x[X_FETCH];
-    uint w[TILE_WORDS];
 
     [[unroll]] for (uint i = 0; i < MATRICES; i++)
         acc[i] = MatC(0.0);
     [[unroll]] for (uint i = 0; i < X_FETCH; i++)
         x[i] = load_x(first, i);
-    load_words(first, g, lane, w);
+    load_words(first, g, lane);
     for (uint step = first; step < last; step++) {
         barrier(); // the step before has been read
         [[unroll]] for (uint i = 0; i < X_FETCH; i++) {
@@ -81,14 +80,14 @@ void main()
             [[unroll]] for (uint r = 0; r < 2; r++) {
                 uvec4 rows; // eight rows of column + 8 h
                 [[unroll]] for (uint q = 0; q < 4; q++)
-                    rows[q] = value_pair(state_of(w, 8 * q + 4 * h + 2 * r), state_of(w, 8 * q + 4 * h + 2 * r + 1));
+                    rows[q] = value_pair(state_of(8 * q + 4 * h + 2 * r), state_of(8 * q + 4 * h + 2 * r + 1));
                 tiles[X_TILE + ((column + 8 * h) * PITCH + 16 * g) / 8 + r] = rows;
             }
         barrier();
         if (step + 1 < last) {
             [[unroll]] for (uint i = 0; i < X_FETCH; i++)
                 x[i] = load_x(step + 1, i);
-            load_words(step + 1, g, lane, w);
+            load_words(step + 1, g, lane);
         }
         [[unroll]] for (uint i = 0; i < BK; i += 16) {
             MatA a[ROWS];

@@ -65,6 +65,10 @@ shared float scales[BLOCKS * M]; // what the staged x was divided by, a block of
 shared float partial[M > 1 ? LANES / 4 * M : LANES / 2];
 shared uint ticket;
 
+// At file scope like w of trellis.glsl: of the lane's two columns, sums for all rows; a unit and the next one.
+float acc[SUMS];
+uint words[UNIT_WORDS], next[UNIT_WORDS];
+
 #include "include/hadamard_work.glsl"
 
 // ---- x ----
@@ -129,19 +133,19 @@ void norm_factors()
 #include "trellis/products_f32.glsl"
 #endif
 
-void load_unit(uint base, uint lane, out uint words[UNIT_WORDS])
+void load_next(uint base, uint lane)
 {
     [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
         const uvec4 v = BufU32x4(TRELLIS).v[base + i * 64 + lane];
         [[unroll]] for (uint j = 0; j < 4; j++)
-            words[4 * i + j] = v[j];
+            next[4 * i + j] = v[j];
     }
 }
 
 // ---- sums ----
 
 // Sums of all groups and, with SPLIT, of all workgroups of these columns -> work [m][128]; false: others will finish.
-bool gather(uint group, uint lane, uint blocks, const float acc[SUMS])
+bool gather(uint group, uint lane, uint blocks)
 {
     const uint t = gl_LocalInvocationIndex, c = lane / 8 * 16 + lane % 8;
     barrier(); // in f32, work has been x
@@ -191,25 +195,23 @@ void main()
         return;
     const uint first = gl_WorkGroupID.y * BLOCKS, blocks = min(BLOCKS, p.k_padded / 128 - first);
     const uint first_unit = first * 128 / UNIT_ROWS, count = blocks * 128 / UNIT_ROWS;
-    float acc[SUMS];
-    uint words[UNIT_WORDS], next[UNIT_WORDS];
 
     [[unroll]] for (uint i = 0; i < SUMS; i++)
         acc[i] = 0.0;
     if (PREFETCH != 0)
-        load_unit(unit_at(gl_WorkGroupID.x, first_unit + min(group, count - 1), units), lane, words);
+        load_next(unit_at(gl_WorkGroupID.x, first_unit + min(group, count - 1), units), lane);
     stage_x(first, blocks);
     for (uint base = 0; base < count; base += GROUPS) {
         const uint unit = base + group, after = min(unit + GROUPS, count - 1);
-        if (PREFETCH != 0)
-            load_unit(unit_at(gl_WorkGroupID.x, first_unit + after, units), lane, next);
-        if (unit < count)
-            multiply_unit(words, unit_at(gl_WorkGroupID.x, first_unit + unit, units), lane, unit, acc);
-        if (PREFETCH != 0)
+        if (PREFETCH != 0) {
             [[unroll]] for (uint i = 0; i < UNIT_WORDS; i++)
                 words[i] = next[i];
+            load_next(unit_at(gl_WorkGroupID.x, first_unit + after, units), lane);
+        }
+        if (unit < count)
+            multiply_unit(unit_at(gl_WorkGroupID.x, first_unit + unit, units), lane, unit);
     }
-    if (!gather(group, lane, blocks, acc))
+    if (!gather(group, lane, blocks))
         return;
     hadamard_work(M);
     for (uint i = gl_LocalInvocationIndex; i < 128 * M; i += LANES)

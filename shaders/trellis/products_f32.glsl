@@ -49,16 +49,15 @@ float value_at(uint state)
     return value_of(state);
 }
 
-// acc += unit `unit` of the staged ones. words are not used: tiles are loaded one by one.
-void multiply_unit(const uint words[UNIT_WORDS], uint base, uint lane, uint unit, inout float acc[SUMS])
+// acc += unit `unit` of the staged ones, its tiles loaded one by one.
+void multiply_unit(uint base, uint lane, uint unit)
 {
     for (uint tile = 0; tile < TILES; tile++) {
         const uint row = (unit * TILES + tile) * 16;
-        uint w[TILE_WORDS];
         float v[32]; // [h][row]
-        load_tile(TRELLIS, base, lane, tile, w);
+        load_tile(TRELLIS, base, lane, tile);
         [[unroll]] for (uint c = 0; c < 32; c++)
-            v[c / 4 % 2 * 16 + c / 8 * 2 + c / 2 % 2 * 8 + c % 2] = value_at(state_of(w, c));
+            v[c / 4 % 2 * 16 + c / 8 * 2 + c / 2 % 2 * 8 + c % 2] = value_at(state_of(c));
         [[unroll]] for (uint m = 0; m < M; m++) {
             const uint of = row / 128 * M + m;
             float sum[2] = {0.0, 0.0};
