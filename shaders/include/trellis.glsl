@@ -14,7 +14,7 @@
 // Kernel layout: a unit is what a lane has of TILES successive tiles along k, UNIT_WORDS words of its bit stream,
 // highest bit first; units of 64 lanes (8 tiles side by side: 128 columns) are interleaved by 16 bytes:
 //     uvec4 [n / 128][k / (16 TILES)][UNIT_WORDS / 4][64]
-const uint TILES = RATE2 % 2 == 0 ? 4 : 8;       // so that a unit is a whole number of uvec4s
+const uint TILES = RATE2 % 8 == 0 ? 1 : RATE2 % 4 == 0 ? 2 : RATE2 % 2 == 0 ? 4 : 8; // a whole number of uvec4s
 const uint UNIT_WORDS = TILES * RATE2 / 2;
 const uint UNIT_VECS = UNIT_WORDS / 4;
 const uint UNIT_ROWS = 16 * TILES;

@@ -33,7 +33,7 @@ layout(constant_id = 6) const uint Y_TYPE = 0;
 layout(constant_id = 7) const uint NORM = 0;
 layout(constant_id = 8) const uint ACTIVATION = 0;
 layout(constant_id = 9) const uint SPLIT = 0;    // 1: several workgroups share 128 columns
-layout(constant_id = 10) const uint PREFETCH = 0; // 1: whole units in registers, the next one in flight (f16 only)
+layout(constant_id = 10) const uint PREFETCH = 0; // 1: units in registers, the next one in flight (f16 only)
 layout(constant_id = 11) const uint SHUFFLE = 0; // 1: subgroups of 8 lanes or more: tails come from registers
 layout(constant_id = 12) const uint INT8 = 0;
 layout(constant_id = 13) const uint FOURS = 0;   // 1: four elements of x at once
@@ -65,9 +65,10 @@ shared float scales[BLOCKS * M]; // what the staged x was divided by, a block of
 shared float partial[M > 1 ? LANES / 4 * M : LANES / 2];
 shared uint ticket;
 
-// At file scope like w of trellis.glsl: of the lane's two columns, sums for all rows; a unit and the next one.
+// At file scope like w of trellis.glsl: sums of the lane's two columns for all rows; a unit, and those that follow.
 float acc[SUMS];
-uint words[UNIT_WORDS], next[UNIT_WORDS];
+uint words[UNIT_WORDS];
+uvec4 next[UNIT_VECS], after[UNIT_VECS];
 
 #include "include/hadamard_work.glsl"
 
@@ -133,15 +134,6 @@ void norm_factors()
 #include "trellis/products_f32.glsl"
 #endif
 
-void load_next(uint base, uint lane)
-{
-    [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
-        const uvec4 v = BufU32x4(TRELLIS).v[base + i * 64 + lane];
-        [[unroll]] for (uint j = 0; j < 4; j++)
-            next[4 * i + j] = v[j];
-    }
-}
-
 // ---- sums ----
 
 // Sums of all groups and, with SPLIT, of all workgroups of these columns -> work [m][128]; false: others will finish.
@@ -198,18 +190,31 @@ void main()
 
     [[unroll]] for (uint i = 0; i < SUMS; i++)
         acc[i] = 0.0;
-    if (PREFETCH != 0)
-        load_next(unit_at(gl_WorkGroupID.x, first_unit + min(group, count - 1), units), lane);
+    const uint column = unit_at(gl_WorkGroupID.x, first_unit, units) + lane, stride = GROUPS * UNIT_VECS * 64;
+    uint at = column + group * UNIT_VECS * 64;
+    if (PREFETCH != 0) {
+        const uint end = column + count * UNIT_VECS * 64; // behind the last unit of these lanes
+        [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
+            next[i] = at < end ? BufU32x4(TRELLIS).v[at + i * 64] : uvec4(0);
+            after[i] = at + stride < end ? BufU32x4(TRELLIS).v[at + stride + i * 64] : uvec4(0);
+        }
+    }
     stage_x(first, blocks);
     for (uint base = 0; base < count; base += GROUPS) {
-        const uint unit = base + group, after = min(unit + GROUPS, count - 1);
-        if (PREFETCH != 0) {
-            [[unroll]] for (uint i = 0; i < UNIT_WORDS; i++)
-                words[i] = next[i];
-            load_next(unit_at(gl_WorkGroupID.x, first_unit + after, units), lane);
-        }
+        const uint unit = base + group;
+        if (PREFETCH != 0)
+            [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
+                words[4 * i] = next[i].x;
+                words[4 * i + 1] = next[i].y;
+                words[4 * i + 2] = next[i].z;
+                words[4 * i + 3] = next[i].w;
+                next[i] = after[i];
+                if (unit + 2 * GROUPS < count)
+                    after[i] = BufU32x4(TRELLIS).v[at + 2 * stride + i * 64];
+            }
         if (unit < count)
-            multiply_unit(unit_at(gl_WorkGroupID.x, first_unit + unit, units), lane, unit);
+            multiply_unit(at - lane, lane, unit);
+        at += stride;
     }
     if (!gather(group, lane, blocks))
         return;

@@ -211,32 +211,40 @@ void multiply_any(uint tile)
         multiply_tile(tile);
 }
 
-// acc += unit `unit` of the staged ones; with PREFETCH it was loaded before.
+// Tile `tile`, a constant, of a unit in words.
+void multiply_tile_of(uint tile, uint base, uint lane, uint unit)
+{
+    const uint first = tile * TILE_BITS / 32;
+    if (tile >= TILES)
+        return;
+    if (SHUFFLE == 0)
+        w[0] = tail_of(load_word(TRELLIS, base, lane_before(lane), tail_word(tile)), tile);
+    else
+        w[0] = subgroupShuffle(tail_of(words[tail_word(tile)], tile), lane_before(gl_SubgroupInvocationID));
+    [[unroll]] for (uint i = 1; i < TILE_WORDS; i++) {
+        w[i] = words[first + i <= UNIT_WORDS ? first + i - 1 : 0];
+        if (RATE2 % 2 == 1 && tile % 2 == 1)
+            w[i] = (w[i] << 16) | (words[first + i < UNIT_WORDS ? first + i : 0] >> 16);
+    }
+    multiply_any(unit * TILES + tile);
+}
+
+// acc += unit `unit` of the staged ones; with PREFETCH its words were loaded before.
 void multiply_unit(uint base, uint lane, uint unit)
 {
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
         sum[i] = 0.0;
         whole[i] = 0;
     }
-    if (PREFETCH != 0) {
-        uint tails = 0;
-        [[unroll]] for (uint tile = 0; tile < TILES; tile++) {
-            if (SHUFFLE == 0) {
-                w[0] = tail_of(load_word(TRELLIS, base, lane_before(lane), tail_word(tile)), tile);
-            } else {
-                if (tile % 2 == 0) // the tails of two tiles at once
-                    tails = subgroupShuffle(tail_of(words[tail_word(tile)], tile) |
-                                                tail_of(words[tail_word(tile + 1)], tile + 1) << 16,
-                                            lane_before(gl_SubgroupInvocationID));
-                w[0] = tile % 2 == 0 ? tails & 0xffffu : tails >> 16;
-            }
-            const uint first = tile * TILE_BITS / 32;
-            [[unroll]] for (uint i = 1; i < TILE_WORDS; i++) {
-                const uint a = words[min(first + i - 1, UNIT_WORDS - 1)], b = words[min(first + i, UNIT_WORDS - 1)];
-                w[i] = RATE2 % 2 == 1 && tile % 2 == 1 ? (a << 16) | (b >> 16) : a;
-            }
-            multiply_any(unit * TILES + tile);
-        }
+    if (PREFETCH != 0) { // one by one: a long loop is unrolled so late that its arrays stay in memory
+        multiply_tile_of(0, base, lane, unit);
+        multiply_tile_of(1, base, lane, unit);
+        multiply_tile_of(2, base, lane, unit);
+        multiply_tile_of(3, base, lane, unit);
+        multiply_tile_of(4, base, lane, unit);
+        multiply_tile_of(5, base, lane, unit);
+        multiply_tile_of(6, base, lane, unit);
+        multiply_tile_of(7, base, lane, unit);
     } else {
         for (uint tile = 0; tile < TILES; tile++) {
             load_tile(TRELLIS, base, lane, tile);
