@@ -371,6 +371,7 @@ static mrl_status trellis_product(const routed *r, int which, const mrl_view *x,
                                   const mrl_view *gate, const mrl_view *y, mrl_error *err)
 {
     const mrl_moe_layer *layer = r->args->layer;
+    const uint64_t counters = mrl_moe_pair_counters(layer) / 2 * sizeof(uint32_t);
     const mrl_trellis_experts_args args = {.t = layer->trellis[which],
                                            .x = *x,
                                            .norm = *norm,
@@ -380,14 +381,15 @@ static mrl_status trellis_product(const routed *r, int which, const mrl_view *x,
                                            .tile = r->how.tile ? r->how.tile : 1,
                                            .gate = *gate,
                                            .y = *y,
-                                           .counters = layer->pair_counters,
+                                           .counters = {layer->pair_counters, which == UP ? counters : 0, counters},
                                            .slots = which == DOWN ? 1 : r->slots,
                                            .splits = splits_asked(r->args),
                                            .eps = r->args->eps,
-                                           .activation = which == UP ? layer->activation : MRL_ACTIVATION_NONE};
+                                           .activation = which == DOWN ? layer->activation : MRL_ACTIVATION_NONE};
     return mrl_op_trellis_experts(r->dev, &args, err);
 }
 
+/* Gate and up run beside each other, with counters of their own; down multiplies what they made while it reads it. */
 static mrl_status mix_trellises(const routed *r, mrl_error *err)
 {
     mrl_status rc;
@@ -397,8 +399,8 @@ static mrl_status mix_trellises(const routed *r, mrl_error *err)
     MRL_TRY(temporary(r->dev, r->args->dtype, r->pairs, r->inner, &gate, err));
     MRL_TRY(temporary(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));
     MRL_TRY(trellis_product(r, GATE, &r->x, &r->norm, &absent, &gate, err));
-    MRL_TRY(trellis_product(r, UP, &r->x, &r->norm, &gate, &r->act, err));
-    MRL_TRY(trellis_product(r, DOWN, &r->act, &absent, &absent, &parts, err));
+    MRL_TRY(trellis_product(r, UP, &r->x, &r->norm, &absent, &r->act, err));
+    MRL_TRY(trellis_product(r, DOWN, &r->act, &absent, &gate, &parts, err));
     MRL_TRY(combine(r, &parts, err));
 done:
     mrl_buffer_release(gate.buffer);
@@ -411,7 +413,7 @@ uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer)
     uint32_t most = 0;
     for (int i = 0; i < 3; i++)
         most = layer->trellis[i]->n_padded > most ? layer->trellis[i]->n_padded : most;
-    return MRL_TRELLIS_PAIRS * (most / MRL_TRELLIS_BLOCK);
+    return 2 * MRL_TRELLIS_PAIRS * (most / MRL_TRELLIS_BLOCK);
 }
 
 static mrl_status check_trellises(const mrl_moe_layer *layer, mrl_error *err)
@@ -479,12 +481,14 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
 static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
 {
     const uint64_t rows = args->x.shape[0], experts = args->layer->experts, pairs = rows * args->layer->top_k;
+    const bool matrices =
+        mrl_pipeline_available(dev, MRL_KERNEL_trellis_moe_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16);
     char name[32] = "";
     uint32_t tile = 0;
 
     if (args->kernel == NULL) {
         if (!software(dev) && rows > 1 && 2 * pairs > experts)
-            tile = pairs <= 2 * experts ? 2 : pairs <= 8 * experts ? 4 : 8;
+            tile = pairs <= 2 * experts ? 2 : pairs <= 8 * experts ? 4 : matrices ? 16 : 8;
     } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > 16 || (tile & (tile - 1)) != 0 ||
                strcmp(name, mrl_kernel_name(MRL_KERNEL_trellis_moe_gemv)) != 0 || splits_asked(args) > 65535) {
         return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel %s for trellises", args->kernel);

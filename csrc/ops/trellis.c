@@ -12,6 +12,9 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
                    sizeof(mrl_push_trellis_copy) <= 128, "push constants");
 
 #define GEMV_MAX_ROWS 16u
+#define GEMV_WORKGROUPS 528u /* enough to fill a large GPU */
+#define MATRIX_MIN_ROWS 3u   /* from here on cooperative matrices are faster than lanes */
+#define MATRIX_MAX_ROWS 32u
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
 #define COOPMAT_SHARED(rows) (((rows) + 128u) * 144u) /* bytes of its tiles */
 #define COPY_ROWS 1024u     /* rows of W that are in f32 at a time while it is dequantized */
@@ -133,12 +136,12 @@ typedef struct tuning {
     uint32_t tune[3]; /* 0: the default */
 } tuning;
 
-/* Blocks of 128 rows of Q for one workgroup, so that enough of them run at once and x fits in shared memory. */
-static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, uint32_t block_bytes, uint32_t splits)
+/* Blocks of 128 rows of Q for one workgroup, so that enough of them run at once and x fits in `shared` bytes. */
+static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, uint32_t block_bytes, uint32_t shared,
+                            uint32_t splits)
 {
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
-    const uint32_t shared = info->shared_bytes >= 49152 ? 24576 : 14336;
-    uint32_t wanted = splits ? splits : info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(528, columns);
+    uint32_t wanted = splits ? splits : info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(GEMV_WORKGROUPS, columns);
 
     wanted = max_u32(wanted, mrl_div_up(all, max_u32(1, shared / block_bytes)));
     return mrl_div_up(all, min_u32(wanted, all));
@@ -146,30 +149,45 @@ static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, u
 
 /* What a gemv kernel is specialized with. */
 typedef struct gemv_plan {
+    mrl_kernel kernel; /* trellis_gemv, trellis_gemv_dot or trellis_gemv_coopmat */
     mrl_math math;
-    bool dot; /* with the packed integer dot product */
     uint32_t splits, nspec, spec[15];
 } gemv_plan;
 
-/* args: its types and addresses, for m rows of x that are multiplied together. */
-static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32_t m, const tuning *asked)
+/* On cooperative matrices, a multiple of 16 rows. */
+static bool matrices_can(mrl_device *dev, const mrl_trellis_args *args)
+{
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    return mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
+           info->subgroup_min == 32 && info->subgroup_max == 32 && info->shared_bytes >= 49152 &&
+           !wants_f32(dev, args) && !args->int8;
+}
+
+/* args: its types and addresses, for at most m rows of x that are multiplied together. */
+static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32_t m, bool matrices,
+                           const tuning *asked)
 {
     const mrl_trellis *t = args->t;
     const mrl_device_info *info = mrl_device_info_of(dev);
     const bool software = info->kind == MRL_DEVICE_SOFTWARE, f32 = wants_f32(dev, args);
-    const uint32_t unit_rows = t->rate2 % 2 == 0 ? 64 : 128;
-    const uint32_t blocks = gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
+    const uint32_t unit_rows = t->rate2 % 2 == 0 ? 64 : 128, rows = matrices ? mrl_div_up(m, 16) * 16 : m;
+    /* Matrices need 12 KiB for the decoded weights and 8 or 16 for the sums beside x. */
+    const uint32_t shared = matrices ? 16384 : info->shared_bytes >= 49152 ? 24576 : 14336;
+    const uint32_t blocks =
+        gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * rows, shared, asked->tune[0]);
     const uint32_t splits = mrl_div_up(t->k_padded / MRL_TRELLIS_BLOCK, blocks);
     const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
-    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : software ? 1 : 4, info->max_workgroup / 64);
+    const uint32_t usual = software ? 1 : matrices ? 2 : 4;
+    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : usual, info->max_workgroup / 64);
     const uint64_t alignment = 4 * mrl_dtype_bytes(args->x.dtype);
+    const bool dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
+                     mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16);
     uint32_t groups = 1;
 
     while (groups * 2 <= min_u32(most, units)) groups *= 2;
     return (gemv_plan){
+        .kernel = matrices ? MRL_KERNEL_trellis_gemv_coopmat : dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv,
         .math = f32 ? MRL_MATH_F32 : MRL_MATH_F16,
-        .dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
-               mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16),
         .splits = splits,
         .nspec = 15,
         .spec =
@@ -177,7 +195,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                 64 * groups,
                 t->rate2,
                 (uint32_t)t->codebook,
-                m,
+                rows,
                 blocks,
                 (uint32_t)args->x.dtype,
                 (uint32_t)args->y.dtype,
@@ -187,24 +205,30 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                 !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
                 info->subgroup_min >= 8,
                 args->int8,
-                t->k % 4 == 0 && mrl_view_address(&args->x) % alignment == 0,
+                t->k % 4 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0,
                 64 * groups,
             },
     };
 }
 
-static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
+/* Of what workgroups of a gemv tell each other: a row is all columns, and a number for each 128 of them. */
+static uint64_t share_bytes(const mrl_trellis *t, uint64_t rows)
+{
+    return rows * (t->n_padded + t->n_padded / MRL_TRELLIS_BLOCK) * sizeof(float);
+}
+
+static mrl_status gemv(const call *given, bool matrices, const tuning *asked, mrl_error *err)
 {
     mrl_status rc;
     call c = *given;
     const mrl_trellis_args *args = c.args;
     const mrl_trellis *t = args->t;
     const uint32_t m = c.push.m;
-    const gemv_plan plan = plan_gemv(c.dev, args, m, asked);
+    const gemv_plan plan = plan_gemv(c.dev, args, m, matrices, asked);
     mrl_buffer *partial = NULL;
 
     if (plan.splits > 1) {
-        const uint64_t bytes = (uint64_t)plan.splits * m * t->n_padded * sizeof(float);
+        const uint64_t bytes = share_bytes(t, (uint64_t)plan.splits * plan.spec[3]);
         MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
         c.push.partial = mrl_buffer_address(partial);
     }
@@ -215,8 +239,7 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
     };
     const mrl_range writes[] = {c.y, whole(partial), counters};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
-    MRL_TRY(record(&c, plan.dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv, plan.math, plan.spec,
-                   (int)plan.nspec, grid, reads, sizeof reads / sizeof *reads, writes, sizeof writes / sizeof *writes,
+    MRL_TRY(record(&c, plan.kernel, plan.math, plan.spec, (int)plan.nspec, grid, reads, sizeof reads / sizeof *reads, writes, sizeof writes / sizeof *writes,
                    2.0 * m * t->n * t->k, err));
 done:
     mrl_buffer_release(partial);
@@ -225,18 +248,27 @@ done:
 
 /* ---- experts ---- */
 
+/* The kernel for routed pairs that corresponds to one for rows. */
+static mrl_kernel for_experts(mrl_kernel kernel)
+{
+    return kernel == MRL_KERNEL_trellis_gemv_coopmat ? MRL_KERNEL_trellis_moe_gemv_coopmat
+           : kernel == MRL_KERNEL_trellis_gemv_dot   ? MRL_KERNEL_trellis_moe_gemv_dot
+                                                     : MRL_KERNEL_trellis_moe_gemv;
+}
+
 mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_error *err)
 {
     mrl_status rc;
     const mrl_trellis *t = args->t;
     const mrl_trellis_args types = {
-        .t = t, .x = args->x, .norm = args->norm, .y = args->y, .activation = args->activation};
+        .t = t, .x = args->x, .norm = args->norm, .gate = args->gate, .y = args->y, .activation = args->activation};
     const uint32_t pairs = (uint32_t)args->y.shape[0];
     const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs, columns = t->n_padded / MRL_TRELLIS_BLOCK;
     const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
     const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(528, columns * copies);
     const tuning shares = {.tune = {args->splits ? args->splits : enough}};
-    const gemv_plan plan = plan_gemv(dev, &types, args->tile, &shares);
+    const bool matrices = args->tile > 4 && matrices_can(dev, &types);
+    const gemv_plan plan = plan_gemv(dev, &types, args->tile, matrices, &shares);
     mrl_push_trellis_moe push = {
         .trellis = units_at(t, 0),
         .suh = suh_at(t, 0),
@@ -248,7 +280,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         .order = mrl_view_address(&args->order),
         .gate = mrl_view_address(&args->gate),
         .y = mrl_view_address(&args->y),
-        .counters = mrl_buffer_address(args->counters),
+        .counters = mrl_buffer_address(args->counters.buffer) + args->counters.offset,
         .n = t->n,
         .k = t->k,
         .k_padded = t->k_padded,
@@ -262,21 +294,20 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     if (pairs > MRL_TRELLIS_PAIRS)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
     if (plan.splits > 1) {
-        const uint64_t bytes = (uint64_t)plan.splits * copies * args->tile * t->n_padded * sizeof(float);
+        const uint64_t bytes = share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]);
         if (bytes / sizeof(float) > INT32_MAX)
             return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
         MRL_TRY(mrl_buffer_create(dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
         push.partial = mrl_buffer_address(partial);
     }
-    const mrl_range counters = plan.splits > 1 ? whole(args->counters) : (mrl_range){0};
+    const mrl_range counters = plan.splits > 1 ? args->counters : (mrl_range){0};
     const mrl_range reads[] = {
         whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
         mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
         mrl_view_range(&args->gate), counters,
     };
     const mrl_range writes[] = {mrl_view_range(&args->y), whole(partial), counters};
-    MRL_TRY(mrl_pipeline_get(dev, plan.dot ? MRL_KERNEL_trellis_moe_gemv_dot : MRL_KERNEL_trellis_moe_gemv,
-                             MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, for_experts(plan.kernel), MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec, &pipeline, err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
         .push = &push,
@@ -398,6 +429,7 @@ static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
         uint32_t most[3];
     } limits[] = {
         {MRL_KERNEL_trellis_gemv, {65536, 8, 2}},
+        {MRL_KERNEL_trellis_gemv_coopmat, {65536, 8, 0}},
         {MRL_KERNEL_trellis_gemm, {65536, 0, 0}},
         {MRL_KERNEL_trellis_gemm_coopmat, {65536, 128, 0}},
     };
@@ -427,6 +459,8 @@ static bool coopmat_can(const call *c)
 /* Without a kernel asked for. */
 static mrl_kernel choose(const call *c)
 {
+    if (c->push.m >= MATRIX_MIN_ROWS && c->push.m <= MATRIX_MAX_ROWS && matrices_can(c->dev, c->args))
+        return MRL_KERNEL_trellis_gemv_coopmat;
     if (c->push.m <= GEMV_MAX_ROWS) return MRL_KERNEL_trellis_gemv;
     return coopmat_can(c) ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm;
 }
@@ -524,6 +558,12 @@ static bool row_by_row(mrl_device *dev, const mrl_trellis_args *args)
     return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE && args->x.shape[0] > 1 && args->kernel == NULL;
 }
 
+static mrl_status cannot(mrl_device *dev, const tuning *asked, mrl_error *err)
+{
+    return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel %s cannot do this product on %s", asked->name,
+                    mrl_device_info_of(dev)->name);
+}
+
 mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_error *err)
 {
     mrl_status rc;
@@ -548,11 +588,17 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_er
     if (asked.name[0] != 0)
         for (int i = 0; i < MRL_KERNEL_COUNT; i++)
             if (strcmp(asked.name, mrl_kernel_name((mrl_kernel)i)) == 0) kernel = (mrl_kernel)i;
-    if (kernel == MRL_KERNEL_trellis_gemv && c.push.m > GEMV_MAX_ROWS)
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: trellis_gemv takes at most %u rows, got %u", GEMV_MAX_ROWS,
-                        c.push.m);
-    if (kernel == MRL_KERNEL_trellis_gemv) {
-        MRL_TRY(gemv(&c, &asked, err));
+    const bool matrices = kernel == MRL_KERNEL_trellis_gemv_coopmat;
+    if (matrices || kernel == MRL_KERNEL_trellis_gemv) {
+        const uint32_t most = matrices ? MATRIX_MAX_ROWS : GEMV_MAX_ROWS;
+        if (c.push.m > most)
+            return mrl_fail(err, MRL_ERR_VALUE, "trellis: %s takes at most %u rows, got %u", mrl_kernel_name(kernel), most,
+                            c.push.m);
+        if (matrices && !matrices_can(dev, &args)) {
+            rc = cannot(dev, &asked, err);
+            goto done;
+        }
+        MRL_TRY(gemv(&c, matrices, &asked, err));
         return MRL_OK;
     }
     if (args.norm.buffer != NULL) {
@@ -563,8 +609,7 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_er
         if (asked.name[0] == 0) kernel = choose(&c);
     }
     if (kernel == MRL_KERNEL_trellis_gemm_coopmat && !coopmat_can(&c)) {
-        rc = mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel %s cannot do this product on %s", asked.name,
-                      mrl_device_info_of(dev)->name);
+        rc = cannot(dev, &asked, err);
         goto done;
     }
     MRL_TRY(gemm(&c, kernel == MRL_KERNEL_trellis_gemm_coopmat, &asked, err));

@@ -54,7 +54,8 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *args, mrl_err
 
 #define MRL_TRELLIS_PAIRS 1024u /* of one mrl_op_trellis_experts */
 
-/* y[pair] = activation(norm(x[pair / slots]) W[ids[pair]]), W the experts of t; shapes are the caller's to check. */
+/* y[pair] = norm(x[pair / slots]) W[ids[pair]], W the experts of t, or of activation(gate) * x; shapes are the caller's to
+ * check. */
 typedef struct mrl_trellis_experts_args {
     const mrl_trellis *t;
     mrl_view x;           /* (pairs / slots, k) f32, f16 or bf16 */
@@ -63,9 +64,9 @@ typedef struct mrl_trellis_experts_args {
     mrl_view tiles;       /* (bound, 3) and order (pairs) as moe_plan makes them, bound <= pairs; or absent */
     mrl_view order;
     uint32_t tile;        /* pairs of a tile at most, 1 .. 16; without tiles 1 */
-    mrl_view gate;        /* (pairs, n) of the dtype of y, with a gated activation: y = activation(gate) * (x W) */
+    mrl_view gate;        /* like x, with a gated activation: x becomes activation(gate) * x; or absent */
     mrl_view y;           /* (pairs, n), no more than MRL_TRELLIS_PAIRS of them */
-    mrl_buffer *counters; /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */
+    mrl_range counters;   /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */
     uint32_t slots;       /* pairs that share a row of x */
     uint32_t splits;      /* workgroups that share 128 columns of a pair; 0: choose */
     float eps;

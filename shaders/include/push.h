@@ -153,7 +153,7 @@ PUSH_STRUCT(mrl_push_trellis)
     ADDR residual;    /* (m, n) f32 or 0, added to the result */
     ADDR gate;        /* (m, n) in the type of y: gated activations multiply by act(gate) */
     ADDR y;           /* (m, y_stride), from its first column on */
-    ADDR partial;     /* (splits, m, n_padded) f32 sums of workgroups; or what lies between two dispatches */
+    ADDR partial;     /* (splits, m, n_padded + n_padded / 128) f32: what workgroups tell; or what lies between two dispatches */
     ADDR counters;    /* (n_padded / 128) u32, zero between calls */
     UINT m;
     UINT n;
@@ -176,9 +176,9 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
     ADDR order;       /* (pairs) u32: pairs sorted by expert */
-    ADDR gate;        /* (pairs, n) in the type of y: gated activations multiply by act(gate) */
+    ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
     ADDR y;           /* (pairs, n) */
-    ADDR partial;     /* (pairs or tiles, splits, rows of a tile, n_padded) f32 sums of workgroups */
+    ADDR partial;     /* (pairs or tiles, splits, rows of a tile, n_padded + n_padded / 128) f32: what workgroups tell */
     ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */
     UINT n;
     UINT k;

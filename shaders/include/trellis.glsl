@@ -14,7 +14,7 @@
 // Kernel layout: a unit is what a lane has of TILES successive tiles along k, UNIT_WORDS words of its bit stream,
 // highest bit first; units of 64 lanes (8 tiles side by side: 128 columns) are interleaved by 16 bytes:
 //     uvec4 [n / 128][k / (16 TILES)][UNIT_WORDS / 4][64]
-const uint TILES = RATE2 % 8 == 0 ? 1 : RATE2 % 4 == 0 ? 2 : RATE2 % 2 == 0 ? 4 : 8; // a whole number of uvec4s
+const uint TILES = RATE2 % 2 == 0 ? 4 : 8;       // so that a unit is a whole number of uvec4s
 const uint UNIT_WORDS = TILES * RATE2 / 2;
 const uint UNIT_VECS = UNIT_WORDS / 4;
 const uint UNIT_ROWS = 16 * TILES;
@@ -60,16 +60,13 @@ void load_tile(uvec2 trellis, uint base, uint lane, uint tile)
 // The low word of high:low >> shift, 0 .. 31.
 uint funnel(uint high, uint low, uint shift) { return shift == 0 ? low : (high << (32 - shift)) | (low >> shift); }
 
-// The state of code c, a constant: the 16 bits that end where the code does. First the stream moves by less than a byte,
-// once for all codes that need the same move; then the state is two bytes of it.
+// The state of code c, a constant: the 16 bits that end where the code does. The stream moves by less than 16 bits, once
+// for the two codes that need the same move, so that states are halves of words: one instruction each, and the moves.
 uint state_of(uint c)
 {
-    const uint end = 32 + (c + 1) * RATE2 / 2, i = (end - 1) / 32, right = 31 - (end - 1) % 32, bits = right % 8;
-    const uint low = funnel(w[i - 1], w[i], bits);
-    if (right < 24)
-        return (low >> (right - bits)) & 0xffffu;
-    const uint high = i == 1 ? w[0] >> bits : funnel(w[i == 1 ? 0 : i - 2], w[i - 1], bits);
-    return ((high << 8) | (low >> 24)) & 0xffffu;
+    const uint end = 32 + (c + 1) * RATE2 / 2, i = (end - 1) / 32, right = 31 - (end - 1) % 32;
+    const uint moved = funnel(w[i - 1], w[i], right % 16);
+    return right < 16 ? moved & 0xffffu : moved >> 16;
 }
 
 // The product whose bits make the value.

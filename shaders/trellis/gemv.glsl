@@ -10,7 +10,7 @@
 //   group of 64        every GROUPS-th unit of the rows
 //
 //   first units' words requested | x * suh, Hadamard -> xs | decode and multiply | sums of the groups
-//     | SPLIT: the last of the workgroups of 128 columns adds their sums | Hadamard, svh, bias .. -> y
+//     | SPLIT: the last of the workgroups of 128 columns adds their sums | Hadamard, 1 / rms, svh, bias .. -> y
 //
 // A lane has all 16 rows of its columns, so products need no reduction across lanes; x is the same for the whole
 // subgroup. Per 128 rows x is scaled by a power of two to at most 16: chains of 16 f16 products then cannot overflow,
@@ -39,11 +39,16 @@ layout(constant_id = 12) const uint INT8 = 0;
 layout(constant_id = 13) const uint FOURS = 0;   // 1: four elements of x at once
 layout(constant_id = 14) const uint LANES = 64;  // the local size
 
+#ifndef COOPMAT
+#define ROWS M // of M those that there are; matrices have M a multiple of 16
+#endif
+
 bool gemv_prologue();                          // false: nothing to do, for the whole workgroup
 void finish_column(uint m, uint n, float sum); // what has been through the output transform, to y
 
 #include "include/trellis.glsl"
 #include "include/address.glsl"
+#include "include/activation.glsl"
 
 #define HADAMARD_PITCH 132
 const uint GROUPS = LANES / 64;
@@ -62,71 +67,59 @@ const uint WORK = HADAMARD_PITCH * M * BLOCKS;
 #endif
 shared float work[WORK];
 shared float scales[BLOCKS * M]; // what the staged x was divided by, a block of 128
-shared float partial[M > 1 ? LANES / 4 * M : LANES / 2];
 shared uint ticket;
+shared float squares[NORM != 0 ? BLOCKS * M : 1]; // sums of squares of the staged x before norm and suh
 
-// At file scope like w of trellis.glsl: sums of the lane's two columns for all rows; a unit, and those that follow.
+// At file scope like w of trellis.glsl: sums of the lane's two columns for all rows; a unit, and the one that follows.
+#ifndef COOPMAT
 float acc[SUMS];
+#endif
 uint words[UNIT_WORDS];
-uvec4 next[UNIT_VECS], after[UNIT_VECS];
+uvec4 next[UNIT_VECS];
 
 #include "include/hadamard_work.glsl"
 
 // ---- x ----
 
+// Element k of row m; with X_GATE, the address of an operand of the same shape and type: activation(gate) * x.
+float x_at(uint m, uint k)
+{
+    const uint at = X_ROW(m) * p.k + k;
+    float x = load_act(p.x, at, X_TYPE);
+#ifdef X_GATE
+    if (is_gated(ACTIVATION))
+        x *= activate(ACTIVATION, load_act(X_GATE, at, X_TYPE));
+#endif
+    return x;
+}
+
 #if MATH_F16
+// Four of them, where FOURS allows it.
+vec4 x_at4(uint m, uint k)
+{
+    const uint at = X_ROW(m) * p.k + k;
+    vec4 x = load_act4(p.x, at, X_TYPE);
+#ifdef X_GATE
+    if (is_gated(ACTIVATION)) {
+        const vec4 gate = load_act4(X_GATE, at, X_TYPE);
+        [[unroll]] for (uint i = 0; i < 4; i++)
+            x[i] *= activate(ACTIVATION, gate[i]);
+    }
+#endif
+    return x;
+}
+
 void load_x(uint m, uint k, out float v[8])
 {
     if (FOURS != 0 && k + 8 <= p.k) {
-        [[unroll]] for (uint i = 0; i < 8; i += 4) {
-            const vec4 x = load_act4(p.x, X_ROW(m) * p.k + k + i, X_TYPE);
-            [[unroll]] for (uint j = 0; j < 4; j++)
-                v[i + j] = x[j];
-        }
+        const vec4 a = x_at4(m, k), b = x_at4(m, k + 4);
+        v = float[8](a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w);
         return;
     }
     [[unroll]] for (uint i = 0; i < 8; i++)
-        v[i] = k + i < p.k ? load_act(p.x, X_ROW(m) * p.k + k + i, X_TYPE) : 0.0;
+        v[i] = k + i < p.k ? x_at(m, k + i) : 0.0;
 }
 #endif
-
-// 1 / rms of every row of x; the whole workgroup takes part. In shared memory, because M is not a small constant.
-shared float factors[M];
-void norm_factors()
-{
-    const uint t = gl_LocalInvocationIndex;
-    float sum[M];
-    [[unroll]] for (uint m = 0; m < M; m++)
-        sum[m] = 0.0;
-#if MATH_F16
-    for (uint base = 0; base < p.k; base += LANES * 8)
-        [[unroll]] for (uint m = 0; m < M; m++)
-            if (base + t * 8 < p.k) {
-                float v[8];
-                load_x(m, base + t * 8, v);
-                [[unroll]] for (uint i = 0; i < 8; i++)
-                    sum[m] = fma(v[i], v[i], sum[m]);
-            }
-#else
-    for (uint base = 0; base < p.k; base += LANES)
-        [[unroll]] for (uint m = 0; m < M; m++) {
-            const float v = base + t < p.k ? load_act(p.x, X_ROW(m) * p.k + min(base + t, p.k - 1), X_TYPE) : 0.0;
-            sum[m] = fma(v, v, sum[m]);
-        }
-#endif
-    [[unroll]] for (uint m = 0; m < M; m++) {
-        sum[m] = subgroupAdd(sum[m]);
-        if (subgroupElect())
-            partial[gl_SubgroupID * M + m] = sum[m];
-    }
-    barrier();
-    float total = 0.0;
-    for (uint i = 0; i < gl_NumSubgroups; i++)
-        total += partial[i * M + min(t, M - 1)];
-    if (t < M)
-        factors[t] = inversesqrt(total / float(p.k) + p.eps);
-    barrier();
-}
 
 #if MATH_F16
 #include "trellis/products_f16.glsl"
@@ -136,27 +129,69 @@ void norm_factors()
 
 // ---- sums ----
 
+// Of row m over the workgroup's blocks.
+float row_squares(uint m, uint blocks)
+{
+    float sum = 0.0;
+    for (uint b = 0; b < blocks; b++)
+        sum += squares[b * M + m];
+    return sum;
+}
+
+// One number of every workgroup, always added in the same order, however many are read at once.
+float shares_sum(uint at, uint stride)
+{
+    float sum = 0.0;
+    for (uint s = 0; s < gl_NumWorkGroups.y; s += 8) {
+        float v[8];
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            v[i] = s + i < gl_NumWorkGroups.y ? BufShared(p.partial).v[at + (s + i) * stride] : 0.0;
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            sum += v[i];
+    }
+    return sum;
+}
+
+#ifndef COOPMAT
+void clear_sums()
+{
+    [[unroll]] for (uint i = 0; i < SUMS; i++)
+        acc[i] = 0.0;
+}
+
+// The lane's sums to work, or onto what is there.
+void add_sums(bool first, uint lane, uint blocks)
+{
+    [[unroll]] for (uint i = 0; i < SUMS; i++) {
+        const uint at = i % M * HADAMARD_PITCH + lane / 8 * 16 + lane % 8 + i / M * 8;
+        work[at] = first ? acc[i] + product_offset(i % M, blocks) : work[at] + acc[i];
+    }
+}
+#endif
+
 // Sums of all groups and, with SPLIT, of all workgroups of these columns -> work [m][128]; false: others will finish.
 bool gather(uint group, uint lane, uint blocks)
 {
-    const uint t = gl_LocalInvocationIndex, c = lane / 8 * 16 + lane % 8;
+    const uint t = gl_LocalInvocationIndex;
     barrier(); // in f32, work has been x
     for (uint g = 0; g < GROUPS; g++) {
         if (group == g)
-            [[unroll]] for (uint i = 0; i < SUMS; i++) {
-                const uint at = i % M * HADAMARD_PITCH + c + i / M * 8;
-                work[at] = g == 0 ? acc[i] + product_offset(i % M, blocks) : work[at] + acc[i];
-            }
+            add_sums(g == 0, lane, blocks);
         barrier();
     }
+#ifdef COOPMAT
+    scale_sums(blocks);
+#endif
     if (SPLIT == 0)
         return true;
-    const uint stride = p.n_padded * M, columns = gl_WorkGroupID.x * 128;
+    // A row of a share: its columns, then the sum of squares as each 128 columns have it.
+    const uint pitch = p.n_padded + gl_NumWorkGroups.x, stride = pitch * M, columns = gl_WorkGroupID.x * 128;
     const uint all = gl_WorkGroupID.z * gl_NumWorkGroups.y * stride, share = all + gl_WorkGroupID.y * stride;
     const uint counter = gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x;
-    for (uint i = t; i < 128 * M; i += LANES)
-        BufShared(p.partial).v[share + i / 128 * p.n_padded + columns + i % 128] =
-            work[i / 128 * HADAMARD_PITCH + i % 128];
+    for (uint i = t; i < 128 * ROWS; i += LANES)
+        BufShared(p.partial).v[share + i / 128 * pitch + columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
+    if (NORM != 0 && t < ROWS)
+        BufShared(p.partial).v[share + t * pitch + p.n_padded + gl_WorkGroupID.x] = row_squares(t, blocks);
     memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
     barrier();
     if (t == 0)
@@ -168,13 +203,10 @@ bool gather(uint group, uint lane, uint blocks)
     memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
     if (t == 0)
         BufCount(p.counters).v[counter] = 0; // for the next call
-    for (uint i = t; i < 128 * M; i += LANES) {
-        const uint at = i / 128 * p.n_padded + columns + i % 128;
-        float sum = 0.0;
-        for (uint s = 0; s < gl_NumWorkGroups.y; s++) // always in this order
-            sum += BufShared(p.partial).v[all + s * stride + at];
-        work[i / 128 * HADAMARD_PITCH + i % 128] = sum;
-    }
+    for (uint i = t; i < 128 * ROWS; i += LANES)
+        work[i / 128 * HADAMARD_PITCH + i % 128] = shares_sum(all + i / 128 * pitch + columns + i % 128, stride);
+    if (NORM != 0 && t < ROWS)
+        squares[t] = shares_sum(all + t * pitch + p.n_padded + gl_WorkGroupID.x, stride);
     barrier();
     return true;
 }
@@ -188,37 +220,37 @@ void main()
     const uint first = gl_WorkGroupID.y * BLOCKS, blocks = min(BLOCKS, p.k_padded / 128 - first);
     const uint first_unit = first * 128 / UNIT_ROWS, count = blocks * 128 / UNIT_ROWS;
 
-    [[unroll]] for (uint i = 0; i < SUMS; i++)
-        acc[i] = 0.0;
+    clear_sums();
     const uint column = unit_at(gl_WorkGroupID.x, first_unit, units) + lane, stride = GROUPS * UNIT_VECS * 64;
     uint at = column + group * UNIT_VECS * 64;
-    if (PREFETCH != 0) {
-        const uint end = column + count * UNIT_VECS * 64; // behind the last unit of these lanes
-        [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
-            next[i] = at < end ? BufU32x4(TRELLIS).v[at + i * 64] : uvec4(0);
-            after[i] = at + stride < end ? BufU32x4(TRELLIS).v[at + stride + i * 64] : uvec4(0);
-        }
-    }
+    if (PREFETCH != 0 && group < count)
+        [[unroll]] for (uint i = 0; i < UNIT_VECS; i++)
+            next[i] = BufU32x4(TRELLIS).v[at + i * 64];
     stage_x(first, blocks);
     for (uint base = 0; base < count; base += GROUPS) {
         const uint unit = base + group;
-        if (PREFETCH != 0)
-            [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
-                words[4 * i] = next[i].x;
-                words[4 * i + 1] = next[i].y;
-                words[4 * i + 2] = next[i].z;
-                words[4 * i + 3] = next[i].w;
-                next[i] = after[i];
-                if (unit + 2 * GROUPS < count)
-                    after[i] = BufU32x4(TRELLIS).v[at + 2 * stride + i * 64];
-            }
-        if (unit < count)
+        if (unit < count) {
+            if (PREFETCH != 0)
+                [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
+                    words[4 * i] = next[i].x;
+                    words[4 * i + 1] = next[i].y;
+                    words[4 * i + 2] = next[i].z;
+                    words[4 * i + 3] = next[i].w;
+                    if (unit + GROUPS < count)
+                        next[i] = BufU32x4(TRELLIS).v[at + stride + i * 64];
+                }
             multiply_unit(at - lane, lane, unit);
+        }
         at += stride;
     }
     if (!gather(group, lane, blocks))
         return;
-    hadamard_work(M);
-    for (uint i = gl_LocalInvocationIndex; i < 128 * M; i += LANES)
-        finish_column(i / 128, gl_WorkGroupID.x * 128 + i % 128, work[i / 128 * HADAMARD_PITCH + i % 128]);
+    hadamard_work(ROWS);
+    for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES) {
+        const uint m = i / 128;
+        float sum = work[m * HADAMARD_PITCH + i % 128];
+        if (NORM != 0)
+            sum *= inversesqrt((SPLIT != 0 ? squares[m] : row_squares(m, blocks)) / float(p.k) + p.eps);
+        finish_column(m, gl_WorkGroupID.x * 128 + i % 128, sum);
+    }
 }

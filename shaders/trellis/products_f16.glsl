@@ -7,6 +7,8 @@ const bool APART = CODEBOOK != CODEBOOK_MUL1 && M <= 2;
 
 shared uvec4 xs[BLOCKS * M * 8 * X_VECS];
 shared float offsets[INT8 != 0 ? BLOCKS * M : 1]; // scale * sum of a block of int8 x
+shared float peaks[LANES / 2];
+shared float eight_squares[NORM != 0 ? LANES : 1];
 shared float parts[INT8 != 0 ? BLOCKS * M * 16 : 1]; // sums of eight of them
 
 #ifdef DOT
@@ -73,24 +75,29 @@ void store_x(uint m, uint b, uint part, float most, const float v[8])
         scales[of] = finite ? scale : uintBitsToFloat(0x7fc00000u);
 }
 
+#ifdef COOPMAT
+void level_rows(uint blocks);
+#endif
+
 // Blocks first .. first + count - 1 of all rows of x -> xs.
 void stage_x(uint first, uint count)
 {
-    const uint t = gl_LocalInvocationIndex, rounds = (count * M + ROUND - 1) / ROUND;
-    if (NORM != 0)
-        norm_factors();
+    const uint t = gl_LocalInvocationIndex, rounds = (count * ROWS + ROUND - 1) / ROUND;
     for (uint round = 0; round < rounds; round++) {
         float v[8], most;
         uint task = round * ROUND + t / 16, m = task / count, b = task % count;
         const uint part = t % 16, k = (first + b) * 128 + part * 8, at = t / 16 * HADAMARD_PITCH + part * 8;
-        const bool mine = task < count * M;
+        const bool mine = task < count * ROWS;
         if (mine) {
             load_x(m, k, v);
+            if (NORM != 0)
+                eight_squares[t] = dot(vec4(v[0], v[1], v[2], v[3]), vec4(v[0], v[1], v[2], v[3])) +
+                                   dot(vec4(v[4], v[5], v[6], v[7]), vec4(v[4], v[5], v[6], v[7]));
             const uvec4 suh = BufU32x4(SUH).v[k / 8];
             [[unroll]] for (uint j = 0; j < 8; j++) {
                 const vec2 pair = unpackHalf2x16(suh[j / 2]);
                 if (NORM != 0)
-                    v[j] *= factors[m] * (k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0);
+                    v[j] *= k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0;
                 v[j] *= pair[j % 2];
             }
             butterflies8(v);
@@ -100,22 +107,32 @@ void stage_x(uint first, uint count)
         barrier();
         // Threads 0 .. 8 * ROUND - 1 take the second pass.
         task = round * ROUND + t / 8;
-        most = second_pass_peak(t < 8 * ROUND && task < count * M, t / 8, t % 8);
+        most = second_pass_peak(t < 8 * ROUND && task < count * ROWS, t / 8, t % 8);
         if (t < 8 * ROUND)
-            partial[t] = most;
+            peaks[t] = most;
         barrier();
         if (mine) {
             most = 0.0;
             [[unroll]] for (uint j = 0; j < 8; j++) {
-                const float other = partial[t / 16 * 8 + j];
+                const float other = peaks[t / 16 * 8 + j];
                 most = isnan(most) || isnan(other) ? uintBitsToFloat(0x7fc00000u) : max(most, other);
             }
             [[unroll]] for (uint j = 0; j < 8; j++)
                 v[j] = work[at + j];
             store_x(m, b, part, most, v);
+            if (NORM != 0 && part == 0) {
+                float sum = 0.0;
+                [[unroll]] for (uint j = 0; j < 16; j++)
+                    sum += eight_squares[t + j];
+                squares[b * M + m] = sum;
+            }
         }
         barrier();
     }
+#ifdef COOPMAT
+    level_rows(count);
+    barrier();
+#endif
     if (INT8 != 0 && t < count * M) { // read behind the next barrier
         float total = 0.0;
         [[unroll]] for (uint i = 0; i < 16; i++)
@@ -141,75 +158,11 @@ A2 pair_of(uint s0, uint s1)
 // The code of column h (+ 8 h) and row r of a lane.
 uint code_of(uint h, uint r) { return r % 8 / 2 * 8 + h * 4 + r / 8 * 2 + r % 2; }
 
-// The sums of one unit: of f16 products, or of INT8 ones.
-float sum[SUMS];
-int whole[SUMS];
-
-// Pair i of row m of x, of the 16 rows of a tile.
-#define X_AT(tile, m, i) xs[((tile) * M + (m)) * X_VECS + (i)]
-
-// Eight rows at a time, so that few values are alive at once.
-void multiply_tile(uint tile)
-{
-    A2 chain[SUMS];
-    [[unroll]] for (uint r = 0; r < 16; r += 8) {
-        A2 v[8]; // [h][row / 2]
-        [[unroll]] for (uint i = 0; i < 8; i++)
-            v[i] = pair_of(state_of(code_of(i / 4, r + i % 4 * 2)), state_of(code_of(i / 4, r + i % 4 * 2 + 1)));
-        [[unroll]] for (uint m = 0; m < M; m++) {
-            const uvec4 x = X_AT(tile, m, r / 8);
-            [[unroll]] for (uint h = 0; h < 2; h++)
-                [[unroll]] for (uint j = 0; j < 4; j++)
-                    chain[h * M + m] = r == 0 && j == 0 ? v[4 * h] * unpackFloat2x16(x[0])
-                                                        : fma(v[4 * h + j], unpackFloat2x16(x[j]), chain[h * M + m]);
-        }
-    }
-    [[unroll]] for (uint i = 0; i < SUMS; i++)
-        sum[i] += float(chain[i].x) + float(chain[i].y);
-}
-
-void multiply_tile_apart(uint tile)
-{
-    A2 chain[SUMS];
-    [[unroll]] for (uint i = 0; i < SUMS; i++)
-        chain[i] = A2(A(0.0));
-    [[unroll]] for (uint r = 0; r < 16; r += 8)
-        [[unroll]] for (uint m = 0; m < M; m++) {
-            const uvec4 x = X_AT(tile, m, r / 8);
-            [[unroll]] for (uint i = 0; i < 16; i++) {
-                const A2 pair = unpackFloat2x16(x[i / 4]);
-                const A2 value = unpackFloat2x16(halves(product(state_of(code_of(i % 2, r + i / 2)))));
-                chain[i % 2 * M + m] = fma(value, A2(i / 2 % 2 == 0 ? pair.x : pair.y), chain[i % 2 * M + m]);
-            }
-        }
-    [[unroll]] for (uint i = 0; i < SUMS; i++)
-        sum[i] += float(chain[i].x) + float(chain[i].y);
-}
-
-// Four rows at a time.
-void multiply_tile_int8(uint tile)
-{
-    [[unroll]] for (uint r = 0; r < 16; r += 4) {
-        uint v[8]; // [h][row]
-        [[unroll]] for (uint i = 0; i < 8; i++)
-            v[i] = product(state_of(code_of(i / 4, r + i % 4)));
-        [[unroll]] for (uint m = 0; m < M; m++) {
-            const uvec4 x = X_AT(tile, m, r / 4);
-            [[unroll]] for (uint i = 0; i < 8; i++)
-                whole[i / 4 * M + m] = dot4(v[i], int(x[i % 4]), whole[i / 4 * M + m]);
-        }
-    }
-}
-
-void multiply_any(uint tile)
-{
-    if (INT8 != 0)
-        multiply_tile_int8(tile);
-    else if (APART)
-        multiply_tile_apart(tile);
-    else
-        multiply_tile(tile);
-}
+#ifdef COOPMAT
+#include "trellis/products_coopmat.glsl"
+#else
+#include "trellis/products_lanes.glsl"
+#endif
 
 // Tile `tile`, a constant, of a unit in words.
 void multiply_tile_of(uint tile, uint base, uint lane, uint unit)
@@ -229,13 +182,10 @@ void multiply_tile_of(uint tile, uint base, uint lane, uint unit)
     multiply_any(unit * TILES + tile);
 }
 
-// acc += unit `unit` of the staged ones; with PREFETCH its words were loaded before.
+// The sums += unit `unit` of the staged ones; with PREFETCH its words were loaded before.
 void multiply_unit(uint base, uint lane, uint unit)
 {
-    [[unroll]] for (uint i = 0; i < SUMS; i++) {
-        sum[i] = 0.0;
-        whole[i] = 0;
-    }
+    begin_unit();
     if (PREFETCH != 0) { // one by one: a long loop is unrolled so late that its arrays stay in memory
         multiply_tile_of(0, base, lane, unit);
         multiply_tile_of(1, base, lane, unit);
@@ -251,19 +201,5 @@ void multiply_unit(uint base, uint lane, uint unit)
             multiply_any(unit * TILES + tile);
         }
     }
-    const uint block = unit * UNIT_ROWS / 128;
-    [[unroll]] for (uint i = 0; i < SUMS; i++) {
-        const float found = INT8 != 0 ? 0.00676727294921875 * float(whole[i]) : sum[i];
-        acc[i] = fma(found, scales[block * M + i % M], acc[i]);
-    }
-}
-
-// What every value of an INT8 product has besides its byte sum, times x, summed over the blocks of row m.
-float product_offset(uint m, uint blocks)
-{
-    float offset = 0.0;
-    if (INT8 != 0)
-        for (uint b = 0; b < blocks; b++)
-            offset += offsets[b * M + m];
-    return offset * (1024.0 * 0.00676727294921875 - 10.3828125);
+    end_unit(unit * UNIT_ROWS / 128);
 }
