@@ -84,7 +84,7 @@ class Device:
     def profile_start(self) -> None: ...
     def profile_stop(self) -> list[dict[str, Any]]: ...  # a dispatch: name ns bytes flops barrier
     # For tests: random order between barriers; a barrier after each dispatch; no write but where
-    # declared.
+    # declared (ValueError where the device is not host-visible).
     def set_debug(self, *, shuffle: bool = False, serial: bool = False, check: bool = False, seed: int = 0) -> None: ...
     # For tests: the nth submission ("lost"), device allocation ("memory") or host allocation
     # ("host") from now fails; 0 clears.
