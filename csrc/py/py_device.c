@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vk/loader.h"
 #include "vk/pipeline.h"
 #include "vk/profile.h"
 
@@ -151,6 +152,13 @@ static PyObject *module_vulkan_error(PyObject *module, PyObject *unused)
     if (count > 0)
         Py_RETURN_NONE;
     return text_of(err.text);
+}
+
+static PyObject *module_fork_remedy(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return text_of(mrl_vk_fork_remedy());
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
@@ -542,6 +550,9 @@ static PyMethodDef functions[] = {
      "an unusable one lacks."},
     {"vulkan_error", module_vulkan_error, METH_NOARGS,
      "vulkan_error()\n--\n\nWhy list_devices() is empty, with the remedy; None when it is not."},
+    {"fork_remedy", module_fork_remedy, METH_NOARGS,
+     "fork_remedy()\n--\n\nWhat an error about a device should end with, in a process forked from one that had Vulkan "
+     "open; else ''."},
     {NULL, NULL, 0, NULL},
 };
 
