@@ -157,8 +157,10 @@ static void query_features(VkPhysicalDevice physical, const extensions *have, fe
     VkPhysicalDeviceSubgroupProperties subgroup = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES};
     VkPhysicalDeviceShaderIntegerDotProductPropertiesKHR dot = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES_KHR};
+    VkPhysicalDeviceFloatControlsProperties floats = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FLOAT_CONTROLS_PROPERTIES, .pNext = &subgroup};
     VkPhysicalDeviceProperties2 properties = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
-                                              .pNext = &subgroup};
+                                              .pNext = &floats};
 
     subgroup.pNext = have->int_dot ? &dot : NULL;
     mrl_vk_instance.vkGetPhysicalDeviceProperties2(physical, &properties);
@@ -173,7 +175,9 @@ static void query_features(VkPhysicalDevice physical, const extensions *have, fe
         append_missing(info, "subgroup vote, arithmetic, ballot and shuffle");
     if (chain->v12.shaderFloat16 && info->kind != MRL_DEVICE_SOFTWARE)
         info->features |= MRL_BIT(fp16);
-    if (have->coopmat && chain->coopmat.cooperativeMatrix && has_coopmat_shape(physical))
+    if (have->coopmat && chain->coopmat.cooperativeMatrix && has_coopmat_shape(physical) &&
+        floats.shaderDenormPreserveFloat16 &&
+        floats.denormBehaviorIndependence != VK_SHADER_FLOAT_CONTROLS_INDEPENDENCE_NONE)
         info->features |= MRL_BIT(coopmat);
     if (have->coopmat2 && chain->coopmat2.cooperativeMatrixWorkgroupScope &&
         chain->coopmat2.cooperativeMatrixFlexibleDimensions &&
