@@ -31,6 +31,7 @@ class QueueFull(MarlinError): ...
 # max_allocation timestamp_ns.
 def list_devices() -> list[dict[str, Any]]: ...
 def vulkan_error() -> str | None: ...  # why list_devices() is empty, with the remedy
+def fork_remedy() -> str: ...  # in a child forked from a process with Vulkan open: the end of an error text; else ""
 
 # formats.def: name bits math scale zero default_group text
 def formats() -> list[dict[str, Any]]: ...
@@ -84,7 +85,7 @@ class Device:
     def profile_start(self) -> None: ...
     def profile_stop(self) -> list[dict[str, Any]]: ...  # a dispatch: name ns bytes flops barrier
     # For tests: random order between barriers; a barrier after each dispatch; no write but where
-    # declared.
+    # declared (ValueError where the device is not host-visible).
     def set_debug(self, *, shuffle: bool = False, serial: bool = False, check: bool = False, seed: int = 0) -> None: ...
     # For tests: the nth submission ("lost"), device allocation ("memory") or host allocation
     # ("host") from now fails; 0 clears.

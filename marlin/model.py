@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marlin import _C, html
-from marlin.bench import BenchResult, measure, profile
+from marlin.bench import BenchResult, measure, profile, profile_prefill
 from marlin.compare import Comparison, differences, transformers_trace
 from marlin.config import ModelConfig, read_config
 from marlin.device import Device
@@ -372,8 +372,8 @@ class Model:
     ) -> BenchResult:
         """Tokens a second of prefill (prompt), and of decode (gen) behind `depth` tokens, for each batch size.
 
-        with_profile: also time by kernel of one decode step. Raises ValueError for what the context or the
-        slots cannot hold.
+        with_profile: also time by kernel of one decode step, and of the longest prefill, behind the largest depth.
+        Raises ValueError for what the context or the slots cannot hold.
         """
         cases = len(depth) * (len(prompt) + len(gen) * len(batch))
         rows = []
@@ -382,6 +382,7 @@ class Model:
                 rows.append(row)
                 advance(1)
             times = profile(engine, depth=max(depth), batch=max(batch)) if with_profile else []
+            prefill = profile_prefill(engine, max(prompt), depth=max(depth)) if with_profile and prompt else []
         info = self.device.info
         return BenchResult(
             self.name,
@@ -391,6 +392,7 @@ class Model:
             self.layers.parameters,
             rows,
             times,
+            prefill,
         )
 
     def trace(self, tokens: Prompt) -> dict[str, NDArray[Any]]:

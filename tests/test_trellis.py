@@ -152,15 +152,25 @@ def kernels_of(device: _C.Device, call: Callable[[], Any]) -> set[str]:
     return {str(entry["name"]).partition("[")[0].partition(".")[0] for entry in device.profile_stop()}
 
 
-def test_kernels_that_are_taken(device: _C.Device) -> None:
-    layer = next(layer for layer in LAYERS if layer.name == "K4_mul1_128x256")
+@pytest.mark.parametrize("without", [(), ("int_dot",), ("fp16",)], ids=["all", "int_dot", "fp16"])
+@pytest.mark.parametrize("name", ["K4_mul1_128x256", "K4_mcg_256x128"])
+def test_kernels_that_are_taken(open_device: Callable[..., _C.Device], name: str, without: tuple[str, ...]) -> None:
+    """A row goes to the kernel of decode steps: with packed dots for what they can decode, where they are fast."""
+    device = open_device(without)
+    layer = next(layer for layer in LAYERS if layer.name == name)
     lin = make(device, layer)
     x = _C.tensor(device, layer.x[:1])
-    assert kernels_of(device, lambda: lin(x, dtype="f32")) == {"trellis_gemv"}
+    norm = _C.full(device, (x.shape[1],), 1)
+    can = layer.codebook == "mul1" and {"fp16", "int_dot"} <= set(device.features)
+    half, single = {"trellis_gemv_dot" if can else "trellis_gemv"}, {"trellis_gemv"}
+    assert kernels_of(device, lambda: lin(x, dtype="f32")) == half
+    wide = x.astype("f32")
+    assert kernels_of(device, lambda: lin(wide, norm=norm)) == half  # rounded behind the norm
+    assert kernels_of(device, lambda: lin(wide)) == single
+    if layer.codebook == "mul1":
+        assert kernels_of(device, lambda: lin(x, activations="int8")) == half
     assert "trellis_dequantize" in kernels_of(device, lin.inner)
     assert "trellis_pack" in kernels_of(device, lin.read_trellis)
-    if "int_dot" in device.features:
-        assert kernels_of(device, lambda: lin(x, dtype="f32", activations="int8")) == {"trellis_gemv_dot"}
 
 
 def test_int8_activations(device: _C.Device) -> None:

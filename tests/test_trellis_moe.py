@@ -150,7 +150,8 @@ def test_mixture(device: _C.Device, case: Case) -> None:
     }
     out = _C.full(device, given.shape, NAN_WORD, "f32")
     made.raw(_C.tensor(device, given), out=out, **options)
-    check(to_numpy(out), made.expected(x, residual=residual), case.dtype)
+    # Gate, up and down. The fifth case, halves of mcg apart in f16 chains, errs by 1.8e-6 where NumPy rounds likewise.
+    check(to_numpy(out), made.expected(x, residual=residual), case.dtype, products=3)
     first = to_numpy(out).copy()  # once more: the counters are back at 0, sums are added in the same order
     made.raw(_C.tensor(device, given), out=out, **options)
     assert np.array_equal(to_numpy(out), first)

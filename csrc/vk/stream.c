@@ -368,8 +368,8 @@ static mrl_status run_checked(mrl_device *dev, const mrl_recorder *recorder, siz
     for (mrl_slab *slab = dev->slabs; slab != NULL; slab = slab->next)
         total += slab->mapped ? slab->ranges.size : 0;
     MRL_TRY(mrl_device_wait_value(dev, dev->submitted, err));
-    if (total == 0 || (image = malloc(total)) == NULL) {
-        rc = mrl_fail(err, MRL_ERR_MEMORY, "check mode needs a host-visible device and %" PRIu64 " bytes", total);
+    if ((image = malloc(total + 1)) == NULL) { /* never of 0 bytes, which may be NULL */
+        rc = mrl_fail(err, MRL_ERR_MEMORY, "check mode needs a copy of the device's memory, %" PRIu64 " bytes", total);
         goto done;
     }
     for (mrl_slab *slab = dev->slabs; slab != NULL; slab = slab->next)
@@ -499,10 +499,14 @@ void mrl_device_idle(mrl_device *dev)
         dev->vk.vkDeviceWaitIdle(dev->handle);
 }
 
-void mrl_stream_set_debug(mrl_device *dev, const mrl_stream_debug *debug)
+mrl_status mrl_stream_set_debug(mrl_device *dev, const mrl_stream_debug *debug, mrl_error *err)
 {
+    if (debug->check && !mrl_device_has(dev, MRL_BIT(host_visible)))
+        return mrl_fail(err, MRL_ERR_VALUE, "set_debug: check compares memory that the host sees, that of %s is not",
+                        dev->info.name);
     mrl_lock_acquire(&dev->stream_lock);
     dev->debug = *debug;
     dev->shuffle_state = debug->seed;
     mrl_lock_release(&dev->stream_lock);
+    return MRL_OK;
 }

@@ -6,6 +6,11 @@
 //   X_FETCH             sixteens of x that a thread fetches
 //   X_GUARD             nothing, or an `if` for the threads whose fetches of x lie in the tile
 //   X_ROW(i)            row of x of fetch i of this thread: row gl_LocalInvocationIndex / 2 + i * 128 of the tile
+#ifdef FMT_SUBNORMAL
+#extension GL_EXT_spirv_intrinsics : require
+spirv_execution_mode(extensions = ["SPV_KHR_float_controls"], capabilities = [4464], 4459, 16); // DenormPreserve 16
+#endif
+
 #define BK 32
 #define PITCH (BK + 8)              // halves; the pad spreads rows over the banks
 const uint X_TILE = BM * PITCH / 8; // uvec4s
@@ -63,7 +68,11 @@ uvec4 decode_w8(const Weights w, uint k, uint h)
         fmt_decode8z(source, piece, A(w.zero), v);
     else
 #endif
+#ifdef FMT_SUBNORMAL
+        fmt_decode8_subnormal(source, piece, v);
+#else
         fmt_decode8(source, piece, v);
+#endif
     [[unroll]] for (uint j = 0; j < 4; j++) { // pairs back to the order of the row
         const uint a = fmt_slot(2 * j), b = fmt_slot(2 * j + 1);
         f16vec2 pair = f16vec2((a & 1) == 0 ? v[a / 2].x : v[a / 2].y, (b & 1) == 0 ? v[b / 2].x : v[b / 2].y);
