@@ -17,7 +17,7 @@ import marlin as ml
 from marlin import _C
 from marlin.tensors import to_numpy
 
-KERNELS = ("trellis_gemv", "trellis_gemm", "trellis_gemm_coopmat")
+KERNELS = ("trellis_gemv", "trellis_gemm", "trellis_gemm_coopmat", "trellis_gemv_coopmat")
 NAN_WORD = 0x7FFF7FFF
 # A layer of each kind of unit and codebook, for what does not depend on the rate.
 FEW = [layer for layer in LAYERS if layer.name.split("_")[0] in ("K1p5", "K3", "K4", "K8")]
@@ -51,8 +51,10 @@ def precision(device: _C.Device, dtype: str = "f16") -> str:
 
 
 def skip_without(device: _C.Device, kernel: str) -> None:
-    if kernel.startswith("trellis_gemm_coopmat") and "coopmat" not in device.features:
+    if "coopmat" in kernel and "coopmat" not in device.features:
         pytest.skip("needs coopmat")
+    if kernel.startswith("trellis_gemv_coopmat") and "int_dot" not in device.features:
+        pytest.skip("needs int_dot")
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -93,7 +95,7 @@ def test_gemv_shares(device: _C.Device, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [4, 17, 70])
-@pytest.mark.parametrize("kernel", KERNELS[1:])
+@pytest.mark.parametrize("kernel", KERNELS[1:3])
 @pytest.mark.parametrize("layer", FEW, ids=str)
 def test_gemm(device: _C.Device, layer: Layer, kernel: str, rows: int) -> None:
     skip_without(device, kernel)
@@ -102,6 +104,21 @@ def test_gemm(device: _C.Device, layer: Layer, kernel: str, rows: int) -> None:
     x = np.random.default_rng(rows).standard_normal((rows, 16 * layer.trellis.shape[0])).astype(np.float16)
     y = to_numpy(make(device, layer)(_C.tensor(device, x), dtype="f32", kernel=kernel))
     check(y, exact(layer, x), "f16" if "coopmat" in kernel else "f32")
+
+
+@pytest.mark.parametrize("kernel", ["trellis_gemv_coopmat", "trellis_gemv_coopmat@2,1", "trellis_gemv_coopmat@1,2"])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 32])
+@pytest.mark.parametrize("layer", FEW, ids=str)
+def test_gemv_on_matrices(device: _C.Device, layer: Layer, rows: int, kernel: str) -> None:
+    """Rows whose scales lie far apart, in the same matrix and in the same row."""
+    skip_without(device, kernel)
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, 16 * layer.trellis.shape[0])) * 4.0 ** -np.arange(rows)[:, None].clip(0, 6)
+    x[:, 128:] *= 2.0**-5
+    x = x.astype(np.float16)
+    y = to_numpy(make(device, layer)(_C.tensor(device, x), dtype="f32", kernel=kernel))
+    for row in range(rows):
+        check(y[row], exact(layer, x)[row], "f16")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -49,16 +49,13 @@ void finish_column(uint m, uint n, float sum); // what has been through the outp
 #include "include/trellis.glsl"
 #include "include/address.glsl"
 #include "include/activation.glsl"
+#include "include/arrive.glsl"
 
 #define HADAMARD_PITCH 132
 const uint GROUPS = LANES / 64;
 const uint ROUND = LANES / 16; // blocks that are transformed at a time
 const uint SUMS = 2 * M;
 const bool LOOPS = MATH_F16 == 0;
-
-// What workgroups tell each other. nonprivate stands at the member: glslang ignores it before the block.
-layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufShared { nonprivate float v[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufCount { nonprivate uint v[]; };
 
 #if MATH_F16
 const uint WORK = HADAMARD_PITCH * (ROUND > M ? ROUND : M);
@@ -67,7 +64,6 @@ const uint WORK = HADAMARD_PITCH * M * BLOCKS;
 #endif
 shared float work[WORK];
 shared float scales[BLOCKS * M]; // what the staged x was divided by, a block of 128
-shared uint ticket;
 shared float squares[NORM != 0 ? BLOCKS * M : 1]; // sums of squares of the staged x before norm and suh
 
 // At file scope like w of trellis.glsl: sums of the lane's two columns for all rows; a unit, and the one that follows.
@@ -145,7 +141,7 @@ float shares_sum(uint at, uint stride)
     for (uint s = 0; s < gl_NumWorkGroups.y; s += 8) {
         float v[8];
         [[unroll]] for (uint i = 0; i < 8; i++)
-            v[i] = s + i < gl_NumWorkGroups.y ? BufShared(p.partial).v[at + (s + i) * stride] : 0.0;
+            v[i] = s + i < gl_NumWorkGroups.y ? BufTold(p.partial).v[at + (s + i) * stride] : 0.0;
         [[unroll]] for (uint i = 0; i < 8; i++)
             sum += v[i];
     }
@@ -187,22 +183,12 @@ bool gather(uint group, uint lane, uint blocks)
     // A row of a share: its columns, then the sum of squares as each 128 columns have it.
     const uint pitch = p.n_padded + gl_NumWorkGroups.x, stride = pitch * M, columns = gl_WorkGroupID.x * 128;
     const uint all = gl_WorkGroupID.z * gl_NumWorkGroups.y * stride, share = all + gl_WorkGroupID.y * stride;
-    const uint counter = gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x;
     for (uint i = t; i < 128 * ROWS; i += LANES)
-        BufShared(p.partial).v[share + i / 128 * pitch + columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
+        BufTold(p.partial).v[share + i / 128 * pitch + columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
     if (NORM != 0 && t < ROWS)
-        BufShared(p.partial).v[share + t * pitch + p.n_padded + gl_WorkGroupID.x] = row_squares(t, blocks);
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
-    barrier();
-    if (t == 0)
-        ticket = atomicAdd(BufCount(p.counters).v[counter], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
-                           gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
-    barrier();
-    if (ticket != gl_NumWorkGroups.y - 1)
+        BufTold(p.partial).v[share + t * pitch + p.n_padded + gl_WorkGroupID.x] = row_squares(t, blocks);
+    if (!last_to_arrive(p.counters, gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x, gl_NumWorkGroups.y))
         return false;
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
-    if (t == 0)
-        BufCount(p.counters).v[counter] = 0; // for the next call
     for (uint i = t; i < 128 * ROWS; i += LANES)
         work[i / 128 * HADAMARD_PITCH + i % 128] = shares_sum(all + i / 128 * pitch + columns + i % 128, stride);
     if (NORM != 0 && t < ROWS)
@@ -214,7 +200,12 @@ bool gather(uint group, uint lane, uint blocks)
 void main()
 {
     const uint t = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
-    const uint group = t / 64, lane = t % 64, units = p.k_padded / UNIT_ROWS;
+#if MATH_F16
+    const uint group = subgroupBroadcastFirst(t / 64); // that it is uniform is news to compilers
+#else
+    const uint group = t / 64;
+#endif
+    const uint lane = t % 64, units = p.k_padded / UNIT_ROWS;
     if (!gemv_prologue())
         return;
     const uint first = gl_WorkGroupID.y * BLOCKS, blocks = min(BLOCKS, p.k_padded / 128 - first);
@@ -227,7 +218,7 @@ void main()
         [[unroll]] for (uint i = 0; i < UNIT_VECS; i++)
             next[i] = BufU32x4(TRELLIS).v[at + i * 64];
     stage_x(first, blocks);
-    for (uint base = 0; base < count; base += GROUPS) {
+    [[dont_unroll]] for (uint base = 0; base < count; base += GROUPS) {
         const uint unit = base + group;
         if (unit < count) {
             if (PREFETCH != 0)

@@ -83,7 +83,7 @@ void level_rows(uint blocks);
 void stage_x(uint first, uint count)
 {
     const uint t = gl_LocalInvocationIndex, rounds = (count * ROWS + ROUND - 1) / ROUND;
-    for (uint round = 0; round < rounds; round++) {
+    [[dont_unroll]] for (uint round = 0; round < rounds; round++) {
         float v[8], most;
         uint task = round * ROUND + t / 16, m = task / count, b = task % count;
         const uint part = t % 16, k = (first + b) * 128 + part * 8, at = t / 16 * HADAMARD_PITCH + part * 8;

@@ -1,0 +1,29 @@
+// Workgroups that share a result: each tells its part, and the last to arrive puts the parts together.
+//
+// What is told is written and read through BufTold, coherent across the device access by access. So one thread's
+// release and acquire suffice behind a barrier of the workgroup; a fence of every thread waits for memory twice more.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufTold { devicecoherent float v[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufArrivals { nonprivate uint v[]; };
+
+shared uint arrival;
+
+void told_barrier()
+{
+    controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, gl_StorageSemanticsBuffer | gl_StorageSemanticsShared,
+                   gl_SemanticsAcquireRelease);
+}
+
+// True in the last of `count` workgroups, for all its threads; all threads of a workgroup call, after they told. The
+// counter, zero before, is zero again for the next dispatch.
+bool last_to_arrive(uvec2 counters, uint counter, uint count)
+{
+    told_barrier();
+    if (gl_LocalInvocationIndex == 0) {
+        arrival = atomicAdd(BufArrivals(counters).v[counter], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
+                            gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
+        if (arrival == count - 1)
+            BufArrivals(counters).v[counter] = 0;
+    }
+    told_barrier();
+    return arrival == count - 1;
+}
