@@ -24,7 +24,7 @@ def inspect(
 ) -> None:
     """Tensors, formats and metadata of a checkpoint, from its headers; nothing is loaded.
 
-    Example: marlin inspect models/tale-dense --filter layers.0
+    Example: marlin inspect models/tale-moe --filter layers.0
     """
     from marlin.html import size
     from marlin.inspect import inspect as look_into
@@ -78,7 +78,7 @@ def plan(
 
     Exit code 4 when it does not fit.
 
-    Example: marlin plan models/tale-dense --format int4 --context 2048
+    Example: marlin plan models/tale-moe --format int4 --context 2048
     """
     from marlin.planning import plan as make_plan
 
