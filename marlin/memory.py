@@ -20,7 +20,8 @@ class MemoryPlan:
     """Device bytes by class for a context (tokens a slot) and a number of slots.
 
     weights: by kind of layer. scratch: activations of a prefill chunk, logits, buffers of the loader; an
-    estimate, the rest is exact. budget: what the device has left for this process, None without a device.
+    estimate, the rest is exact. budget: what the device has left for this process, None without a device. notes: what
+    else there is to know.
     """
 
     model: str
@@ -33,6 +34,7 @@ class MemoryPlan:
     slots: int
     kv_dtype: str
     budget: int | None
+    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -54,7 +56,7 @@ class MemoryPlan:
         return {
             "model": self.model, "format": self.format, "device": self.device, "weights": dict(self.weights),
             "kv": self.kv, "scratch": self.scratch, "total": self.total, "budget": self.budget, "fits": self.fits,
-            "context": self.context, "slots": self.slots, "kv_dtype": self.kv_dtype,
+            "context": self.context, "slots": self.slots, "kv_dtype": self.kv_dtype, "notes": list(self.notes),
         }  # fmt: skip
 
     def __repr__(self) -> str:
@@ -65,7 +67,7 @@ class MemoryPlan:
             *budget,
         ]
         verdict = "" if self.fits else "\ndoes not fit"
-        return f"{self._title()}\n{html.lined_up(rows)}{verdict}"
+        return "\n".join([self._title(), html.lined_up(rows), *self.notes]) + verdict
 
     def _repr_html_(self) -> str:
         rows = [
@@ -75,7 +77,8 @@ class MemoryPlan:
         if self.budget is not None:
             rows.append(("budget", html.size(self.budget)))
         parts = [(f"{name}: {html.size(count)}", float(count)) for name, count in self.rows()]
-        return html.table(rows, title=self._title()) + html.bar(parts, self.budget or self.total)
+        notes = "".join(html.text(note) for note in self.notes)
+        return html.table(rows, title=self._title()) + html.bar(parts, self.budget or self.total) + notes
 
     def plot(self, axes: Any = None) -> Any:
         """A stacked bar as matplotlib Axes (needs the extra `plot`)."""

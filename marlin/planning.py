@@ -13,7 +13,7 @@ from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import Checkpoint, open_checkpoint
 from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_bytes, kv_dtype, scratch_bytes
 from marlin.models import build
-from marlin.models.base import CausalLM, Source
+from marlin.models.base import CausalLM, Linear, Source
 
 DEFAULT_CONTEXT: Final = 4096
 DEFAULT_SLOTS: Final = 8
@@ -55,12 +55,14 @@ def make_plan(
 ) -> MemoryPlan:
     """The plan of a network; a context or number of slots that is None shrinks until the plan fits."""
     config, weights, kv = network.config, network.sizes(), kv_dtype(kv, dtype)
-    forms = {str(module.form): None for module in network.modules() if hasattr(module, "form")}
+    linears = [module for module in network.modules() if isinstance(module, Linear)]
+    forms = dict.fromkeys(str(module.form) for module in linears)
+    notes = tuple(dict.fromkeys(module.note for module in linears if module.note))
 
     def plan(tokens: int, rows: int) -> MemoryPlan:
         return MemoryPlan(
             name, "; ".join(forms), device, weights, kv_bytes(config, tokens, rows, kv),
-            scratch_bytes(config, tokens, rows, dtype), tokens, rows, kv, budget,
+            scratch_bytes(config, tokens, rows, dtype), tokens, rows, kv, budget, notes,
         )  # fmt: skip
 
     tokens = context or min(config.context, DEFAULT_CONTEXT)
