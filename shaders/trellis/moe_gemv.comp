@@ -1,12 +1,13 @@
 // y[pair] = epilogue(norm(x[pair / slots]) W[expert of the pair]): gemv.glsl for experts whose trellises and scales lie
 // one behind the other. Workgroup (c, s, z) has pair z, or tile z of at most M pairs that chose the same expert, so that
-// it is decoded once for them. Pairs of idle rows are left out.
+// it is decoded once for them. Pairs of idle rows and of experts in other stacks are left out.
 #ifdef DOT
 #extension GL_EXT_integer_dot_product : require
 #endif
 
 layout(push_constant, scalar) uniform Push { mrl_push_trellis_moe p; };
 uvec2 expert_trellis, expert_suh, expert_svh;
+#define PLACES p.places
 #include "moe/tile.glsl"
 #define TRELLIS expert_trellis
 #define SUH expert_suh
