@@ -155,6 +155,7 @@ class Linear:
         scale: str | None = None,
         zero: bool = False,
         global_scale: float = 1.0,
+        memory: str = "device",  # or "host": kernels read the weights over the bus
     ) -> None: ...
     @property
     def n(self) -> int: ...
@@ -244,7 +245,15 @@ class Linear:
 class TrellisLinear:
     # experts: matrices of this size, one behind the other, for MoE; every method works on the one called `expert`.
     def __init__(
-        self, device: Device, n: int, k: int, bits: float, codebook: str = "mul1", experts: int = 1
+        self,
+        device: Device,
+        n: int,
+        k: int,
+        bits: float,
+        codebook: str = "mul1",
+        experts: int = 1,
+        *,
+        memory: str = "device",
     ) -> None: ...
     @property
     def n(self) -> int: ...

@@ -60,6 +60,7 @@ class Module:
     """A named part of a network; `watch`, when set, sees every result (`Model.trace`)."""
 
     kind: ClassVar[str] = ""  # the row of the memory plan that its bytes belong to
+    memory: str = "device"  # or "host", which is not in those rows
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -281,7 +282,7 @@ class Linear(Module):
     EXL3 trellises stay apart, for each has its own scales on x: one kernel a part, with the same result.
     as_stored: not rounded to the source's format; dense: nor kept quantized; whole: always one matrix, in f16 where
     it would be trellises. experts: the parts, or pairs of gate and up, are experts of one kind (Source.kind); their
-    trellises lie in one TrellisLinear, or one of gate and one of up.
+    trellises lie in one TrellisLinear, or one of gate and one of up. memory: "device" or "host".
     Raises UnsupportedModelError when parts are stored in different weight formats and are not to be rounded to one.
     """
 
@@ -301,9 +302,10 @@ class Linear(Module):
         dense: bool = False,
         whole: bool = False,
         experts: bool = False,
+        memory: str = "device",
     ) -> None:
         super().__init__(name)
-        self.experts, self.interleaved = experts, interleaved
+        self.experts, self.interleaved, self.memory = experts, interleaved, memory
         self.parts: list[Part] = []
         above = 0  # rows of the groups before
         for index, (module, rows) in enumerate(parts):
@@ -422,7 +424,7 @@ class Linear(Module):
         scale = self.global_scale
         if form.scale == "e4m3" and not all(keeps(form, part.weight) for part in self.parts):
             scale = global_scale(form, max(peak(part.weight) for part in self.parts))
-        weight = form.create(device, self.n, self.k, global_scale=scale)
+        weight = form.create(device, self.n, self.k, global_scale=scale, memory=self.memory)
         if self.parts[0].weight is None:
             fill(weight)
             return weight
@@ -503,7 +505,9 @@ class Linear(Module):
         assert isinstance(self.form, TrellisFormat)
         parts = self.parts[place :: self.interleaved]
         bits = self._bits(parts[0])
-        stack = _C.TrellisLinear(device, parts[0].rows, self.k, bits, self.form.codebook, len(parts))
+        stack = _C.TrellisLinear(
+            device, parts[0].rows, self.k, bits, self.form.codebook, len(parts), memory=self.memory
+        )
         random = random_codes(stack) if parts[0].weight is None else None
         for expert, part in enumerate(parts):
             if isinstance(part.weight, TrellisTensor):
@@ -521,7 +525,8 @@ class Linear(Module):
         names = list(dict.fromkeys(part.module.rpartition(".")[2] for part in self.parts))
         times = f"{len(self.parts) // len(names)} × " if len(self.parts) > len(names) else ""
         parts = f" [{times}{' + '.join(names)}]" if len(self.parts) > 1 else ""
-        return f"({self.n}, {self.k}) {self.form}{parts}"
+        place = ", in host memory" if self.memory == "host" else ""
+        return f"({self.n}, {self.k}) {self.form}{parts}{place}"
 
 
 class Rope(Module):
@@ -611,7 +616,7 @@ class CausalLM(Module):
         result: dict[str, int] = {}
         for module in self.modules():
             kind = module.part_kind if isinstance(module, Linear) else module.kind
-            if module.nbytes:
+            if module.nbytes and module.memory == "device":
                 result[kind] = result.get(kind, 0) + module.nbytes
         return result
 

@@ -79,7 +79,8 @@ class MoE(Module):
         if fused:
             triples.append(shared_triple)
             kinds.append(kind_of(source, shared_triple, hidden, inner))
-        self.build_stacks(source, triples, kinds, hidden, inner)
+        self.source, self.triples, self.kinds, self.hidden, self.inner = source, triples, kinds, hidden, inner
+        self.place(set())
         self.shared_gate_up: Linear | None = None
         self.shared_down: Linear | None = None
         if experts.shared_inner and not fused:
@@ -91,10 +92,12 @@ class MoE(Module):
             )
         self.core = Core(f"{name}.core", self, shared=int(fused))  # last: it is made of what was loaded before
 
-    def build_stacks(
-        self, source: Source, triples: list[tuple[str, str, str]], kinds: list[Hashable], hidden: int, inner: int
-    ) -> None:
-        """The matrices of all experts, whose gate, up and down are called triples: a pair for each of their kinds."""
+    def place(self, host: set[int]) -> None:
+        """Make the matrices of all experts, a pair for each of their kinds; those of `host` in host memory.
+
+        Before anything is loaded.
+        """
+        kinds = [(kind, i in host) for i, kind in enumerate(self.kinds)]
         found = list(dict.fromkeys(kinds))
         if len(found) > MAX_STACKS:
             raise UnsupportedModelError(
@@ -104,19 +107,28 @@ class MoE(Module):
         self.stacks = [found.index(kind) for kind in kinds]
         self.gate_up: list[Linear] = []
         self.down: list[Linear] = []
-        for stack in range(len(found)):
-            members = [triple for triple, at in zip(triples, self.stacks, strict=True) if at == stack]
+        for stack, (_, in_host) in enumerate(found):
+            members = [triple for triple, at in zip(self.triples, self.stacks, strict=True) if at == stack]
+            memory = "host" if in_host else "device"
             end = f".{stack}" if len(found) > 1 else ""
-            both = [(module, inner) for gate, up, _ in members for module in (gate, up)]
-            last = [(down, hidden) for _, _, down in members]
+            both = [(module, self.inner) for gate, up, _ in members for module in (gate, up)]
+            last = [(down, self.hidden) for _, _, down in members]
             gate_up = Linear(
-                source, f"{self.name}.gate_up{end}", both, hidden, interleaved=2, kind="experts", experts=True
+                self.source, f"{self.name}.gate_up{end}", both, self.hidden, interleaved=2, kind="experts",
+                experts=True, memory=memory,
+            )  # fmt: skip
+            down = Linear(
+                self.source, f"{self.name}.down{end}", last, self.inner, kind="experts", experts=True, memory=memory
             )
-            down = Linear(source, f"{self.name}.down{end}", last, inner, kind="experts", experts=True)
             if isinstance(gate_up.form, TrellisFormat) != isinstance(down.form, TrellisFormat):
                 raise UnsupportedModelError(f"{members[0][2]}: must be a trellis if gate and up are, and only then")
             self.gate_up.append(gate_up)
             self.down.append(down)
+
+    def expert_bytes(self) -> list[int]:
+        """Of each expert, shared ones last."""
+        members = [self.stacks.count(stack) for stack in range(len(self.gate_up))]
+        return [(self.gate_up[at].nbytes + self.down[at].nbytes) // members[at] for at in self.stacks]
 
     def __call__(
         self, h: _C.Tensor, *, norm: Vector | None = None, dtype: str = "f16", positions: _C.Tensor | None = None
@@ -160,20 +172,19 @@ class Core(Module):
 
     def __init__(self, name: str, parent: MoE, *, shared: int) -> None:
         super().__init__(name)
-        self.matrices = (parent.router, parent.gate_up, parent.down)  # a tuple: they are the parent's children
-        self.stacks = parent.stacks
+        self.parent = parent  # whose children the matrices are
         self.bias, self.config, self.activation, self.shared = parent.bias, parent.config, parent.activation, shared
         self.raw: _C.MoE | None = None
 
     def load(self, device: _C.Device) -> None:
-        router, gate_up, down = self.matrices
+        parent = self.parent
         both: list[_C.Linear | tuple[_C.TrellisLinear, _C.TrellisLinear]] = [
-            (w.trellises[0], w.trellises[1]) if w.trellises else loaded(w) for w in gate_up
+            (w.trellises[0], w.trellises[1]) if w.trellises else loaded(w) for w in parent.gate_up
         ]
-        last: list[_C.Linear | _C.TrellisLinear] = [w.trellises[0] if w.trellises else loaded(w) for w in down]
+        last: list[_C.Linear | _C.TrellisLinear] = [w.trellises[0] if w.trellises else loaded(w) for w in parent.down]
         c = self.config
         self.raw = _C.MoE(
-            loaded(router), both, last, stacks=self.stacks, experts=c.count, top_k=c.top_k, shared=self.shared,
+            loaded(parent.router), both, last, stacks=parent.stacks, experts=c.count, top_k=c.top_k, shared=self.shared,
             scoring=c.scoring, normalise=c.normalise, scale=c.scale, groups=c.groups, top_groups=c.top_groups,
             group_best=c.group_best, bias=self.bias.weight if self.bias else None, activation=self.activation,
         )  # fmt: skip
