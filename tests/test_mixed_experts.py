@@ -149,7 +149,7 @@ def test_mixture(device: _C.Device, case: Case) -> None:
         "kernel": case.kernel,
     }
     made.raw(_C.tensor(device, given), out=out, **options)
-    check(to_numpy(out), made.expected(x, residual=residual), case.dtype)
+    check(to_numpy(out), made.expected(x, residual=residual), case.dtype, products=3)
     ids, _ = route(x @ made.router.T.astype(np.float64), case.top_k)
     assert (ints(made.raw.usage) == np.bincount(ids.ravel(), minlength=made.raw.experts)).all()
     first = to_numpy(out).copy()  # the counters are back at 0
