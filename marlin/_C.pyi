@@ -155,6 +155,7 @@ class Linear:
         scale: str | None = None,
         zero: bool = False,
         global_scale: float = 1.0,
+        memory: str = "device",  # or "host": kernels read the weights over the bus
     ) -> None: ...
     @property
     def n(self) -> int: ...
@@ -244,7 +245,15 @@ class Linear:
 class TrellisLinear:
     # experts: matrices of this size, one behind the other, for MoE; every method works on the one called `expert`.
     def __init__(
-        self, device: Device, n: int, k: int, bits: float, codebook: str = "mul1", experts: int = 1
+        self,
+        device: Device,
+        n: int,
+        k: int,
+        bits: float,
+        codebook: str = "mul1",
+        experts: int = 1,
+        *,
+        memory: str = "device",
     ) -> None: ...
     @property
     def n(self) -> int: ...
@@ -294,16 +303,21 @@ class TrellisLinear:
 # f16: rounded as ExLlamaV3 rounds.
 def hadamard(x: Tensor, scales: Tensor | None = None, dtype: str = "f32") -> Tensor: ...
 
+_GateUp: TypeAlias = Linear | tuple[TrellisLinear, TrellisLinear]
+_Down: TypeAlias = Linear | TrellisLinear
+
 @final
 # y = residual + the weighted sum over the experts that the router chooses for norm(x); x (rows, hidden) or (hidden).
 # router (experts [+ 1], hidden); gate_up ((experts + shared) * 2 * inner, hidden), gate and up rows alternating;
-# down ((experts + shared) * hidden, inner). NaN among a row's logits makes its result NaN.
+# down ((experts + shared) * hidden, inner). Of EXL3: (gate, up) and down, TrellisLinears of all experts. Experts of
+# several formats: lists of those, stacks, and `stacks` says for each expert, shared ones last, in which one it lies,
+# behind those of lower numbers. NaN among a row's logits makes its result NaN.
 class MoE:
     def __init__(
         self,
         router: Linear,
-        gate_up: Linear | tuple[TrellisLinear, TrellisLinear],  # of EXL3: gate and up, each all experts
-        down: Linear | TrellisLinear,
+        gate_up: _GateUp | list[_GateUp],
+        down: _Down | list[_Down],
         *,
         experts: int,
         top_k: int,
@@ -316,6 +330,7 @@ class MoE:
         group_best: int = 2,
         bias: Tensor | None = None,
         activation: str = "swiglu",
+        stacks: Sequence[int] | None = None,
     ) -> None: ...
     @property
     def device(self) -> Device: ...

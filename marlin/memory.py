@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,11 +16,41 @@ UPLOAD_BYTES: Final = 64 << 20  # device buffers of the loader, and slack of the
 
 
 @dataclass(frozen=True)
+class HostExperts:
+    """Routed experts in host memory.
+
+    count, of        how many of how many; nbytes: their size
+    bytes_a_token    read over the bus, as expected by a usage profile (profiled), or if all experts are chosen alike
+    rate             measured bytes a second of the bus, None without a device
+    """
+
+    count: int
+    of: int
+    nbytes: int
+    bytes_a_token: int
+    profiled: bool
+    rate: float | None
+
+    @property
+    def seconds_a_token(self) -> float | None:
+        """That reading takes; None without a rate."""
+        return self.bytes_a_token / self.rate if self.rate else None
+
+    def __str__(self) -> str:
+        how = "the least used" if self.profiled else "if all are used alike"
+        cost = f"{html.size(self.bytes_a_token)} a token over the bus, {how}"
+        if self.rate:
+            cost += f": {1e3 * self.bytes_a_token / self.rate:.2f} ms at {self.rate / 1e9:.1f} GB/s, measured"
+        return f"{self.count} of {self.of} experts in host memory, {html.size(self.nbytes)}; {cost}"
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Device bytes by class for a context (tokens a slot) and a number of slots.
 
     weights: by kind of layer. scratch: activations of a prefill chunk, logits, buffers of the loader; an
-    estimate, the rest is exact. budget: what the device has left for this process, None without a device.
+    estimate, the rest is exact. budget: what the device has left for this process, None without a device. notes: what
+    else there is to know. host: experts in host memory, not counted in weights.
     """
 
     model: str
@@ -33,6 +63,8 @@ class MemoryPlan:
     slots: int
     kv_dtype: str
     budget: int | None
+    notes: tuple[str, ...] = ()
+    host: HostExperts | None = None
 
     @property
     def total(self) -> int:
@@ -49,12 +81,17 @@ class MemoryPlan:
         cache = f"KV cache {self.kv_dtype}, {self.slots} × {self.context} tokens"
         return [*self.weights.items(), (cache, self.kv), ("scratch", self.scratch)]
 
+    def lines(self) -> list[str]:
+        """What stands below the table."""
+        return [*self.notes, *([str(self.host)] if self.host else [])]
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
         return {
             "model": self.model, "format": self.format, "device": self.device, "weights": dict(self.weights),
             "kv": self.kv, "scratch": self.scratch, "total": self.total, "budget": self.budget, "fits": self.fits,
-            "context": self.context, "slots": self.slots, "kv_dtype": self.kv_dtype,
+            "context": self.context, "slots": self.slots, "kv_dtype": self.kv_dtype, "notes": list(self.notes),
+            "host": asdict(self.host) if self.host else None,
         }  # fmt: skip
 
     def __repr__(self) -> str:
@@ -65,7 +102,7 @@ class MemoryPlan:
             *budget,
         ]
         verdict = "" if self.fits else "\ndoes not fit"
-        return f"{self._title()}\n{html.lined_up(rows)}{verdict}"
+        return "\n".join([self._title(), html.lined_up(rows), *self.lines()]) + verdict
 
     def _repr_html_(self) -> str:
         rows = [
@@ -75,7 +112,8 @@ class MemoryPlan:
         if self.budget is not None:
             rows.append(("budget", html.size(self.budget)))
         parts = [(f"{name}: {html.size(count)}", float(count)) for name, count in self.rows()]
-        return html.table(rows, title=self._title()) + html.bar(parts, self.budget or self.total)
+        notes = "".join(html.text(line) for line in self.lines())
+        return html.table(rows, title=self._title()) + html.bar(parts, self.budget or self.total) + notes
 
     def plot(self, axes: Any = None) -> Any:
         """A stacked bar as matplotlib Axes (needs the extra `plot`)."""

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -31,6 +32,7 @@ from marlin.models import build
 from marlin.models.base import CausalLM, Source
 from marlin.models.moe import MoE
 from marlin.perplexity import Perplexity, Score, log_softmax, picked, windows
+from marlin.placement import bus_rate, read_usage
 from marlin.planning import budget_of, check_choice, make_plan, read_network, refuse
 from marlin.sampling import SamplingParams, Stop
 from marlin.tensors import to_numpy
@@ -117,6 +119,7 @@ class Model:
         kv: str | None = None,
         slots: int | None = None,
         memory_limit: int | None = None,
+        expert_usage: ExpertUsage | str | Path | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
         verify: bool = False,
@@ -132,7 +135,9 @@ class Model:
         context  tokens a slot holds; None: the model's own, at most 4096, less if memory is short
         kv       of the cache: "f16" or "f32"; None: f32 where dtype is, else f16
         slots    sequences generated at once; None: 8, fewer if memory is short
-        memory_limit   bytes of device memory that may be taken
+        memory_limit   bytes of device memory that may be taken; what routed experts need beyond it stays in host memory
+        expert_usage   how often experts are chosen (Model.expert_usage(), or a .json file that it saved): the least
+                       used go to host memory first
         verify   run the model once and check that its logits are finite
 
         Raises ModelFormatError (a file is broken), UnsupportedModelError, DeviceError, DeviceOutOfMemory (its
@@ -148,7 +153,8 @@ class Model:
         opened = Device(device)
         plan = make_plan(
             network, checkpoint.folder.name, device=opened.name, budget=budget_of(opened, memory_limit),
-            context=context, slots=slots, kv=kv, dtype=dtype,
+            context=context, slots=slots, kv=kv, dtype=dtype, usage=read_usage(expert_usage),
+            rate=partial(bus_rate, opened),
         )  # fmt: skip
         if not plan.fits:
             raise refuse(plan)
@@ -178,6 +184,7 @@ class Model:
         context: int | None = None,
         kv: str | None = None,
         slots: int | None = None,
+        memory_limit: int | None = None,
         progress: bool = False,
     ) -> Model:
         """A model with random weights of a config.json's shapes, for measuring speed. It has no tokenizer."""
@@ -187,8 +194,8 @@ class Model:
         network = build(parsed, Source(None, parse_format(format), exact=dtype == "f32"))
         opened, name = Device(device), f"random {parsed.model_type}"
         plan = make_plan(
-            network, name, device=opened.name, budget=budget_of(opened, None), context=context, slots=slots,
-            kv=kv, dtype=dtype,
+            network, name, device=opened.name, budget=budget_of(opened, memory_limit), context=context, slots=slots,
+            kv=kv, dtype=dtype, rate=partial(bus_rate, opened),
         )  # fmt: skip
         if not plan.fits:
             raise refuse(plan)

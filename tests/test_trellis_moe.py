@@ -17,13 +17,13 @@ from ref import exl3
 from ref.model import Model as Reference
 from ref.model import greedy
 from ref.moe import moe, route
+from test_model import weights_of
 from test_moe import ints, kernels_of
 from tolerance import check
 
 import marlin as ml
 from marlin import _C
 from marlin.config import read_config, rope_frequencies
-from marlin.errors import UnsupportedModelError
 from marlin.loaders import safetensors
 from marlin.tensors import to_numpy
 
@@ -260,6 +260,8 @@ PLAIN = ("embed_tokens", ".gate", "kv_b_proj", "block_sparse_moe.gate")
 
 
 def tensors_of(config: dict[str, Any]) -> dict[str, Array]:
+    if config["model_type"] == "llama":
+        return weights_of(config)
     if "kv_lora_rank" not in config:
         return test_moe_model.tensors_of(config)
     rng = np.random.default_rng(11)
@@ -349,14 +351,6 @@ def test_in_another_format(tmp_path: Path) -> None:
         tmp_path / "model", format="f32", dtype="f32", kv="f32", slots=1, device=device_row()["index"]
     ) as model:
         assert np.abs(model.logits([1, 2, 3]) - logits).max() < 2e-4 * np.abs(logits).max()
-
-
-@pytest.mark.parametrize("leaf", ["gate_proj", "up_proj", "down_proj"])
-def test_experts_of_other_bits_are_refused(tmp_path: Path, leaf: str) -> None:
-    odd = f"layers.2.mlp.experts.3.{leaf}"
-    write(tmp_path / "model", QWEN, bits=lambda module: 6 if module.endswith(odd) else 4)
-    with pytest.raises(UnsupportedModelError, match=rf"one weight format, got .*experts\.3\.{leaf} \(exl3 6 bits"):
-        ml.plan(tmp_path / "model")
 
 
 def test_random_weights() -> None:

@@ -33,7 +33,14 @@ typedef struct routed {
 } routed;
 
 static uint32_t slots_of(const mrl_moe_layer *layer) { return layer->top_k + layer->shared; }
-static bool is_trellis(const mrl_moe_layer *layer) { return layer->trellis[0] != NULL; }
+static bool is_trellis(const mrl_moe_stack *stack) { return stack->trellis[0] != NULL; }
+static bool has_trellises(const mrl_moe_layer *layer)
+{
+    for (uint32_t i = 0; i < layer->nstacks; i++)
+        if (is_trellis(&layer->stacks[i]))
+            return true;
+    return false;
+}
 static uint32_t router_rows(const mrl_moe_layer *layer) { return layer->router->n; }
 static bool software(mrl_device *dev) { return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE; }
 
@@ -164,38 +171,50 @@ done:
 
 /* ---- the products ---- */
 
-/* One dispatch over the rows of experts in w. down: over all slots of a row at once. */
-static mrl_status expert_product(const routed *r, const mrl_weight *w, mrl_kernel kernel, const mrl_gemv_plan *plan,
-                                 const mrl_view *x, const mrl_view *norm, const mrl_view *residual, const mrl_view *y,
-                                 uint32_t n, uint32_t slots, mrl_error *err)
+/* What one dispatch over the experts of a stack computes. */
+typedef struct product {
+    const mrl_weight *w;
+    mrl_buffer *places; /* see mrl_moe_stack */
+    const mrl_view *x, *y;
+    mrl_view norm, residual; /* or absent */
+    uint32_t n, slots;       /* rows of an expert in w; pairs that share a row of x */
+    mrl_activation activation;
+    bool beside;             /* see mrl_dispatch */
+} product;
+
+/* moe_down: over all slots of a row at once. */
+static mrl_status dispatch_product(const routed *r, const product *p, mrl_kernel kernel, const mrl_gemv_plan *plan,
+                                   mrl_error *err)
 {
     mrl_status rc;
     mrl_pipeline *pipeline;
+    const mrl_weight *w = p->w;
     const bool down = kernel == MRL_KERNEL_moe_down;
+    const uint64_t places = p->places != NULL ? mrl_buffer_address(p->places) : 0;
     const mrl_push_moe push = {.quant = mrl_buffer_address(w->quant),
                                .scale = mrl_plane_address(w->scale),
                                .zero = mrl_plane_address(w->zero),
-                               .x = mrl_view_address(x),
-                               .norm = mrl_view_address(norm),
-                               .residual = mrl_view_address(residual),
-                               .y = mrl_view_address(y),
+                               .x = mrl_view_address(p->x),
+                               .norm = mrl_view_address(&p->norm),
+                               .residual = mrl_view_address(&p->residual),
+                               .y = mrl_view_address(p->y),
                                .ids = mrl_view_address(&r->ids),
-                               .weights = down ? mrl_view_address(&r->weights) : 0,
+                               .weights = down ? mrl_view_address(&r->weights) : places,
                                .tiles = mrl_view_address(&r->tiles),
                                .order = mrl_view_address(&r->order),
                                .m = r->rows,
-                               .n = n,
+                               .n = p->n,
                                .k = w->k,
                                .k_padded = w->k_padded,
                                .groups = w->groups,
                                .eps = r->args->eps,
                                .global_scale = w->global_scale,
-                               .slots = slots};
+                               .slots = p->slots};
     const mrl_range reads[] = {mrl_range_of(w->quant), mrl_range_of(w->scale), mrl_range_of(w->zero),
-                               mrl_view_range(x),         mrl_view_range(norm),      mrl_view_range(residual),
-                               mrl_view_range(&r->ids),   mrl_view_range(&r->weights), mrl_view_range(&r->tiles),
-                               mrl_view_range(&r->order)};
-    const mrl_range writes[] = {mrl_view_range(y)};
+                               mrl_view_range(p->x), mrl_view_range(&p->norm), mrl_view_range(&p->residual),
+                               mrl_view_range(&r->ids), mrl_view_range(&r->weights), mrl_view_range(&r->tiles),
+                               mrl_view_range(&r->order), mrl_range_of(p->places)};
+    const mrl_range writes[] = {mrl_view_range(p->y)};
 
     MRL_TRY(mrl_pipeline_get(r->dev, kernel, w->format, plan->math, plan->spec, plan->nspec, &pipeline, err));
     const mrl_dispatch d = {.pipeline = pipeline,
@@ -206,68 +225,88 @@ static mrl_status expert_product(const routed *r, const mrl_weight *w, mrl_kerne
                             .nreads = sizeof reads / sizeof *reads,
                             .writes = writes,
                             .nwrites = 1,
-                            .flops = 2.0 * r->pairs * n * w->k};
+                            .flops = 2.0 * r->pairs * p->n * w->k,
+                            .beside = p->beside};
     MRL_TRY(mrl_stream_dispatch(r->dev, &d, err));
 done:
     return rc;
 }
 
-static void plan_gemm(const routed *r, const mrl_weight *w, const mrl_view *x, const mrl_view *y,
-                      mrl_activation activation, uint32_t n, mrl_gemv_plan *plan)
+static void plan_gemm(const routed *r, const product *p, mrl_gemv_plan *plan)
 {
+    const mrl_weight *w = p->w;
     const bool coopmat = r->how.kernel == MRL_KERNEL_moe_gemm_coopmat;
     const uint32_t columns = coopmat ? 128 : GEMM_TILE;
-    const uint32_t spec[] = {256,        (uint32_t)x->dtype, (uint32_t)y->dtype,   (uint32_t)w->scale_type,
-                             w->has_zero, w->group,           (uint32_t)activation, columns,
+    const uint32_t spec[] = {256,         (uint32_t)p->x->dtype, (uint32_t)p->y->dtype,   (uint32_t)w->scale_type,
+                             w->has_zero, w->group,              (uint32_t)p->activation, columns,
                              1,           r->how.tile};
 
     plan->math = coopmat ? MRL_MATH_F16 : MRL_MATH_NONE;
     plan->nspec = coopmat ? 10 : 7;
     memcpy(plan->spec, spec, sizeof spec);
-    plan->groups[0] = mrl_div_up(n, columns);
+    plan->groups[0] = mrl_div_up(p->n, columns);
     plan->groups[1] = r->bound;
     plan->groups[2] = 1;
 }
 
-/* y (pairs, n_out) = activation(norm(x) W[expert]^T) by the kernel of the strategy; `slots` pairs share a row of x. */
-static mrl_status pair_product(const routed *r, const mrl_weight *w, const mrl_view *x, const mrl_view *norm,
-                               mrl_activation activation, const mrl_view *y, uint32_t n, uint32_t slots,
-                               mrl_error *err)
+/* y (pairs, n_out) = activation(norm(x) W[expert]^T) by the kernel of the strategy, for the experts of a stack. */
+static mrl_status pair_product(const routed *r, const product *p, mrl_error *err)
 {
-    const mrl_view absent = {0};
     const mrl_gemv_tuning defaults = {0};
+    const bool gemm = r->how.kernel == MRL_KERNEL_moe_gemm || r->how.kernel == MRL_KERNEL_moe_gemm_coopmat;
     mrl_gemv_plan plan = {0};
 
-    if (r->how.kernel == MRL_KERNEL_moe_gemv) {
-        const mrl_gemv_work work = {.w = w,
-                                    .n = n,
-                                    .length = w->k_padded,
+    if (!gemm) {
+        const mrl_gemv_work work = {.w = p->w,
+                                    .n = p->n,
+                                    .length = p->w->k_padded,
                                     .m = r->how.tile ? r->how.tile : 1,
                                     .copies = r->how.tile ? r->bound : r->pairs,
-                                    .x = x->dtype,
-                                    .y = y->dtype,
-                                    .activation = activation,
-                                    .norm = norm->buffer != NULL,
+                                    .x = p->x->dtype,
+                                    .y = p->y->dtype,
+                                    .activation = p->activation,
+                                    .norm = p->norm.buffer != NULL,
                                     .staged = r->args->kernel != NULL};
         mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
         if (rc != MRL_OK)
             return rc;
     } else {
-        plan_gemm(r, w, x, y, activation, n, &plan);
+        plan_gemm(r, p, &plan);
     }
-    return expert_product(r, w, r->how.kernel, &plan, x, norm, &absent, y, n, slots, err);
+    return dispatch_product(r, p, gemm ? r->how.kernel : MRL_KERNEL_moe_gemv, &plan, err);
 }
 
-static mrl_status gate_up(const routed *r, mrl_error *err)
+static mrl_status gate_up(const routed *r, const mrl_moe_stack *stack, bool beside, mrl_error *err)
 {
-    const mrl_moe_layer *layer = r->args->layer;
-    return pair_product(r, layer->gate_up, &r->x, &r->norm, layer->activation, &r->act, 2 * r->inner, r->slots, err);
+    const product p = {.w = stack->gate_up,
+                       .places = stack->places,
+                       .x = &r->x,
+                       .y = &r->act,
+                       .norm = r->norm,
+                       .n = 2 * r->inner,
+                       .slots = r->slots,
+                       .activation = r->args->layer->activation,
+                       .beside = beside};
+    return pair_product(r, &p, err);
 }
 
+static mrl_status down_of_pairs(const routed *r, const mrl_moe_stack *stack, const mrl_view *parts, bool beside,
+                                mrl_error *err)
+{
+    const product p = {.w = stack->down,
+                       .places = stack->places,
+                       .x = &r->act,
+                       .y = parts,
+                       .n = r->hidden,
+                       .slots = 1,
+                       .beside = beside};
+    return pair_product(r, &p, err);
+}
+
+/* The weighted sums as well, where all experts lie in one stack. */
 static mrl_status down_by_rows(const routed *r, mrl_error *err)
 {
-    const mrl_weight *w = r->args->layer->down;
-    const mrl_view absent = {0};
+    const mrl_weight *w = r->args->layer->stacks[0].down;
     const mrl_gemv_tuning defaults = {0};
     const mrl_gemv_work work = {.w = w,
                                 .n = r->hidden,
@@ -277,13 +316,16 @@ static mrl_status down_by_rows(const routed *r, mrl_error *err)
                                 .x = r->act.dtype,
                                 .y = r->args->y.dtype,
                                 .staged = r->args->kernel != NULL};
+    const product p = {.w = w,
+                       .x = &r->act,
+                       .y = &r->args->y,
+                       .residual = r->args->residual,
+                       .n = r->hidden,
+                       .slots = r->slots};
     mrl_gemv_plan plan = {0};
 
     mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
-    if (rc != MRL_OK)
-        return rc;
-    return expert_product(r, w, MRL_KERNEL_moe_down, &plan, &r->act, &absent, &r->args->residual, &r->args->y,
-                          r->hidden, r->slots, err);
+    return rc != MRL_OK ? rc : dispatch_product(r, &p, MRL_KERNEL_moe_down, &plan, err);
 }
 
 static mrl_status plan_tiles(const routed *r, mrl_error *err)
@@ -341,21 +383,6 @@ done:
     return rc;
 }
 
-/* Down of every pair into a buffer of its own, then the weighted sums. */
-static mrl_status down_by_tiles(const routed *r, mrl_error *err)
-{
-    mrl_status rc;
-    mrl_view parts = {0};
-    const mrl_view absent = {0};
-
-    MRL_TRY(temporary(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));
-    MRL_TRY(pair_product(r, r->args->layer->down, &r->act, &absent, MRL_ACTIVATION_NONE, &parts, r->hidden, 1, err));
-    MRL_TRY(combine(r, &parts, err));
-done:
-    mrl_buffer_release(parts.buffer);
-    return rc;
-}
-
 /* ---- trellises ---- */
 
 enum { GATE, UP, DOWN };
@@ -367,40 +394,101 @@ static uint32_t splits_asked(const mrl_moe_args *args)
     return args->kernel != NULL && sscanf(args->kernel, "%*[a-z_]@%*u,%u", &splits) == 1 ? splits : 0;
 }
 
-static mrl_status trellis_product(const routed *r, int which, const mrl_view *x, const mrl_view *norm,
-                                  const mrl_view *gate, const mrl_view *y, mrl_error *err)
+static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, int which, const mrl_view *gate,
+                                  const mrl_view *y, bool beside, mrl_buffer **sums, mrl_error *err)
 {
     const mrl_moe_layer *layer = r->args->layer;
     const uint64_t counters = mrl_moe_pair_counters(layer) / 2 * sizeof(uint32_t);
-    const mrl_trellis_experts_args args = {.t = layer->trellis[which],
-                                           .x = *x,
-                                           .norm = *norm,
+    const mrl_trellis_experts_args args = {.t = stack->trellis[which],
+                                           .x = which == DOWN ? r->act : r->x,
+                                           .norm = which == DOWN ? (mrl_view){0} : r->norm,
                                            .ids = r->ids,
+                                           .places = stack->places,
                                            .tiles = r->tiles,
                                            .order = r->order,
                                            .tile = r->how.tile ? r->how.tile : 1,
-                                           .gate = *gate,
+                                           .gate = which == DOWN ? *gate : (mrl_view){0},
                                            .y = *y,
                                            .counters = {layer->pair_counters, which == UP ? counters : 0, counters},
                                            .slots = which == DOWN ? 1 : r->slots,
                                            .splits = splits_asked(r->args),
                                            .eps = r->args->eps,
-                                           .activation = which == DOWN ? layer->activation : MRL_ACTIVATION_NONE};
-    return mrl_op_trellis_experts(r->dev, &args, err);
+                                           .activation = which == DOWN ? layer->activation : MRL_ACTIVATION_NONE,
+                                           .beside = beside};
+    return mrl_op_trellis_experts(r->dev, &args, sums, err);
 }
 
-/* Gate and up run beside each other, with counters of their own; down multiplies what they made while it reads it. */
-static mrl_status mix_trellises(const routed *r, mrl_error *err)
+uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer)
+{
+    uint32_t most = 0;
+    for (uint32_t s = 0; s < layer->nstacks; s++)
+        for (int i = 0; i < 3 && is_trellis(&layer->stacks[s]); i++)
+            most = layer->stacks[s].trellis[i]->n_padded > most ? layer->stacks[s].trellis[i]->n_padded : most;
+    return 2 * MRL_TRELLIS_PAIRS * (most / MRL_TRELLIS_BLOCK);
+}
+
+static mrl_status check_trellises(const mrl_moe_layer *layer, const mrl_moe_stack *stack, mrl_error *err)
+{
+    static const char *const names[] = {"gate", "up", "down"};
+
+    for (int i = GATE; i <= DOWN; i++) {
+        const mrl_trellis *t = stack->trellis[i];
+        const uint32_t n = i == DOWN ? layer->hidden : layer->inner, k = i == DOWN ? layer->inner : layer->hidden;
+        if (t->experts != stack->experts || t->n != n || t->k != k)
+            return mrl_fail(err, MRL_ERR_VALUE, "moe: %s must be %u experts of (%u, %u), it is %u of (%u, %u)", names[i],
+                            stack->experts, n, k, t->experts, t->n, t->k);
+    }
+    return MRL_OK;
+}
+
+/* ---- all stacks ---- */
+
+/* One product of every stack that has it, beside each other: GATE for trellises; UP into the activations, for trellises
+ * without the gate, so that both run beside each other; DOWN, which multiplies by the gate there, into the parts. */
+static mrl_status stacks_product(const routed *r, int which, const mrl_view *gate, const mrl_view *y, mrl_error *err)
+{
+    mrl_status rc = MRL_OK;
+    const mrl_moe_layer *layer = r->args->layer;
+    mrl_buffer *sums[MRL_MOE_STACKS_MAX] = {0};
+    bool beside = false;
+
+    for (uint32_t i = 0; i < layer->nstacks; i++) {
+        const mrl_moe_stack *stack = &layer->stacks[i];
+        if (is_trellis(stack))
+            MRL_TRY(trellis_product(r, stack, which, gate, y, beside, &sums[i], err));
+        else if (which == UP)
+            MRL_TRY(gate_up(r, stack, beside, err));
+        else if (which == DOWN)
+            MRL_TRY(down_of_pairs(r, stack, y, beside, err));
+        else
+            continue;
+        beside = true;
+    }
+done:
+    for (uint32_t i = 0; i < layer->nstacks; i++)
+        mrl_buffer_release(sums[i]);
+    return rc;
+}
+
+/* The chosen experts of each pair, and the weighted sums of the pairs of a row. */
+static mrl_status mix_pairs(const routed *r, mrl_error *err)
 {
     mrl_status rc;
-    const mrl_view absent = {0};
+    const mrl_moe_layer *layer = r->args->layer;
+    const bool fused = layer->nstacks == 1 && !is_trellis(&layer->stacks[0]) && r->how.tile == 0;
     mrl_view gate = {0}, parts = {0};
 
-    MRL_TRY(temporary(r->dev, r->args->dtype, r->pairs, r->inner, &gate, err));
+    if (has_trellises(layer)) {
+        MRL_TRY(temporary(r->dev, r->args->dtype, r->pairs, r->inner, &gate, err));
+        MRL_TRY(stacks_product(r, GATE, NULL, &gate, err));
+    }
+    MRL_TRY(stacks_product(r, UP, NULL, &r->act, err));
+    if (fused) {
+        MRL_TRY(down_by_rows(r, err));
+        goto done;
+    }
     MRL_TRY(temporary(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));
-    MRL_TRY(trellis_product(r, GATE, &r->x, &r->norm, &absent, &gate, err));
-    MRL_TRY(trellis_product(r, UP, &r->x, &r->norm, &absent, &r->act, err));
-    MRL_TRY(trellis_product(r, DOWN, &r->act, &absent, &gate, &parts, err));
+    MRL_TRY(stacks_product(r, DOWN, &gate, &parts, err));
     MRL_TRY(combine(r, &parts, err));
 done:
     mrl_buffer_release(gate.buffer);
@@ -408,48 +496,30 @@ done:
     return rc;
 }
 
-uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer)
-{
-    uint32_t most = 0;
-    for (int i = 0; i < 3; i++)
-        most = layer->trellis[i]->n_padded > most ? layer->trellis[i]->n_padded : most;
-    return 2 * MRL_TRELLIS_PAIRS * (most / MRL_TRELLIS_BLOCK);
-}
-
-static mrl_status check_trellises(const mrl_moe_layer *layer, mrl_error *err)
-{
-    static const char *const names[] = {"gate", "up", "down"};
-    const uint32_t all = layer->experts + layer->shared;
-
-    for (int i = GATE; i <= DOWN; i++) {
-        const mrl_trellis *t = layer->trellis[i];
-        const uint32_t n = i == DOWN ? layer->hidden : layer->inner, k = i == DOWN ? layer->inner : layer->hidden;
-        if (t->experts != all || t->n != n || t->k != k)
-            return mrl_fail(err, MRL_ERR_VALUE, "moe: %s must be %u experts of (%u, %u), it is %u of (%u, %u)", names[i],
-                            all, n, k, t->experts, t->n, t->k);
-    }
-    return MRL_OK;
-}
-
 /* ---- choice ---- */
 
 /* The dtype in which a normalised x is best kept: as the kernels will multiply it. */
 static mrl_dtype normal_dtype(mrl_device *dev, const mrl_moe_args *args)
 {
-    if (is_trellis(args->layer))
-        return mrl_device_has(dev, MRL_BIT(fp16)) ? MRL_DTYPE_f16 : MRL_DTYPE_f32;
-    return mrl_wants_f32(args->layer->gate_up->format, args->x.dtype, true) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
+    const mrl_moe_layer *layer = args->layer;
+    bool f32 = has_trellises(layer) && !mrl_device_has(dev, MRL_BIT(fp16));
+
+    for (uint32_t i = 0; i < layer->nstacks; i++)
+        f32 |= !is_trellis(&layer->stacks[i]) && mrl_wants_f32(layer->stacks[i].gate_up->format, args->x.dtype, true);
+    return f32 ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
 }
 
 static bool coopmat_can(mrl_device *dev, const mrl_moe_args *args)
 {
-    const mrl_weight *const both[] = {args->layer->gate_up, args->layer->down};
+    const mrl_moe_layer *layer = args->layer;
     const mrl_dtype x = args->norm.buffer != NULL ? normal_dtype(dev, args) : args->x.dtype;
 
-    for (int i = 0; i < 2; i++)
-        if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, both[i]->format, MRL_MATH_F16) ||
-            both[i]->k % 8 != 0)
+    for (uint32_t i = 0; i < 2 * layer->nstacks; i++) {
+        const mrl_moe_stack *stack = &layer->stacks[i / 2];
+        const mrl_weight *w = i % 2 ? stack->down : stack->gate_up;
+        if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, w->format, MRL_MATH_F16) || w->k % 8 != 0)
             return false;
+    }
     return mrl_device_info_of(dev)->subgroup_size == 32 && mrl_device_info_of(dev)->shared_bytes >= COOPMAT_SHARED &&
            x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16 &&
            (args->norm.buffer != NULL || args->x.offset % 16 == 0);
@@ -510,7 +580,7 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
     char name[32] = "";
     uint32_t tile = 0;
 
-    if (is_trellis(args->layer))
+    if (has_trellises(args->layer))
         return choose_trellis(dev, args, out, err);
     int parts = args->kernel == NULL ? 0 : sscanf(args->kernel, "%31[a-z_]@%u", name, &tile);
     *out = best(dev, args);
@@ -566,10 +636,27 @@ static mrl_status check_choice(const mrl_moe_layer *layer, mrl_error *err)
     return MRL_OK;
 }
 
+static mrl_status check_stack(const mrl_moe_layer *layer, const mrl_moe_stack *stack, mrl_error *err)
+{
+    const uint32_t count = stack->experts, hidden = layer->hidden, inner = layer->inner;
+
+    if (is_trellis(stack))
+        return check_trellises(layer, stack, err);
+    if (stack->gate_up->k != hidden || (uint64_t)count * 2 * inner != stack->gate_up->n)
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "moe: gate_up must have %u rows of %u for %u experts of %u, it is (%u, %u)", count * 2 * inner,
+                        hidden, count, inner, stack->gate_up->n, stack->gate_up->k);
+    if (stack->down->k != inner || (uint64_t)count * hidden != stack->down->n)
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "moe: down must have %u rows of %u for %u experts and %u columns of x, it is (%u, %u)",
+                        count * hidden, inner, count, hidden, stack->down->n, stack->down->k);
+    return MRL_OK;
+}
+
 mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error *err)
 {
     mrl_status rc;
-    const uint32_t all = layer->experts + layer->shared, hidden = layer->hidden, inner = layer->inner;
+    const uint32_t hidden = layer->hidden;
 
     MRL_TRY(check_choice(layer, err));
     if (!dense(layer->router))
@@ -578,14 +665,8 @@ mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error 
     if (layer->router->k != hidden || (layer->router->n != layer->experts && !gate))
         return mrl_fail(err, MRL_ERR_VALUE, "moe: router must be (%u, %u), or a row more to gate shared experts, got (%u, %u)",
                         layer->experts, hidden, layer->router->n, layer->router->k);
-    if (is_trellis(layer))
-        MRL_TRY(check_trellises(layer, err));
-    else if ((uint64_t)all * 2 * inner != layer->gate_up->n)
-        return mrl_fail(err, MRL_ERR_VALUE, "moe: gate_up must have %u rows for %u experts of %u, it has %u",
-                        all * 2 * inner, all, inner, layer->gate_up->n);
-    else if ((uint64_t)all * hidden != layer->down->n)
-        return mrl_fail(err, MRL_ERR_VALUE, "moe: down must have %u rows for %u experts and %u columns of x, it has %u",
-                        all * hidden, all, hidden, layer->down->n);
+    for (uint32_t i = 0; i < layer->nstacks; i++)
+        MRL_TRY(check_stack(layer, &layer->stacks[i], err));
     if (layer->bias.buffer != NULL)
         MRL_TRY(mrl_view_check(&layer->bias, dev, "moe", "bias", MRL_DTYPE_BIT(f32), 1, (uint64_t[]){layer->experts},
                                err));
@@ -665,7 +746,7 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
     MRL_TRY(temporary(dev, MRL_DTYPE_f32, rows, slots, &r.weights, err));
     MRL_TRY(temporary(dev, args->dtype, r.pairs, r.inner, &r.act, err));
     MRL_TRY(route(dev, args, &r.ids, &r.weights, err));
-    const bool by_rows = r.how.kernel == MRL_KERNEL_moe_gemv || is_trellis(layer);
+    const bool by_rows = r.how.kernel == MRL_KERNEL_moe_gemv || r.how.kernel == MRL_KERNEL_trellis_moe_gemv;
     if (r.norm.buffer != NULL && (rows > 1 || !by_rows)) {
         /* Otherwise every workgroup of every pair would do it. */
         MRL_TRY(normalise(dev, args, normal_dtype(dev, args), &normalised, err));
@@ -680,12 +761,7 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
         MRL_TRY(temporary(dev, MRL_DTYPE_i32, r.pairs, 1, &r.order, err));
         MRL_TRY(plan_tiles(&r, err));
     }
-    if (is_trellis(layer)) {
-        MRL_TRY(mix_trellises(&r, err));
-        goto done;
-    }
-    MRL_TRY(gate_up(&r, err));
-    MRL_TRY(r.how.tile > 0 ? down_by_tiles(&r, err) : down_by_rows(&r, err));
+    MRL_TRY(mix_pairs(&r, err));
 done:
     release(&r, &normalised);
     return rc;
@@ -706,7 +782,7 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
         MRL_TRY(mrl_view_check(&args.residual, dev, "moe", "residual", MRL_DTYPE_BIT(f32), 2, shape, err));
     MRL_TRY(check_overlap(&args, err));
     /* Kernels count elements in 31 bits and workgroups in 16. */
-    const uint64_t pairs = (uint64_t)INT32_MAX / wide, most = is_trellis(layer) ? MRL_TRELLIS_PAIRS : PAIRS_MAX;
+    const uint64_t pairs = (uint64_t)INT32_MAX / wide, most = has_trellises(layer) ? MRL_TRELLIS_PAIRS : PAIRS_MAX;
     const uint64_t step = (pairs < most ? pairs : most) / slots_of(layer);
     if (step == 0)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row", slots_of(layer), wide);

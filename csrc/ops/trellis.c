@@ -256,14 +256,16 @@ static mrl_kernel for_experts(mrl_kernel kernel)
                                                      : MRL_KERNEL_trellis_moe_gemv;
 }
 
-mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_error *err)
+mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,
+                                  mrl_error *err)
 {
     mrl_status rc;
     const mrl_trellis *t = args->t;
     const mrl_trellis_args types = {
         .t = t, .x = args->x, .norm = args->norm, .gate = args->gate, .y = args->y, .activation = args->activation};
     const uint32_t pairs = (uint32_t)args->y.shape[0];
-    const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs, columns = t->n_padded / MRL_TRELLIS_BLOCK;
+    const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs;
+    const uint32_t columns = t->n_padded / MRL_TRELLIS_BLOCK;
     const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
     const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(528, columns * copies);
     const tuning shares = {.tune = {args->splits ? args->splits : enough}};
@@ -278,6 +280,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         .ids = mrl_view_address(&args->ids),
         .tiles = mrl_view_address(&args->tiles),
         .order = mrl_view_address(&args->order),
+        .places = args->places != NULL ? mrl_buffer_address(args->places) : 0,
         .gate = mrl_view_address(&args->gate),
         .y = mrl_view_address(&args->y),
         .counters = mrl_buffer_address(args->counters.buffer) + args->counters.offset,
@@ -291,6 +294,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     mrl_buffer *partial = NULL;
     mrl_pipeline *pipeline;
 
+    *sums = NULL;
     if (pairs > MRL_TRELLIS_PAIRS)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
     if (plan.splits > 1) {
@@ -304,10 +308,12 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     const mrl_range reads[] = {
         whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
         mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
-        mrl_view_range(&args->gate), counters,
+        mrl_view_range(&args->gate), whole(args->places),
     };
-    const mrl_range writes[] = {mrl_view_range(&args->y), whole(partial), counters};
-    MRL_TRY(mrl_pipeline_get(dev, for_experts(plan.kernel), MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec, &pipeline, err));
+    /* The counters are read too: as ranges that are written they already are behind all others. */
+    const mrl_range writes[] = {mrl_view_range(&args->y), counters, whole(partial)};
+    MRL_TRY(mrl_pipeline_get(dev, for_experts(plan.kernel), MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec,
+                             &pipeline, err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
         .push = &push,
@@ -318,8 +324,11 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         .writes = writes,
         .nwrites = sizeof writes / sizeof *writes,
         .flops = 2.0 * pairs * t->n * t->k,
+        .beside = args->beside ? 2 : 0,
     };
     MRL_TRY(mrl_stream_dispatch(dev, &d, err));
+    *sums = partial;
+    partial = NULL;
 done:
     mrl_buffer_release(partial);
     return rc;

@@ -61,6 +61,8 @@ typedef struct mrl_trellis_experts_args {
     mrl_view x;           /* (pairs / slots, k) f32, f16 or bf16 */
     mrl_view norm;        /* (k) f32 or absent */
     mrl_view ids;         /* (pairs) i32 below t->experts; of negative ones nothing is written */
+    mrl_buffer *places;   /* (experts of the layer) i32: ids and tiles count those, which lie in t at these places; where
+                           * one is negative nothing is written. NULL: ids and tiles say the place */
     mrl_view tiles;       /* (bound, 3) and order (pairs) as moe_plan makes them, bound <= pairs; or absent */
     mrl_view order;
     uint32_t tile;        /* pairs of a tile at most, 1 .. 16; without tiles 1 */
@@ -71,9 +73,12 @@ typedef struct mrl_trellis_experts_args {
     uint32_t splits;      /* workgroups that share 128 columns of a pair; 0: choose */
     float eps;
     mrl_activation activation;
+    bool beside;          /* for other pairs than the dispatches since the last barrier (see mrl_dispatch) */
 } mrl_trellis_experts_args;
 
-mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_error *err);
+/* *sums: a buffer that the dispatch works in, or NULL. The caller releases it, after what goes beside the dispatch. */
+mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,
+                                  mrl_error *err);
 
 /* Tile rows row .. row + rows - 1 (multiples of 8) between `file` (as in a checkpoint, from its start) and the units of
  * an expert. */

@@ -88,12 +88,12 @@ static void add_spans(mrl_recorder *recorder, const mrl_range *ranges, int count
 
 /* Read after write, write after read and write after write all need a barrier. */
 static bool needs_barrier(const mrl_recorder *recorder, const mrl_range *reads, int nreads,
-                          const mrl_range *writes, int nwrites)
+                          const mrl_range *writes, int nwrites, int beside)
 {
     for (int i = 0; i < nreads; i++)
         if (overlaps(recorder->pending_writes, recorder->nwrites, span_of(&reads[i])))
             return true;
-    for (int i = 0; i < nwrites; i++) {
+    for (int i = beside; i < nwrites; i++) {
         mrl_span span = span_of(&writes[i]);
         if (overlaps(recorder->pending_writes, recorder->nwrites, span) ||
             overlaps(recorder->pending_reads, recorder->nreads, span))
@@ -111,7 +111,7 @@ mrl_status mrl_recorder_add(mrl_recorder *recorder, const mrl_node *node, const 
     if (rc != MRL_OK)
         return rc;
     added.barrier = serial ? recorder->nnodes > 0
-                           : needs_barrier(recorder, reads, node->nreads, writes, node->nwrites);
+                           : needs_barrier(recorder, reads, node->nreads, writes, node->nwrites, node->beside);
     if (added.barrier) {
         recorder->nreads = recorder->nwrites = 0;
         recorder->barriers++;
@@ -458,6 +458,7 @@ mrl_status mrl_stream_dispatch(mrl_device *dev, const mrl_dispatch *dispatch, mr
                      .groups = {dispatch->groups[0], dispatch->groups[1], dispatch->groups[2]},
                      .nreads = (uint8_t)dispatch->nreads,
                      .nwrites = (uint8_t)dispatch->nwrites,
+                     .beside = (uint8_t)dispatch->beside,
                      .flops = dispatch->flops};
 
     if (dispatch->nreads > MRL_MAX_RANGES || dispatch->nwrites > MRL_MAX_RANGES ||

@@ -26,6 +26,8 @@ typedef struct mrl_dispatch {
     const mrl_range *writes;
     int nwrites;
     double flops;            /* for the profile and for cutting submissions; 0 if negligible */
+    int beside;              /* of the first so many writes it touches other elements than the dispatches since the last
+                              * barrier: that their ranges overlap needs no barrier */
 } mrl_dispatch;
 
 mrl_status mrl_stream_dispatch(mrl_device *dev, const mrl_dispatch *dispatch, mrl_error *err);

@@ -46,7 +46,7 @@ def bench(
 
     Lists are given as 512,1024. Rows are named as llama-bench names them: tg128 @ d4096.
 
-    Example: marlin bench models/tale-dense -p 128 -n 32 -d 0,1024 --profile
+    Example: marlin bench models/tale-moe -p 128 -n 32 -d 0,1024 --profile
     """
     prompts, gens = (tuple(n for n in options.numbers(text) if n) for text in (prompt, gen))
     depths, batches = options.numbers(depth), options.numbers(batch)
@@ -163,7 +163,7 @@ def perplexity(
 ) -> None:
     """How well a model predicts a text: exp of the mean negative log-likelihood of its tokens.
 
-    Example: marlin perplexity models/tale-dense story.txt --format int4
+    Example: marlin perplexity models/tale-moe story.txt --format int4
     """
     text = _read(file)
     import marlin as ml

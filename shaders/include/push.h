@@ -53,7 +53,7 @@ PUSH_STRUCT(mrl_push_moe)
     ADDR residual;    /* moe_down: (rows, n) f32 */
     ADDR y;           /* (pairs, n_out); moe_down: (rows, n) */
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
-    ADDR weights;     /* (pairs) f32: moe_down */
+    ADDR weights;     /* moe_down: (pairs) f32; else places of the experts in this stack, as below, or 0 */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
     ADDR order;       /* (pairs) u32: pairs sorted by expert */
     UINT m;           /* rows of x */
@@ -176,6 +176,7 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
     ADDR order;       /* (pairs) u32: pairs sorted by expert */
+    ADDR places;      /* (experts of the layer) i32: where an expert lies here, negative: elsewhere; 0: in their order */
     ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
     ADDR y;           /* (pairs, n) */
     ADDR partial;     /* (pairs or tiles, splits, rows of a tile, n_padded + n_padded / 128) f32: what workgroups tell */

@@ -15,6 +15,7 @@ layout(constant_id = 8) const uint BUFFERS = 1;
 layout(constant_id = 9) const uint BM = 64;      // 32, 64 or 128
 
 layout(push_constant, scalar) uniform Push { mrl_push_moe p; };
+#define PLACES p.weights
 #include "moe/tile.glsl"
 #define ROW_SCALE(n) load_scale(p.scale, expert_row + (n), SCALE)
 #include "include/epilogue.glsl"

@@ -1,6 +1,6 @@
-// y[pair] = norm(x[pair / slots]) W[expert of the pair], or of activation(gate) * x: gemv.glsl for experts whose trellises and scales lie
-// one behind the other. Workgroup (c, s, z) has pair z, or tile z of at most M pairs that chose the same expert, so that
-// it is decoded once for them. Pairs of idle rows are left out.
+// y[pair] = norm(x[pair / slots]) W[expert of the pair], or of activation(gate) * x: gemv.glsl for experts whose trellises
+// and scales lie one behind the other. Workgroup (c, s, z) has pair z, or tile z of at most M pairs that chose the same
+// expert, so that it is decoded once for them. Pairs of idle rows and of experts in other stacks are left out.
 #ifdef COOPMAT
 #extension GL_KHR_cooperative_matrix : require
 #define ROWS tile_rows
@@ -11,6 +11,7 @@
 
 layout(push_constant, scalar) uniform Push { mrl_push_trellis_moe p; };
 uvec2 expert_trellis, expert_suh, expert_svh;
+#define PLACES p.places
 #include "moe/tile.glsl"
 #define TRELLIS expert_trellis
 #define SUH expert_suh
