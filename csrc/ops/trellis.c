@@ -12,7 +12,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
                    sizeof(mrl_push_trellis_copy) <= 128, "push constants");
 
 #define GEMV_MAX_ROWS 16u
-#define GEMV_WORKGROUPS 528u /* enough to fill a large GPU */
+#define GEMV_WIDE 66u        /* times 128 columns: so many need few shares of k, and few groups a workgroup */
 #define MATRIX_MIN_ROWS 3u   /* from here on cooperative matrices are faster than lanes */
 #define MATRIX_MAX_ROWS 32u
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
@@ -141,7 +141,8 @@ static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, u
                             uint32_t splits)
 {
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
-    uint32_t wanted = splits ? splits : info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(GEMV_WORKGROUPS, columns);
+    const uint32_t workgroups = columns >= GEMV_WIDE ? 896 : 528; /* fill a large GPU, by measurement on an H200 */
+    uint32_t wanted = splits ? splits : info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(workgroups, columns);
 
     wanted = max_u32(wanted, mrl_div_up(all, max_u32(1, shared / block_bytes)));
     return mrl_div_up(all, min_u32(wanted, all));
@@ -163,6 +164,15 @@ static bool matrices_can(mrl_device *dev, const mrl_trellis_args *args)
            !wants_f32(dev, args) && !args->int8;
 }
 
+/* Bytes of shared memory, a little more than gemv.glsl declares. */
+static uint32_t gemv_shared(uint32_t rows, uint32_t blocks, uint32_t groups, bool f32, bool int8, bool matrices)
+{
+    const uint32_t lanes = 64 * groups, staged = blocks * rows, pitch = 132 * sizeof(float);
+    const uint32_t work = pitch * (f32 ? staged : max_u32(lanes / 16, rows)), x = f32 ? 0 : staged * (int8 ? 512 : 256);
+    const uint32_t stage = matrices ? groups * 2 * 64 * 48 : 0;
+    return work + x + stage + staged * (int8 ? 80 : 12) + 8 * lanes + 64;
+}
+
 /* args: its types and addresses, for at most m rows of x that are multiplied together. */
 static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32_t m, bool matrices,
                            const tuning *asked)
@@ -171,20 +181,21 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     const mrl_device_info *info = mrl_device_info_of(dev);
     const bool software = info->kind == MRL_DEVICE_SOFTWARE, f32 = wants_f32(dev, args);
     const uint32_t unit_rows = t->rate2 % 2 == 0 ? 64 : 128, rows = matrices ? mrl_div_up(m, 16) * 16 : m;
-    /* Matrices need 12 KiB for the decoded weights and 8 or 16 for the sums beside x. */
-    const uint32_t shared = matrices ? 16384 : info->shared_bytes >= 49152 ? 24576 : 14336;
+    /* For x; matrices need 12 KiB for the decoded weights and 8 or 16 for the sums beside it. */
+    const uint32_t shared = info->shared_bytes < 49152 ? info->shared_bytes / 3 : matrices ? 16384 : 24576;
     const uint32_t blocks =
         gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * rows, shared, asked->tune[0]);
     const uint32_t splits = mrl_div_up(t->k_padded / MRL_TRELLIS_BLOCK, blocks);
     const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
-    const uint32_t usual = software ? 1 : matrices ? 2 : 4;
+    const uint32_t usual = software ? 1 : matrices || t->n_padded / MRL_TRELLIS_BLOCK >= GEMV_WIDE ? 2 : 4;
     const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : usual, info->max_workgroup / 64);
     const uint64_t alignment = 4 * mrl_dtype_bytes(args->x.dtype);
     const bool dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
                      mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16);
     uint32_t groups = 1;
 
-    while (groups * 2 <= min_u32(most, units)) groups *= 2;
+    while (groups * 2 <= min_u32(most, units) && gemv_shared(rows, blocks, groups * 2, f32, args->int8, matrices) <= info->shared_bytes)
+        groups *= 2;
     return (gemv_plan){
         .kernel = matrices ? MRL_KERNEL_trellis_gemv_coopmat : dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv,
         .math = f32 ? MRL_MATH_F32 : MRL_MATH_F16,
