@@ -185,14 +185,21 @@ bool gather(uint group, uint lane, uint blocks)
     const uint all = gl_WorkGroupID.z * gl_NumWorkGroups.y * stride, share = all + gl_WorkGroupID.y * stride;
     for (uint i = t; i < 128 * ROWS; i += LANES)
         BufTold(p.partial).v[share + i / 128 * pitch + columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
-    if (NORM != 0 && t < ROWS)
-        BufTold(p.partial).v[share + t * pitch + p.n_padded + gl_WorkGroupID.x] = row_squares(t, blocks);
+    const uint row = min(t, ROWS - 1); // all threads take part in loops before barriers
+    if (NORM != 0) {
+        const float sum = row_squares(row, blocks);
+        if (t < ROWS)
+            BufTold(p.partial).v[share + t * pitch + p.n_padded + gl_WorkGroupID.x] = sum;
+    }
     if (!last_to_arrive(p.counters, gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x, gl_NumWorkGroups.y))
         return false;
     for (uint i = t; i < 128 * ROWS; i += LANES)
         work[i / 128 * HADAMARD_PITCH + i % 128] = shares_sum(all + i / 128 * pitch + columns + i % 128, stride);
-    if (NORM != 0 && t < ROWS)
-        squares[t] = shares_sum(all + t * pitch + p.n_padded + gl_WorkGroupID.x, stride);
+    if (NORM != 0) {
+        const float sum = shares_sum(all + row * pitch + p.n_padded + gl_WorkGroupID.x, stride);
+        if (t < ROWS)
+            squares[t] = sum;
+    }
     barrier();
     return true;
 }
