@@ -129,6 +129,7 @@ CASES = [
     Case("mul1", (4, 3, 2), 7, kernel="trellis_moe_gemv@2", norm=True, residual=True),
     Case("mcg", (4, 4, 4), 9, hidden=400, inner=300, kernel="trellis_moe_gemv@4,2", shared=1),
     Case("mul1", (4, 3, 2), 60, kernel="trellis_moe_gemv@16", norm=True, residual=True, shared=1),
+    Case("mul1", (4, 3, 2), 90),
     Case("3inst", (3, 4, 2), 29, hidden=400, inner=300, kernel="trellis_moe_gemv@16,2"),
     Case("mcg", (2, 2, 2), 600, hidden=128, inner=128, dtype="f32"),  # more pairs than one walk takes
 ]

@@ -551,15 +551,20 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
 static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
 {
     const uint64_t rows = args->x.shape[0], experts = args->layer->experts, pairs = rows * args->layer->top_k;
-    const bool matrices =
-        mrl_pipeline_available(dev, MRL_KERNEL_trellis_moe_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16);
+    const mrl_dtype x = args->norm.buffer != NULL ? normal_dtype(dev, args) : args->x.dtype;
+    const bool matrices = mrl_trellis_matrices(dev) && x != MRL_DTYPE_f32 && args->dtype != MRL_DTYPE_f32;
     char name[32] = "";
     uint32_t tile = 0;
 
     if (args->kernel == NULL) {
         if (!software(dev) && rows > 1 && 2 * pairs > experts)
-            tile = pairs <= 2 * experts ? 2 : pairs <= 8 * experts ? 4 : matrices ? 16 : 8;
-    } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > 16 || (tile & (tile - 1)) != 0 ||
+            tile = pairs <= 2 * experts    ? 2
+                   : pairs <= 8 * experts  ? 4
+                   : !matrices             ? 8
+                   : pairs <= 24 * experts ? 16
+                   : pairs <= 48 * experts ? 32
+                                           : 64;
+    } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > (matrices ? 64 : 16) || (tile & (tile - 1)) != 0 ||
                strcmp(name, mrl_kernel_name(MRL_KERNEL_trellis_moe_gemv)) != 0 || splits_asked(args) > 65535) {
         return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel %s for trellises", args->kernel);
     }
@@ -782,7 +787,9 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
         MRL_TRY(mrl_view_check(&args.residual, dev, "moe", "residual", MRL_DTYPE_BIT(f32), 2, shape, err));
     MRL_TRY(check_overlap(&args, err));
     /* Kernels count elements in 31 bits and workgroups in 16. */
-    const uint64_t pairs = (uint64_t)INT32_MAX / wide, most = has_trellises(layer) ? MRL_TRELLIS_PAIRS : PAIRS_MAX;
+    strategy how;
+    MRL_TRY(choose(dev, &args, &how, err));
+    const uint64_t pairs = (uint64_t)INT32_MAX / wide, most = has_trellises(layer) ? mrl_trellis_pairs(how.tile) : PAIRS_MAX;
     const uint64_t step = (pairs < most ? pairs : most) / slots_of(layer);
     if (step == 0)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row", slots_of(layer), wide);

@@ -52,7 +52,12 @@ typedef struct mrl_trellis_args {
 
 mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err);
 
-#define MRL_TRELLIS_PAIRS 1024u /* of one mrl_op_trellis_experts */
+#define MRL_TRELLIS_PAIRS 2048u /* pairs, or tiles of them, of one mrl_op_trellis_experts */
+
+/* True where tiles of 16 pairs and more go through cooperative matrices. */
+bool mrl_trellis_matrices(mrl_device *dev);
+/* Pairs of one mrl_op_trellis_experts at most, in tiles of so many; 0: without tiles. */
+uint32_t mrl_trellis_pairs(uint32_t tile);
 
 /* y[pair] = norm(x[pair / slots]) W[ids[pair]], W the experts of t, or of activation(gate) * x; shapes are the caller's to
  * check. */
@@ -65,7 +70,7 @@ typedef struct mrl_trellis_experts_args {
                            * one is negative nothing is written. NULL: ids and tiles say the place */
     mrl_view tiles;       /* (bound, 3) and order (pairs) as moe_plan makes them, bound <= pairs; or absent */
     mrl_view order;
-    uint32_t tile;        /* pairs of a tile at most, 1 .. 16; without tiles 1 */
+    uint32_t tile;        /* pairs of a tile at most, 1 .. 16, or 16, 32 or 64 with matrices; without tiles 1 */
     mrl_view gate;        /* like x, with a gated activation: x becomes activation(gate) * x; or absent */
     mrl_view y;           /* (pairs, n), no more than MRL_TRELLIS_PAIRS of them */
     mrl_range counters;   /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */

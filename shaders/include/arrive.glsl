@@ -27,3 +27,17 @@ bool last_to_arrive(uvec2 counters, uint counter, uint count)
     told_barrier();
     return arrival == count - 1;
 }
+
+// One number of every workgroup, always added in the same order, however many are read at once.
+float told_sum(uvec2 told, uint at, uint stride, uint count)
+{
+    float sum = 0.0;
+    for (uint s = 0; s < count; s += 8) {
+        float v[8];
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            v[i] = s + i < count ? BufTold(told).v[at + (s + i) * stride] : 0.0;
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            sum += v[i];
+    }
+    return sum;
+}

@@ -186,7 +186,7 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     UINT k_padded;
     UINT n_padded;
     UINT slots;       /* pairs that share a row of x */
-    FLOAT eps;
+    FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
 };
 
 /* A trellis in the file's layout to kernel layout or back, or decoded. */

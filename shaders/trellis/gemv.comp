@@ -1,7 +1,4 @@
 // y (m, n) = epilogue(norm(x) W) for 1 to 16 rows of x: gemv.glsl for one matrix.
-#ifdef COOPMAT
-#extension GL_KHR_cooperative_matrix : require
-#endif
 #ifdef DOT
 #extension GL_EXT_integer_dot_product : require
 #endif
@@ -9,9 +6,6 @@
 layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define TRELLIS p.trellis
 #define SUH p.suh
-#ifdef COOPMAT
-#define ROWS p.m
-#endif
 #define X_ROW(m) (m)
 #include "trellis/gemv.glsl"
 #include "trellis/epilogue.glsl"

@@ -39,10 +39,6 @@ layout(constant_id = 12) const uint INT8 = 0;
 layout(constant_id = 13) const uint FOURS = 0;   // 1: four elements of x at once
 layout(constant_id = 14) const uint LANES = 64;  // the local size
 
-#ifndef COOPMAT
-#define ROWS M // of M those that there are; matrices have M a multiple of 16
-#endif
-
 bool gemv_prologue();                          // false: nothing to do, for the whole workgroup
 void finish_column(uint m, uint n, float sum); // what has been through the output transform, to y
 
@@ -66,12 +62,8 @@ shared float work[WORK];
 shared float scales[BLOCKS * M]; // what the staged x was divided by, a block of 128
 shared float squares[NORM != 0 ? BLOCKS * M : 1]; // sums of squares of the staged x before norm and suh
 
-// At file scope like w of trellis.glsl: sums of the lane's two columns for all rows; a unit, and the one that follows.
-#ifndef COOPMAT
+// At file scope like w of trellis.glsl: sums of the lane's two columns for all rows.
 float acc[SUMS];
-#endif
-uint words[UNIT_WORDS];
-uvec4 next[UNIT_VECS];
 
 #include "include/hadamard_work.glsl"
 
@@ -117,6 +109,7 @@ void load_x(uint m, uint k, out float v[8])
 }
 #endif
 
+#include "trellis/stream.glsl"
 #if MATH_F16
 #include "trellis/products_f16.glsl"
 #else
@@ -134,21 +127,6 @@ float row_squares(uint m, uint blocks)
     return sum;
 }
 
-// One number of every workgroup, always added in the same order, however many are read at once.
-float shares_sum(uint at, uint stride)
-{
-    float sum = 0.0;
-    for (uint s = 0; s < gl_NumWorkGroups.y; s += 8) {
-        float v[8];
-        [[unroll]] for (uint i = 0; i < 8; i++)
-            v[i] = s + i < gl_NumWorkGroups.y ? BufTold(p.partial).v[at + (s + i) * stride] : 0.0;
-        [[unroll]] for (uint i = 0; i < 8; i++)
-            sum += v[i];
-    }
-    return sum;
-}
-
-#ifndef COOPMAT
 void clear_sums()
 {
     [[unroll]] for (uint i = 0; i < SUMS; i++)
@@ -163,7 +141,6 @@ void add_sums(bool first, uint lane, uint blocks)
         work[at] = first ? acc[i] + product_offset(i % M, blocks) : work[at] + acc[i];
     }
 }
-#endif
 
 // Sums of all groups and, with SPLIT, of all workgroups of these columns -> work [m][128]; false: others will finish.
 bool gather(uint group, uint lane, uint blocks)
@@ -175,29 +152,27 @@ bool gather(uint group, uint lane, uint blocks)
             add_sums(g == 0, lane, blocks);
         barrier();
     }
-#ifdef COOPMAT
-    scale_sums(blocks);
-#endif
     if (SPLIT == 0)
         return true;
     // A row of a share: its columns, then the sum of squares as each 128 columns have it.
     const uint pitch = p.n_padded + gl_NumWorkGroups.x, stride = pitch * M, columns = gl_WorkGroupID.x * 128;
     const uint all = gl_WorkGroupID.z * gl_NumWorkGroups.y * stride, share = all + gl_WorkGroupID.y * stride;
-    for (uint i = t; i < 128 * ROWS; i += LANES)
+    for (uint i = t; i < 128 * M; i += LANES)
         BufTold(p.partial).v[share + i / 128 * pitch + columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
-    const uint row = min(t, ROWS - 1); // all threads take part in loops before barriers
+    const uint row = min(t, M - 1); // all threads take part in loops before barriers
     if (NORM != 0) {
         const float sum = row_squares(row, blocks);
-        if (t < ROWS)
+        if (t < M)
             BufTold(p.partial).v[share + t * pitch + p.n_padded + gl_WorkGroupID.x] = sum;
     }
     if (!last_to_arrive(p.counters, gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x, gl_NumWorkGroups.y))
         return false;
-    for (uint i = t; i < 128 * ROWS; i += LANES)
-        work[i / 128 * HADAMARD_PITCH + i % 128] = shares_sum(all + i / 128 * pitch + columns + i % 128, stride);
+    for (uint i = t; i < 128 * M; i += LANES)
+        work[i / 128 * HADAMARD_PITCH + i % 128] = told_sum(p.partial, all + i / 128 * pitch + columns + i % 128, stride,
+                                                                 gl_NumWorkGroups.y);
     if (NORM != 0) {
-        const float sum = shares_sum(all + row * pitch + p.n_padded + gl_WorkGroupID.x, stride);
-        if (t < ROWS)
+        const float sum = told_sum(p.partial, all + row * pitch + p.n_padded + gl_WorkGroupID.x, stride, gl_NumWorkGroups.y);
+        if (t < M)
             squares[t] = sum;
     }
     barrier();
@@ -219,32 +194,16 @@ void main()
     const uint first_unit = first * 128 / UNIT_ROWS, count = blocks * 128 / UNIT_ROWS;
 
     clear_sums();
-    const uint column = unit_at(gl_WorkGroupID.x, first_unit, units) + lane, stride = GROUPS * UNIT_VECS * 64;
-    uint at = column + group * UNIT_VECS * 64;
-    if (PREFETCH != 0 && group < count)
-        [[unroll]] for (uint i = 0; i < UNIT_VECS; i++)
-            next[i] = BufU32x4(TRELLIS).v[at + i * 64];
+    const uint base = unit_at(gl_WorkGroupID.x, first_unit, units);
+    request_unit(TRELLIS, base, lane, group, count);
     stage_x(first, blocks);
-    [[dont_unroll]] for (uint base = 0; base < count; base += GROUPS) {
-        const uint unit = base + group;
-        if (unit < count) {
-            if (PREFETCH != 0)
-                [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
-                    words[4 * i] = next[i].x;
-                    words[4 * i + 1] = next[i].y;
-                    words[4 * i + 2] = next[i].z;
-                    words[4 * i + 3] = next[i].w;
-                    if (unit + GROUPS < count)
-                        next[i] = BufU32x4(TRELLIS).v[at + stride + i * 64];
-                }
-            multiply_unit(at - lane, lane, unit);
-        }
-        at += stride;
-    }
+    [[dont_unroll]] for (uint unit = group; unit - group < count; unit += GROUPS)
+        if (unit < count)
+            take_unit(TRELLIS, base, lane, unit, count);
     if (!gather(group, lane, blocks))
         return;
-    hadamard_work(ROWS);
-    for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES) {
+    hadamard_work(M);
+    for (uint i = gl_LocalInvocationIndex; i < 128 * M; i += LANES) {
         const uint m = i / 128;
         float sum = work[m * HADAMARD_PITCH + i % 128];
         if (NORM != 0)

@@ -1,4 +1,14 @@
-// gemv.comp for up to 16 or 32 rows on KHR cooperative matrices; bytes are summed by the packed integer dot product.
-#define COOPMAT
+// y (m, n) = epilogue(x W) for up to 64 rows of transformed x: gemv_coopmat.glsl for one matrix.
+#extension GL_KHR_cooperative_matrix : require
+#extension GL_EXT_integer_dot_product : require
 #define DOT
-#include "trellis/gemv.comp"
+
+layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
+#define TRELLIS p.trellis
+#define FIRST_ROW 0
+#define ROWS p.m
+#define X_SCALE p.x_scale
+#include "trellis/gemv_coopmat.glsl"
+#include "trellis/epilogue.glsl"
+
+bool coopmat_prologue() { return true; }

@@ -1,10 +1,6 @@
 // y[pair] = norm(x[pair / slots]) W[expert of the pair], or of activation(gate) * x: gemv.glsl for experts whose trellises
 // and scales lie one behind the other. Workgroup (c, s, z) has pair z, or tile z of at most M pairs that chose the same
 // expert, so that it is decoded once for them. Pairs of idle rows and of experts in other stacks are left out.
-#ifdef COOPMAT
-#extension GL_KHR_cooperative_matrix : require
-#define ROWS tile_rows
-#endif
 #ifdef DOT
 #extension GL_EXT_integer_dot_product : require
 #endif

@@ -5,22 +5,13 @@
 const uint X_VECS = INT8 != 0 ? 4 : 2; // uvec4s of 16 elements of x
 const bool APART = CODEBOOK != CODEBOOK_MUL1 && M <= 2;
 
+#include "include/trellis_f16.glsl"
+
 shared uvec4 xs[BLOCKS * M * 8 * X_VECS];
 shared float offsets[INT8 != 0 ? BLOCKS * M : 1]; // scale * sum of a block of int8 x
 shared float peaks[LANES / 2];
 shared float eight_squares[NORM != 0 ? LANES : 1];
 shared float parts[INT8 != 0 ? BLOCKS * M * 16 : 1]; // sums of eight of them
-
-#ifdef DOT
-int dot4(uint a, int b, int c) { return dotPacked4x8EXT(a, b) + c; }
-uint dot_bytes(uint x) { return dotPacked4x8EXT(x, 0x01010101u); }
-#else
-int dot4(uint a, int b, int c)
-{
-    return int(byte_sum(a)) * (b >> 24) + c; // b is one number four times
-}
-uint dot_bytes(uint x) { return byte_sum(x); }
-#endif
 
 // second_pass, and the largest magnitude that it leaves.
 float second_pass_peak(bool mine, uint block, uint i)
@@ -75,19 +66,15 @@ void store_x(uint m, uint b, uint part, float most, const float v[8])
         scales[of] = finite ? scale : uintBitsToFloat(0x7fc00000u);
 }
 
-#ifdef COOPMAT
-void level_rows(uint blocks);
-#endif
-
 // Blocks first .. first + count - 1 of all rows of x -> xs.
 void stage_x(uint first, uint count)
 {
-    const uint t = gl_LocalInvocationIndex, rounds = (count * ROWS + ROUND - 1) / ROUND;
+    const uint t = gl_LocalInvocationIndex, rounds = (count * M + ROUND - 1) / ROUND;
     [[dont_unroll]] for (uint round = 0; round < rounds; round++) {
         float v[8], most;
         uint task = round * ROUND + t / 16, m = task / count, b = task % count;
         const uint part = t % 16, k = (first + b) * 128 + part * 8, at = t / 16 * HADAMARD_PITCH + part * 8;
-        const bool mine = task < count * ROWS;
+        const bool mine = task < count * M;
         if (mine) {
             load_x(m, k, v);
             if (NORM != 0)
@@ -107,7 +94,7 @@ void stage_x(uint first, uint count)
         barrier();
         // Threads 0 .. 8 * ROUND - 1 take the second pass.
         task = round * ROUND + t / 8;
-        most = second_pass_peak(t < 8 * ROUND && task < count * ROWS, t / 8, t % 8);
+        most = second_pass_peak(t < 8 * ROUND && task < count * M, t / 8, t % 8);
         if (t < 8 * ROUND)
             peaks[t] = most;
         barrier();
@@ -129,10 +116,6 @@ void stage_x(uint first, uint count)
         }
         barrier();
     }
-#ifdef COOPMAT
-    level_rows(count);
-    barrier();
-#endif
     if (INT8 != 0 && t < count * M) { // read behind the next barrier
         float total = 0.0;
         [[unroll]] for (uint i = 0; i < 16; i++)
@@ -143,63 +126,99 @@ void stage_x(uint first, uint count)
 
 // ---- products ----
 
-// Exact values of two states.
-A2 pair_of(uint s0, uint s1)
+// The sums of one unit: of f16 products, or of INT8 ones.
+float sum[SUMS];
+int whole[SUMS];
+
+// Pair i of row m of x, of the 16 rows of a tile.
+#define X_AT(tile, m, i) xs[((tile) * M + (m)) * X_VECS + (i)]
+
+// Eight rows at a time, so that few values are alive at once.
+void multiply_pairs(uint tile)
 {
-    const uint x0 = product(s0), x1 = product(s1);
-    if (CODEBOOK == CODEBOOK_MUL1) {
-        const uint sums = (dot_bytes(x0) + 0x64006400u) + (dot_bytes(x1) << 16); // 1024 + sum, as f16
-        return fma(unpackFloat2x16(sums), A2(A(0.00676727294921875)), A2(A(-10.3828125)));
-    }
-    const A2 v0 = unpackFloat2x16(halves(x0)), v1 = unpackFloat2x16(halves(x1));
-    return A2(v0.x, v1.x) + A2(v0.y, v1.y);
-}
-
-// The code of column h (+ 8 h) and row r of a lane.
-uint code_of(uint h, uint r) { return r % 8 / 2 * 8 + h * 4 + r / 8 * 2 + r % 2; }
-
-#ifdef COOPMAT
-#include "trellis/products_coopmat.glsl"
-#else
-#include "trellis/products_lanes.glsl"
-#endif
-
-// Tile `tile`, a constant, of a unit in words.
-void multiply_tile_of(uint tile, uint base, uint lane, uint unit)
-{
-    const uint first = tile * TILE_BITS / 32;
-    if (tile >= TILES)
-        return;
-    if (SHUFFLE == 0)
-        w[0] = tail_of(load_word(TRELLIS, base, lane_before(lane), tail_word(tile)), tile);
-    else
-        w[0] = subgroupShuffle(tail_of(words[tail_word(tile)], tile), lane_before(gl_SubgroupInvocationID));
-    [[unroll]] for (uint i = 1; i < TILE_WORDS; i++) {
-        w[i] = words[first + i <= UNIT_WORDS ? first + i - 1 : 0];
-        if (RATE2 % 2 == 1 && tile % 2 == 1)
-            w[i] = (w[i] << 16) | (words[first + i < UNIT_WORDS ? first + i : 0] >> 16);
-    }
-    multiply_any(unit * TILES + tile);
-}
-
-// The sums += unit `unit` of the staged ones; with PREFETCH its words were loaded before.
-void multiply_unit(uint base, uint lane, uint unit)
-{
-    begin_unit();
-    if (PREFETCH != 0) { // one by one: a long loop is unrolled so late that its arrays stay in memory
-        multiply_tile_of(0, base, lane, unit);
-        multiply_tile_of(1, base, lane, unit);
-        multiply_tile_of(2, base, lane, unit);
-        multiply_tile_of(3, base, lane, unit);
-        multiply_tile_of(4, base, lane, unit);
-        multiply_tile_of(5, base, lane, unit);
-        multiply_tile_of(6, base, lane, unit);
-        multiply_tile_of(7, base, lane, unit);
-    } else {
-        for (uint tile = 0; tile < TILES; tile++) {
-            load_tile(TRELLIS, base, lane, tile);
-            multiply_any(unit * TILES + tile);
+    A2 chain[SUMS];
+    [[unroll]] for (uint r = 0; r < 16; r += 8) {
+        A2 v[8]; // [h][row / 2]
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            v[i] = pair_of(state_of(code_of(i / 4, r + i % 4 * 2)), state_of(code_of(i / 4, r + i % 4 * 2 + 1)));
+        [[unroll]] for (uint m = 0; m < M; m++) {
+            const uvec4 x = X_AT(tile, m, r / 8);
+            [[unroll]] for (uint h = 0; h < 2; h++)
+                [[unroll]] for (uint j = 0; j < 4; j++)
+                    chain[h * M + m] = r == 0 && j == 0 ? v[4 * h] * unpackFloat2x16(x[0])
+                                                        : fma(v[4 * h + j], unpackFloat2x16(x[j]), chain[h * M + m]);
         }
     }
-    end_unit(unit * UNIT_ROWS / 128);
+    [[unroll]] for (uint i = 0; i < SUMS; i++)
+        sum[i] += float(chain[i].x) + float(chain[i].y);
+}
+
+void multiply_apart(uint tile)
+{
+    A2 chain[SUMS];
+    [[unroll]] for (uint i = 0; i < SUMS; i++)
+        chain[i] = A2(A(0.0));
+    [[unroll]] for (uint r = 0; r < 16; r += 8)
+        [[unroll]] for (uint m = 0; m < M; m++) {
+            const uvec4 x = X_AT(tile, m, r / 8);
+            [[unroll]] for (uint i = 0; i < 16; i++) {
+                const A2 pair = unpackFloat2x16(x[i / 4]);
+                const A2 value = unpackFloat2x16(halves(product(state_of(code_of(i % 2, r + i / 2)))));
+                chain[i % 2 * M + m] = fma(value, A2(i / 2 % 2 == 0 ? pair.x : pair.y), chain[i % 2 * M + m]);
+            }
+        }
+    [[unroll]] for (uint i = 0; i < SUMS; i++)
+        sum[i] += float(chain[i].x) + float(chain[i].y);
+}
+
+// Four rows at a time.
+void multiply_int8(uint tile)
+{
+    [[unroll]] for (uint r = 0; r < 16; r += 4) {
+        uint v[8]; // [h][row]
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            v[i] = product(state_of(code_of(i / 4, r + i % 4)));
+        [[unroll]] for (uint m = 0; m < M; m++) {
+            const uvec4 x = X_AT(tile, m, r / 4);
+            [[unroll]] for (uint i = 0; i < 8; i++)
+                whole[i / 4 * M + m] = dot4(v[i], int(x[i % 4]), whole[i / 4 * M + m]);
+        }
+    }
+}
+
+void multiply_tile(uint tile)
+{
+    if (INT8 != 0)
+        multiply_int8(tile);
+    else if (APART)
+        multiply_apart(tile);
+    else
+        multiply_pairs(tile);
+}
+
+void begin_unit()
+{
+    [[unroll]] for (uint i = 0; i < SUMS; i++) {
+        sum[i] = 0.0;
+        whole[i] = 0;
+    }
+}
+
+void end_unit(uint unit)
+{
+    const uint block = unit * UNIT_ROWS / 128;
+    [[unroll]] for (uint i = 0; i < SUMS; i++) {
+        const float found = INT8 != 0 ? 0.00676727294921875 * float(whole[i]) : sum[i];
+        acc[i] = fma(found, scales[block * M + i % M], acc[i]);
+    }
+}
+
+// What every value of an INT8 product has besides its byte sum, times x, summed over the blocks of row m.
+float product_offset(uint m, uint blocks)
+{
+    float offset = 0.0;
+    if (INT8 != 0)
+        for (uint b = 0; b < blocks; b++)
+            offset += offsets[b * M + m];
+    return offset * (1024.0 * 0.00676727294921875 - 10.3828125);
 }

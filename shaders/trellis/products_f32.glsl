@@ -64,26 +64,25 @@ float value_at(uint state)
     return value_of(state);
 }
 
-// acc += unit `unit` of the staged ones, its tiles loaded one by one.
-void multiply_unit(uint base, uint lane, uint unit)
+void begin_unit() { }
+void end_unit(uint unit) { }
+
+void multiply_tile(uint tile)
 {
-    for (uint tile = 0; tile < TILES; tile++) {
-        const uint row = (unit * TILES + tile) * 16;
-        float v[32]; // [h][row]
-        load_tile(TRELLIS, base, lane, tile);
-        [[unroll]] for (uint c = 0; c < 32; c++)
-            v[c / 4 % 2 * 16 + c / 8 * 2 + c / 2 % 2 * 8 + c % 2] = value_at(state_of(c));
-        [[unroll]] for (uint m = 0; m < M; m++) {
-            const uint of = row / 128 * M + m;
-            float sum[2] = {0.0, 0.0};
-            [[unroll]] for (uint i = 0; i < 16; i++) {
-                const float x = work[of * HADAMARD_PITCH + row % 128 + i];
-                sum[0] = fma(v[i], x, sum[0]);
-                sum[1] = fma(v[16 + i], x, sum[1]);
-            }
-            [[unroll]] for (uint h = 0; h < 2; h++)
-                acc[h * M + m] += INT8 != 0 ? sum[h] * scales[of] : sum[h];
+    const uint row = tile * 16;
+    float v[32]; // [h][row]
+    [[unroll]] for (uint c = 0; c < 32; c++)
+        v[c / 4 % 2 * 16 + c / 8 * 2 + c / 2 % 2 * 8 + c % 2] = value_at(state_of(c));
+    [[unroll]] for (uint m = 0; m < M; m++) {
+        const uint of = row / 128 * M + m;
+        float sum[2] = {0.0, 0.0};
+        [[unroll]] for (uint i = 0; i < 16; i++) {
+            const float x = work[of * HADAMARD_PITCH + row % 128 + i];
+            sum[0] = fma(v[i], x, sum[0]);
+            sum[1] = fma(v[16 + i], x, sum[1]);
         }
+        [[unroll]] for (uint h = 0; h < 2; h++)
+            acc[h * M + m] += INT8 != 0 ? sum[h] * scales[of] : sum[h];
     }
 }
 
