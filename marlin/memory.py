@@ -11,7 +11,8 @@ from marlin.config import ModelConfig
 
 KV_BYTES: Final = {"f16": 2, "f32": 4}
 ACTIVATION_BYTES: Final = {"f16": 2, "bf16": 2, "f32": 4}
-CHUNK_ROWS: Final = 512
+CHUNK_ROWS: Final = {"discrete": 2048}  # of a prefill call, by the kind of device: experts want hundreds of rows each
+CHUNK_ROWS_ELSEWHERE: Final = 512  # large enough for full matrix tiles, short enough to cancel
 UPLOAD_BYTES: Final = 64 << 20  # device buffers of the loader, and slack of the allocator's slabs
 
 
@@ -113,9 +114,14 @@ def kv_bytes(config: ModelConfig, context: int, slots: int, kv: str) -> int:
     return config.layers * slots * context * config.cache_row * KV_BYTES[kv]
 
 
-def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str) -> int:
+def chunk_rows(kind: str | None) -> int:
+    """Rows of a prefill call on a device of this kind (Device.kind); None: not known yet."""
+    return CHUNK_ROWS.get(kind or "", CHUNK_ROWS_ELSEWHERE)
+
+
+def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str, chunk: int) -> int:
     """Activations of a prefill chunk (residual twice, qkv, attention, MLP, experts), logits of a step, loader."""
-    rows, wide = min(CHUNK_ROWS, context), ACTIVATION_BYTES[dtype]
+    rows, wide = min(chunk, context), ACTIVATION_BYTES[dtype]
     row = 8 * config.hidden_size + wide * (2 * config.q_size + 2 * config.kv_size + config.intermediate_size)
     if config.latent is not None:  # absorbed queries and chunk results, f32
         row += 8 * config.heads * config.latent.row

@@ -11,7 +11,7 @@ from marlin.errors import DeviceError, DeviceOutOfMemory, UnsupportedModelError
 from marlin.keywords import checked_keywords
 from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import Checkpoint, open_checkpoint
-from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_bytes, kv_dtype, scratch_bytes
+from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, chunk_rows, kv_bytes, kv_dtype, scratch_bytes
 from marlin.models import build
 from marlin.models.base import CausalLM, Source
 
@@ -47,20 +47,21 @@ def make_plan(
     name: str,
     *,
     device: str,
+    kind: str | None,
     budget: int | None,
     context: int | None,
     slots: int | None,
     kv: str | None,
     dtype: str,
 ) -> MemoryPlan:
-    """The plan of a network; a context or number of slots that is None shrinks until the plan fits."""
+    """The plan of a network; a context or number of slots that is None shrinks until the plan fits. kind: that of Device."""
     config, weights, kv = network.config, network.sizes(), kv_dtype(kv, dtype)
     forms = {str(module.form): None for module in network.modules() if hasattr(module, "form")}
 
     def plan(tokens: int, rows: int) -> MemoryPlan:
         return MemoryPlan(
             name, "; ".join(forms), device, weights, kv_bytes(config, tokens, rows, kv),
-            scratch_bytes(config, tokens, rows, dtype), tokens, rows, kv, budget,
+            scratch_bytes(config, tokens, rows, dtype, chunk_rows(kind)), tokens, rows, kv, budget,
         )  # fmt: skip
 
     tokens = context or min(config.context, DEFAULT_CONTEXT)
@@ -107,10 +108,10 @@ def plan(
     check_choice("kv", kv_dtype(kv, dtype), KV_BYTES)
     checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only)
     _, network = read_network(checkpoint, format, context, dtype)
-    name, budget = "no device", memory_limit
+    name, kind, budget = "no device", None, memory_limit
     try:
         opened = device if isinstance(device, Device) else Device(find(device).index)
-        name, budget = opened.name, budget_of(opened, memory_limit)
+        name, kind, budget = opened.name, opened.kind, budget_of(opened, memory_limit)
     except DeviceError:
         if device is not None:
             raise
@@ -118,6 +119,7 @@ def plan(
         network,
         checkpoint.folder.name,
         device=name,
+        kind=kind,
         budget=budget,
         context=context,
         slots=slots,
