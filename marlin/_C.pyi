@@ -455,6 +455,8 @@ def mla(
     interleaved: bool = True,
     dtype: str | None = None,
     staged: bool = False,
+    sequence: bool = False,
+    kernel: str | None = None,
 ) -> Tensor: ...
 
 # What changes from step to step, in GPU memory (push.h draws it). tokens, positions, slot_ids:
