@@ -54,7 +54,7 @@ def make_plan(
     kv: str | None,
     dtype: str,
 ) -> MemoryPlan:
-    """The plan of a network; a context or a number of slots of None shrinks until the plan fits. kind: of the device."""
+    """The plan of a network. A context or number of slots of None shrinks until it fits; kind: of the device."""
     config, weights, kv = network.config, network.sizes(), kv_dtype(kv, dtype)
     forms = {str(module.form): None for module in network.modules() if hasattr(module, "form")}
 

@@ -155,7 +155,7 @@ SEQUENCES = [
 @pytest.mark.parametrize("kernel", [None, "mla_decode", "mla_prefill_coopmat"])
 @pytest.mark.parametrize("case", SEQUENCES, ids=str)
 def test_prompt(device: _C.Device, case: Case, kernel: str | None) -> None:
-    """Keys and values made first, or absorbed, as the device can."""
+    """Keys and values made of the latents (which mla_rows gathers) first, or absorbed, as the device can."""
     problem = Problem(device, case)
     if kernel == "mla_prefill_coopmat" and "coopmat" not in device.features:
         with pytest.raises(ValueError, match="mla_prefill_coopmat cannot do this"):

@@ -12,12 +12,13 @@
 
 #define PAIRS_MAX 32768u /* of one walk through the kernels: more rows take several */
 #define GEMM_TILE 64u
-#define COOPMAT_SHARED 20480u /* bytes of its largest tiles */
+#define COOPMAT_SHARED(rows, columns) (((rows) + (columns)) * 80u) /* bytes of a tile of moe_gemm_coopmat */
 
 /* How the pairs of a call are multiplied. */
 typedef struct strategy {
     mrl_kernel kernel; /* moe_gemv, moe_gemm, moe_gemm_coopmat, trellis_moe_gemv */
     uint32_t tile;     /* pairs of one expert that go together; 0: every pair by itself */
+    uint32_t columns;  /* of a tile of moe_gemm_coopmat; 0: by the number of tiles */
 } strategy;
 
 /* What the dispatches of one call share. */
@@ -212,11 +213,23 @@ done:
     return rc;
 }
 
+/* Wide tiles read x least and pass most products to the matrix units between two barriers, but there must be enough of
+ * them; tiles of 256 rows are large as they are. */
+static uint32_t coopmat_columns(const routed *r, uint32_t n)
+{
+    const uint32_t tiles = r->pairs / r->how.tile + r->args->layer->experts / 2;
+    const bool fits = mrl_device_info_of(r->dev)->shared_bytes >= COOPMAT_SHARED(r->how.tile, 256);
+
+    if (r->how.columns != 0)
+        return r->how.columns;
+    return fits && r->how.tile < 256 && (uint64_t)tiles * mrl_div_up(n, 256) >= 264 ? 256 : 128;
+}
+
 static void plan_gemm(const routed *r, const mrl_weight *w, const mrl_view *x, const mrl_view *y,
                       mrl_activation activation, uint32_t n, mrl_gemv_plan *plan)
 {
     const bool coopmat = r->how.kernel == MRL_KERNEL_moe_gemm_coopmat;
-    const uint32_t columns = coopmat ? 128 : GEMM_TILE;
+    const uint32_t columns = coopmat ? coopmat_columns(r, n) : GEMM_TILE;
     const uint32_t spec[] = {256,        (uint32_t)x->dtype, (uint32_t)y->dtype,   (uint32_t)w->scale_type,
                              w->has_zero, w->group,           (uint32_t)activation, columns,
                              1,           r->how.tile};
@@ -448,16 +461,17 @@ static bool coopmat_can(mrl_device *dev, const mrl_moe_args *args)
         if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, both[i]->format, MRL_MATH_F16) ||
             both[i]->k % 8 != 0)
             return false;
-    return mrl_device_info_of(dev)->subgroup_size == 32 && mrl_device_info_of(dev)->shared_bytes >= COOPMAT_SHARED &&
+    return mrl_device_info_of(dev)->subgroup_size == 32 && mrl_device_info_of(dev)->shared_bytes >= COOPMAT_SHARED(256, 128) &&
            x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16 &&
            (args->norm.buffer != NULL || args->x.offset % 16 == 0);
 }
 
-/* Low tiles where few pairs go to an expert: rows that are not there are multiplied too. */
+/* Low tiles where few pairs go to an expert, for rows that are not there are multiplied too; high ones decode an
+ * expert less often. */
 static uint32_t coopmat_tile(uint64_t pairs, uint32_t experts)
 {
     const uint64_t mean = pairs / experts;
-    return mean <= 32 ? 32 : mean <= 96 ? 64 : 128;
+    return mean <= 32 ? 32 : mean <= 96 ? 64 : mean <= 256 ? 128 : 256;
 }
 
 static strategy best(mrl_device *dev, const mrl_moe_args *args)
@@ -468,12 +482,12 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
     /* A CPU gains nothing from tiles (see row_by_row of matmul.c). On a GPU two dispatches more cost less than
      * reading experts twice, once the pairs are half as many as the experts. */
     if (software(dev) || rows == 1 || (rows <= MRL_GEMV_MAX_ROWS && 2 * pairs <= experts))
-        return (strategy){MRL_KERNEL_moe_gemv, 0};
+        return (strategy){MRL_KERNEL_moe_gemv, 0, 0};
     if (rows <= MRL_GEMV_MAX_ROWS)
-        return (strategy){MRL_KERNEL_moe_gemv, pairs <= 2 * (uint64_t)experts ? 2 : 4};
+        return (strategy){MRL_KERNEL_moe_gemv, pairs <= 2 * (uint64_t)experts ? 2 : 4, 0};
     if (coopmat_can(dev, args))
-        return (strategy){MRL_KERNEL_moe_gemm_coopmat, coopmat_tile(pairs, experts)};
-    return (strategy){MRL_KERNEL_moe_gemm, GEMM_TILE};
+        return (strategy){MRL_KERNEL_moe_gemm_coopmat, coopmat_tile(pairs, experts), 0};
+    return (strategy){MRL_KERNEL_moe_gemm, GEMM_TILE, 0};
 }
 
 static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
@@ -489,7 +503,7 @@ static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, stra
                strcmp(name, mrl_kernel_name(MRL_KERNEL_trellis_moe_gemv)) != 0 || splits_asked(args) > 65535) {
         return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel %s for trellises", args->kernel);
     }
-    *out = (strategy){MRL_KERNEL_trellis_moe_gemv, tile};
+    *out = (strategy){MRL_KERNEL_trellis_moe_gemv, tile, 0};
     return MRL_OK;
 }
 
@@ -499,16 +513,16 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
         const char *name;
         strategy standard;
         uint32_t least, most; /* tile that may be asked for, a power of two */
-    } known[] = {{"rows", {MRL_KERNEL_moe_gemv, 0}, 0, 0},
-                 {"moe_gemv", {MRL_KERNEL_moe_gemv, 4}, 1, 8},
-                 {"moe_gemm", {MRL_KERNEL_moe_gemm, GEMM_TILE}, GEMM_TILE, GEMM_TILE},
-                 {"moe_gemm_coopmat", {MRL_KERNEL_moe_gemm_coopmat, 64}, 32, 128}};
+    } known[] = {{"rows", {MRL_KERNEL_moe_gemv, 0, 0}, 0, 0},
+                 {"moe_gemv", {MRL_KERNEL_moe_gemv, 4, 0}, 1, 8},
+                 {"moe_gemm", {MRL_KERNEL_moe_gemm, GEMM_TILE, 0}, GEMM_TILE, GEMM_TILE},
+                 {"moe_gemm_coopmat", {MRL_KERNEL_moe_gemm_coopmat, 64, 0}, 32, 256}};
     char name[32] = "";
-    uint32_t tile = 0;
+    uint32_t tile = 0, columns = 0;
 
     if (is_trellis(args->layer))
         return choose_trellis(dev, args, out, err);
-    int parts = args->kernel == NULL ? 0 : sscanf(args->kernel, "%31[a-z_]@%u", name, &tile);
+    int parts = args->kernel == NULL ? 0 : sscanf(args->kernel, "%31[a-z_]@%u,%u", name, &tile, &columns);
     *out = best(dev, args);
     if (args->kernel == NULL)
         return MRL_OK;
@@ -516,10 +530,13 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
         if (strcmp(known[i].name, name) != 0)
             continue;
         *out = known[i].standard;
-        if (parts == 2 && (tile < known[i].least || tile > known[i].most || (tile & (tile - 1)) != 0))
+        const bool coopmat = known[i].standard.kernel == MRL_KERNEL_moe_gemm_coopmat;
+        if ((parts >= 2 && (tile < known[i].least || tile > known[i].most || (tile & (tile - 1)) != 0)) ||
+            (parts == 3 && (!coopmat || columns < 1 || columns > 2 || columns * tile > 256)))
             return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel \"%s\" asks for a tile that there is not", args->kernel);
-        if (parts == 2)
+        if (parts >= 2)
             out->tile = tile;
+        out->columns = 128 * columns;
         if (out->kernel == MRL_KERNEL_moe_gemm_coopmat && !coopmat_can(dev, args))
             return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel %s cannot do this product on %s", name,
                             mrl_device_info_of(dev)->name);
