@@ -221,7 +221,8 @@ static mrl_status latent(const mla_call *call, mrl_error *err)
     push.x = mrl_view_address(&call->args->kv);
     spec[0] = lanes_of(call, 128);
     spec[4] = call->args->kv.dtype;
-    return mrl_mla_record(call, MRL_KERNEL_mla_latent, spec, MRL_MLA_SPECS, &push, (uint32_t[]){call->rows, 1, 1},
+    spec[MRL_MLA_SPECS] = mrl_div_up(call->kv->dim / 8, spec[0]);
+    return mrl_mla_record(call, MRL_KERNEL_mla_latent, spec, MRL_MLA_SPECS + 1, &push, (uint32_t[]){call->rows, 1, 1},
                   mrl_view_range(&call->args->kv), mrl_range_of(call->kv->k), 0, err);
 }
 
@@ -243,8 +244,9 @@ static mrl_status query(const mla_call *call, mrl_buffer *y, mrl_error *err)
     spec[MRL_MLA_SPECS + 3] = spec[0] / across;
     spec[MRL_MLA_SPECS + 4] = across;
     spec[MRL_MLA_SPECS + 5] = by_broadcast(call);
+    spec[MRL_MLA_SPECS + 6] = is_software(call) ? 1 : min_u32(8, mrl_div_up(call->nope, spec[0] / across));
     const uint32_t columns = across * (by_broadcast(call) ? 128 / mrl_format_bits(w->format) : 8);
-    return mrl_mla_record(call, MRL_KERNEL_mla_query, spec, MRL_MLA_SPECS + 6, &push,
+    return mrl_mla_record(call, MRL_KERNEL_mla_query, spec, MRL_MLA_SPECS + 7, &push,
                   (uint32_t[]){mrl_div_up(call->kv->rank, columns) + 1, call->args->heads, call->rows},
                   mrl_view_range(&call->args->q), mrl_range_of(y),
                   2.0 * call->rows * call->args->heads * call->nope * call->kv->rank, err);
@@ -275,13 +277,16 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
     mrl_push_mla push = call->push;
     uint32_t spec[MRL_MAX_SPEC];
     const bool broadcast = by_broadcast(call);
-    const uint32_t rows = is_software(call) ? 8 : 4, turns = is_software(call) && !broadcast ? 12 : 1;
+    const uint32_t turns = is_software(call) && !broadcast ? 12 : 1, quads = call->kv->rank / 4;
+    const uint32_t units = mrl_div_up(call->kv->rank, 128 / mrl_format_bits(w->format));
+    const uint32_t held = mrl_div_up(units, call->info->subgroup_min); /* registers: rows * held words of 16 bytes */
+    const uint32_t rows = broadcast ? 8 : held <= 4 ? 4 : held <= 8 ? 2 : 1;
 
     for (int i = 0; i < MRL_MLA_SPECS; i++) spec[i] = call->spec[i];
     push.x = mrl_buffer_address(x);
     push.y = mrl_view_address(y);
     push.chunks = chunks;
-    spec[0] = lanes_of(call, 256);
+    spec[0] = lanes_of(call, 512);
     spec[7] = y->dtype;
     spec[MRL_MLA_SPECS] = w->scale_type;
     spec[MRL_MLA_SPECS + 1] = w->has_zero;
@@ -290,9 +295,11 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
     spec[MRL_MLA_SPECS + 4] = turns;
     spec[MRL_MLA_SPECS + 5] = is_software(call) ? 1 : 8;
     spec[MRL_MLA_SPECS + 6] = broadcast;
+    spec[MRL_MLA_SPECS + 7] = is_software(call) ? 1 : max_u32(1, min_u32(8, spec[0] / quads));
+    spec[MRL_MLA_SPECS + 8] = held;
     /* Where subgroups may be smaller than subgroup_max there are more of them: some workgroups idle. */
     uint32_t owners = broadcast ? spec[0] : spec[0] / call->info->subgroup_max;
-    return mrl_mla_record(call, MRL_KERNEL_mla_value, spec, MRL_MLA_SPECS + 7, &push,
+    return mrl_mla_record(call, MRL_KERNEL_mla_value, spec, MRL_MLA_SPECS + 9, &push,
                   (uint32_t[]){mrl_div_up(call->v_dim, owners * rows * turns), call->args->heads, call->rows},
                   mrl_range_of(x), mrl_view_range(y), 2.0 * call->rows * call->args->heads * call->v_dim * call->kv->rank,
                   err);

@@ -12,6 +12,7 @@
 
 #define PAIRS_MAX 32768u /* of one walk through the kernels: more rows take several */
 #define GEMM_TILE 64u
+#define ROUTER_ROUNDS_MAX 8u /* loads of a lane that the router has under way at once */
 #define COOPMAT_SHARED(rows, columns) (((rows) + (columns)) * 80u) /* bytes of a tile of moe_gemm_coopmat */
 
 /* How the pairs of a call are multiplied. */
@@ -111,11 +112,13 @@ static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_vie
     static const mrl_dtype types[MRL_FORMAT_COUNT] = {[MRL_FORMAT_f32] = MRL_DTYPE_f32,
                                                       [MRL_FORMAT_f16] = MRL_DTYPE_f16,
                                                       [MRL_FORMAT_bf16] = MRL_DTYPE_bf16};
-    const uint32_t spec[] = {router_lanes(dev, layer->router->k),
+    const uint32_t lanes = router_lanes(dev, layer->router->k), step = layer->router->k % 4 == 0 ? 4 : 1;
+    const uint32_t rounds = mrl_div_up(layer->router->k, lanes * step);
+    const uint32_t spec[] = {lanes,
                              (uint32_t)args->x.dtype,
                              (uint32_t)types[layer->router->format],
                              args->norm.buffer != NULL,
-                             layer->router->k % 4 == 0 ? 4 : 1,
+                             step,
                              given,
                              layer->experts,
                              layer->top_k,
@@ -125,7 +128,8 @@ static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_vie
                              layer->normalise,
                              layer->groups,
                              layer->top_groups,
-                             layer->group_best};
+                             layer->group_best,
+                             rounds <= ROUTER_ROUNDS_MAX ? rounds : 0};
     const mrl_push_router push = {.w = mrl_buffer_address(layer->router->quant),
                                   .x = mrl_view_address(&args->x),
                                   .norm = mrl_view_address(&args->norm),
