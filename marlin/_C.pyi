@@ -337,7 +337,7 @@ class MoE:
         self, x: Tensor, *, norm: Tensor | None = None, eps: float = 1e-6, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...
     # dtype: of activations between the kernels, and of y without a residual. positions (rows) i32: rows with a
-    # negative one are idle, nothing is computed for them. kernel: "rows", "moe_gemv@tile", ...
+    # negative one are idle, nothing is computed for them. kernel: "rows", "moe_gemv@tile", ... of csrc/ops/moe.h
     def __call__(
         self,
         x: Tensor,

@@ -285,10 +285,11 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
     mrl_pipeline *pipeline;
     prefill_plan plan;
 
-    bool found = args->kernel != MRL_KERNEL_attention_prefill && plan_prefill_coopmat(kv, (uint32_t)ratio, y->dtype, &plan);
+    bool found = args->kernel != MRL_KERNEL_attention_prefill &&
+                 plan_prefill_coopmat(kv, (uint32_t)ratio, y->dtype, &plan);
     if (!found && args->kernel == MRL_KERNEL_attention_prefill_coopmat)
-        return mrl_fail(err, MRL_ERR_VALUE, "attention: kernel attention_prefill_coopmat cannot do heads of %u %s on %s",
-                        kv->dim, mrl_dtype_name(kv->dtype), info->name);
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "attention: kernel attention_prefill_coopmat cannot do heads of %u %s on %s", kv->dim, mrl_dtype_name(kv->dtype), info->name);
     if (!found && !plan_prefill(kv, (uint32_t)ratio, y->dtype, &plan))
         return too_little_shared(info, kv, err);
     uint64_t tiles = (rows * ratio + plan.lines - 1) / plan.lines;
@@ -351,7 +352,8 @@ mrl_status mrl_attention(const mrl_kv *kv, const mrl_attention_args *args, const
     const bool tiled = kernel == MRL_KERNEL_attention_prefill || kernel == MRL_KERNEL_attention_prefill_coopmat;
     if (kernel != MRL_KERNEL_attention_decode && !tiled)
         return mrl_fail(err, MRL_ERR_VALUE,
-                        "attention: kernel must be attention_decode, attention_prefill or attention_prefill_coopmat, got %s",
+                        "attention: kernel must be attention_decode, attention_prefill or attention_prefill_coopmat, "
+                        "got %s",
                         mrl_kernel_name(kernel));
     if (rows > 1 && args->sequence != tiled)
         return mrl_fail(err, MRL_ERR_VALUE, "attention: %s does not take %s", mrl_kernel_name(kernel),

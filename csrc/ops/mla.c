@@ -301,8 +301,8 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
     uint32_t owners = broadcast ? spec[0] : spec[0] / call->info->subgroup_max;
     return mrl_mla_record(call, MRL_KERNEL_mla_value, spec, MRL_MLA_SPECS + 9, &push,
                   (uint32_t[]){mrl_div_up(call->v_dim, owners * rows * turns), call->args->heads, call->rows},
-                  mrl_range_of(x), mrl_view_range(y), 2.0 * call->rows * call->args->heads * call->v_dim * call->kv->rank,
-                  err);
+                  mrl_range_of(x), mrl_view_range(y),
+                  2.0 * call->rows * call->args->heads * call->v_dim * call->kv->rank, err);
 }
 
 mrl_status mrl_mla(const mrl_kv *kv, const mrl_mla_args *args, const mrl_view *y, mrl_error *err)

@@ -24,7 +24,7 @@ mrl_status mrl_mla_record(const mla_call *call, mrl_kernel kernel, const uint32_
                           const mrl_push_mla *push, const uint32_t groups[3], mrl_range x, mrl_range y, double flops,
                           mrl_error *err);
 
-/* Whether rows that are consecutive positions of one slot can have their keys and values made, and whether that pays. */
+/* Whether rows that are consecutive positions of one slot can have keys and values made, and whether that pays. */
 bool mrl_mla_expands(const mla_call *call, const mrl_view *y);
 bool mrl_mla_expansion_pays(const mla_call *call);
 

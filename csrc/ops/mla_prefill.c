@@ -6,7 +6,7 @@
 #include "ops/quantize.h"
 
 #define EXPANDED_MAX (256u << 20) /* bytes of keys and values at a time */
-#define ROWS_LEAST 64u            /* fewer rows read the latents themselves: the product would cost more than it saves */
+#define ROWS_LEAST 64u            /* fewer rows read the latents themselves: the product would cost too much */
 #define ROWS_LANES 256u
 
 bool mrl_mla_expands(const mla_call *call, const mrl_view *y)

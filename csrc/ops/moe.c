@@ -20,6 +20,7 @@ typedef struct strategy {
     mrl_kernel kernel; /* moe_gemv, moe_gemm, moe_gemm_coopmat, trellis_moe_gemv */
     uint32_t tile;     /* pairs of one expert that go together; 0: every pair by itself */
     uint32_t columns;  /* of a tile of moe_gemm_coopmat; 0: by the number of tiles */
+    mrl_gemv_tuning gate_up, down; /* of pairs by themselves */
 } strategy;
 
 /* What the dispatches of one call share. */
@@ -252,7 +253,6 @@ static mrl_status pair_product(const routed *r, const mrl_weight *w, const mrl_v
                                mrl_error *err)
 {
     const mrl_view absent = {0};
-    const mrl_gemv_tuning defaults = {0};
     mrl_gemv_plan plan = {0};
 
     if (r->how.kernel == MRL_KERNEL_moe_gemv) {
@@ -266,7 +266,7 @@ static mrl_status pair_product(const routed *r, const mrl_weight *w, const mrl_v
                                     .activation = activation,
                                     .norm = norm->buffer != NULL,
                                     .staged = r->args->kernel != NULL};
-        mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
+        mrl_status rc = mrl_plan_gemv(r->dev, &work, &r->how.gate_up, &plan, err);
         if (rc != MRL_OK)
             return rc;
     } else {
@@ -285,7 +285,6 @@ static mrl_status down_by_rows(const routed *r, mrl_error *err)
 {
     const mrl_weight *w = r->args->layer->down;
     const mrl_view absent = {0};
-    const mrl_gemv_tuning defaults = {0};
     const mrl_gemv_work work = {.w = w,
                                 .n = r->hidden,
                                 .length = r->slots * w->k_padded,
@@ -296,7 +295,7 @@ static mrl_status down_by_rows(const routed *r, mrl_error *err)
                                 .staged = r->args->kernel != NULL};
     mrl_gemv_plan plan = {0};
 
-    mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
+    mrl_status rc = mrl_plan_gemv(r->dev, &work, &r->how.down, &plan, err);
     if (rc != MRL_OK)
         return rc;
     return expert_product(r, w, MRL_KERNEL_moe_down, &plan, &r->act, &absent, &r->args->residual, &r->args->y,
@@ -465,8 +464,8 @@ static bool coopmat_can(mrl_device *dev, const mrl_moe_args *args)
         if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, both[i]->format, MRL_MATH_F16) ||
             both[i]->k % 8 != 0)
             return false;
-    return mrl_device_info_of(dev)->subgroup_size == 32 && mrl_device_info_of(dev)->shared_bytes >= COOPMAT_SHARED(256, 128) &&
-           x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16 &&
+    return mrl_device_info_of(dev)->subgroup_size == 32 &&
+           mrl_device_info_of(dev)->shared_bytes >= COOPMAT_SHARED(256, 128) && x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16 &&
            (args->norm.buffer != NULL || args->x.offset % 16 == 0);
 }
 
@@ -486,12 +485,12 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
     /* A CPU gains nothing from tiles (see row_by_row of matmul.c). On a GPU two dispatches more cost less than
      * reading experts twice, once the pairs are half as many as the experts. */
     if (software(dev) || rows == 1 || (rows <= MRL_GEMV_MAX_ROWS && 2 * pairs <= experts))
-        return (strategy){MRL_KERNEL_moe_gemv, 0, 0};
+        return (strategy){.kernel = MRL_KERNEL_moe_gemv, .tile = 0};
     if (rows <= MRL_GEMV_MAX_ROWS)
-        return (strategy){MRL_KERNEL_moe_gemv, pairs <= 2 * (uint64_t)experts ? 2 : 4, 0};
+        return (strategy){.kernel = MRL_KERNEL_moe_gemv, .tile = pairs <= 2 * (uint64_t)experts ? 2 : 4};
     if (coopmat_can(dev, args))
-        return (strategy){MRL_KERNEL_moe_gemm_coopmat, coopmat_tile(pairs, experts), 0};
-    return (strategy){MRL_KERNEL_moe_gemm, GEMM_TILE, 0};
+        return (strategy){.kernel = MRL_KERNEL_moe_gemm_coopmat, .tile = coopmat_tile(pairs, experts)};
+    return (strategy){.kernel = MRL_KERNEL_moe_gemm, .tile = GEMM_TILE};
 }
 
 static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
@@ -507,7 +506,24 @@ static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, stra
                strcmp(name, mrl_kernel_name(MRL_KERNEL_trellis_moe_gemv)) != 0 || splits_asked(args) > 65535) {
         return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel %s for trellises", args->kernel);
     }
-    *out = (strategy){MRL_KERNEL_trellis_moe_gemv, tile, 0};
+    *out = (strategy){.kernel = MRL_KERNEL_trellis_moe_gemv, .tile = tile};
+    return MRL_OK;
+}
+
+/* "rows@rows,split,prefetch,lanes,workgroups", of gate_up and, behind a slash, of down: what gemv is tuned by. */
+static mrl_status parse_rows(const char *text, strategy *out, mrl_error *err)
+{
+    static const uint32_t most[] = {8, 32, 16, 1024, 65536}; /* a power of two each, but for the last */
+    mrl_gemv_tuning *const both[] = {&out->gate_up, &out->down};
+
+    for (int i = 0; i < 2 && text != NULL; i++, text = strchr(text + 1, '/')) {
+        uint32_t v[5] = {0};
+        sscanf(text, i == 0 ? "rows@%u,%u,%u,%u,%u" : "/%u,%u,%u,%u,%u", &v[0], &v[1], &v[2], &v[3], &v[4]);
+        for (int j = 0; j < 5; j++)
+            if (v[j] > most[j] || (j < 4 && (v[j] & (v[j] - 1)) != 0))
+                return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel \"%s\" asks for what cannot be tuned", text);
+        *both[i] = (mrl_gemv_tuning){v[0], v[1], v[2], v[3], v[4]};
+    }
     return MRL_OK;
 }
 
@@ -517,10 +533,10 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
         const char *name;
         strategy standard;
         uint32_t least, most; /* tile that may be asked for, a power of two */
-    } known[] = {{"rows", {MRL_KERNEL_moe_gemv, 0, 0}, 0, 0},
-                 {"moe_gemv", {MRL_KERNEL_moe_gemv, 4, 0}, 1, 8},
-                 {"moe_gemm", {MRL_KERNEL_moe_gemm, GEMM_TILE, 0}, GEMM_TILE, GEMM_TILE},
-                 {"moe_gemm_coopmat", {MRL_KERNEL_moe_gemm_coopmat, 64, 0}, 32, 256}};
+    } known[] = {{"rows", {.kernel = MRL_KERNEL_moe_gemv, .tile = 0}, 0, 0},
+                 {"moe_gemv", {.kernel = MRL_KERNEL_moe_gemv, .tile = 4}, 1, 8},
+                 {"moe_gemm", {.kernel = MRL_KERNEL_moe_gemm, .tile = GEMM_TILE}, GEMM_TILE, GEMM_TILE},
+                 {"moe_gemm_coopmat", {.kernel = MRL_KERNEL_moe_gemm_coopmat, .tile = 64}, 32, 256}};
     char name[32] = "";
     uint32_t tile = 0, columns = 0;
 
@@ -534,6 +550,8 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
         if (strcmp(known[i].name, name) != 0)
             continue;
         *out = known[i].standard;
+        if (out->kernel == MRL_KERNEL_moe_gemv && out->tile == 0)
+            return parse_rows(args->kernel, out, err);
         const bool coopmat = known[i].standard.kernel == MRL_KERNEL_moe_gemm_coopmat;
         if ((parts >= 2 && (tile < known[i].least || tile > known[i].most || (tile & (tile - 1)) != 0)) ||
             (parts == 3 && (!coopmat || columns < 1 || columns > 2 || columns * tile > 256)))

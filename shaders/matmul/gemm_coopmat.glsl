@@ -83,8 +83,8 @@ void main()
     const uint t = gl_LocalInvocationIndex, n0 = gl_WorkGroupID.x * BN;
     const uint row = t / 2, part = (t % 2) * 16; // what this thread fetches of a step
     const uint slot = (row * PITCH + part) / 8;
-    // Successive subgroups, which work side by side, stand beside each other: where a tile is not full, those above work
-    // on and those below leave the matrix units to them.
+    // Successive subgroups, which work side by side, stand beside each other: where a tile is not full, those above
+    // work on and those below leave the matrix units to them.
     const uint across = 8 / HEIGHT, sm = gl_SubgroupID / across * 64, sn = gl_SubgroupID % across * (COLUMNS * 16);
     const uint steps = p.k_padded / BK;
     MatC acc[ROWS * COLUMNS];

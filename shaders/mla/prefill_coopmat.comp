@@ -1,6 +1,7 @@
 // Latent attention of consecutive rows of one slot, expanded: keys and values of each head have been made of the
-// latents (p.quant: (p.chunks positions, heads of this dispatch, NOPE + VALUES) f16), so that a score costs NOPE + ROPE_DIM
-// products instead of RANK + ROPE_DIM, and a value VALUES instead of RANK. The rope part of a key comes from the cache.
+// latents (p.quant: (p.chunks positions, heads of this dispatch, NOPE + VALUES) f16), so that a score costs NOPE +
+// ROPE_DIM products instead of RANK + ROPE_DIM, and a value VALUES instead of RANK. The rope part of a key comes from
+// the cache.
 //
 // q (rows, HEADS * (NOPE + ROPE_DIM)) is turned here. Grid (line tiles, heads from p.first_head on); a line is a row.
 // Source: DeepSeek-V2, arXiv 2405.04434, section 2.1; the rest is attention/prefill_coopmat.glsl.

@@ -29,7 +29,7 @@ layout(constant_id = 11) const uint NORMALISE = 0;
 layout(constant_id = 12) const uint GROUPS = 1;
 layout(constant_id = 13) const uint TOP_GROUPS = 1;
 layout(constant_id = 14) const uint GROUP_BEST = 2;
-layout(constant_id = 15) const uint ROUNDS = 0;   // of the workgroup along k, all of whose loads are issued at once; 0: a loop
+layout(constant_id = 15) const uint ROUNDS = 0;   // of the workgroup along k, all loads issued at once; 0: a loop
 
 layout(push_constant, scalar) uniform Push { mrl_push_router p; };
 
