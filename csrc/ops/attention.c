@@ -289,7 +289,8 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
                  plan_prefill_coopmat(kv, (uint32_t)ratio, y->dtype, &plan);
     if (!found && args->kernel == MRL_KERNEL_attention_prefill_coopmat)
         return mrl_fail(err, MRL_ERR_VALUE,
-                        "attention: kernel attention_prefill_coopmat cannot do heads of %u %s on %s", kv->dim, mrl_dtype_name(kv->dtype), info->name);
+                        "attention: kernel attention_prefill_coopmat cannot do heads of %u %s on %s", kv->dim,
+                        mrl_dtype_name(kv->dtype), info->name);
     if (!found && !plan_prefill(kv, (uint32_t)ratio, y->dtype, &plan))
         return too_little_shared(info, kv, err);
     uint64_t tiles = (rows * ratio + plan.lines - 1) / plan.lines;
