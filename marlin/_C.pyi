@@ -353,7 +353,7 @@ class MoE:
         self, x: Tensor, *, norm: Tensor | None = None, eps: float = 1e-6, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...
     # dtype: of activations between the kernels, and of y without a residual. positions (rows) i32: rows with a
-    # negative one are idle, nothing is computed for them. kernel: "rows", "moe_gemv@tile", ...
+    # negative one are idle, nothing is computed for them. kernel: "rows", "moe_gemv@tile", ... of csrc/ops/moe.h
     def __call__(
         self,
         x: Tensor,
@@ -471,6 +471,8 @@ def mla(
     interleaved: bool = True,
     dtype: str | None = None,
     staged: bool = False,
+    sequence: bool = False,
+    kernel: str | None = None,
 ) -> Tensor: ...
 
 # What changes from step to step, in GPU memory (push.h draws it). tokens, positions, slot_ids:

@@ -21,12 +21,12 @@ from marlin import _C, html
 from marlin.config import ModelConfig
 from marlin.detokenize import Detokenizer
 from marlin.errors import MarlinError
+from marlin.memory import chunk_rows
 from marlin.models.base import CausalLM, Run
 from marlin.sampling import STOP_IDS, SamplingParams
 from marlin.tensors import upload
 from marlin.tokenizer import Tokenizer
 
-CHUNK: Final = 512  # rows of a prefill call: large enough for full matrix tiles, short enough to cancel
 FIRST_BOUND: Final = 512  # positions that the smallest captured step reaches; each further one reaches 4 times as far
 
 
@@ -124,6 +124,7 @@ class Engine:
     ) -> None:
         self.network, self.config, self.device = network, config, device
         self.context, self.slots, self.dtype = context, slots, dtype
+        self.chunk = chunk_rows(device.kind)
         latent = config.latent
         self.cache = _C.KVCache(
             device, layers=config.layers, slots=slots, context=context, dtype=kv,
@@ -153,9 +154,9 @@ class Engine:
         """Put ids into the cache of a slot; returns how many were there already (with `reuse`)."""
         kept = self.kept.pop(slot, [])
         start = shared_prefix(kept, ids) if reuse else 0
-        for first in range(start, len(ids), CHUNK):
-            self.forward(ids[first : first + CHUNK], slot=slot, start=first)
-            if first + CHUNK < len(ids):
+        for first in range(start, len(ids), self.chunk):
+            self.forward(ids[first : first + self.chunk], slot=slot, start=first)
+            if first + self.chunk < len(ids):
                 self.device.sync()  # bounded work in flight: Ctrl-C is answered within two chunks
         return start
 
@@ -318,7 +319,7 @@ def run(
     if not waiting:
         return
     need = max(sequence.limit for sequence in waiting)
-    compiling = engine.compile_beside(min(len(waiting[0].prompt) - 1, CHUNK))
+    compiling = engine.compile_beside(min(len(waiting[0].prompt) - 1, engine.chunk))
     try:
         generator, count = engine.generator(min(len(waiting), engine.slots), need)
     finally:

@@ -11,7 +11,9 @@ from marlin.config import ModelConfig
 
 KV_BYTES: Final = {"f16": 2, "f32": 4}
 ACTIVATION_BYTES: Final = {"f16": 2, "bf16": 2, "f32": 4}
-CHUNK_ROWS: Final = 512
+CHUNK_ROWS: Final = {"discrete": 2048}  # of a prefill call, by the kind of device: experts want hundreds of rows each
+CHUNK_ROWS_ELSEWHERE: Final = 512  # large enough for full matrix tiles, short enough to cancel
+EXPANDED_BYTES: Final = 256 << 20  # keys and values that are made of latents at a time (csrc/ops/mla_prefill.c)
 UPLOAD_BYTES: Final = 64 << 20  # device buffers of the loader, and slack of the allocator's slabs
 
 
@@ -151,13 +153,21 @@ def kv_bytes(config: ModelConfig, context: int, slots: int, kv: str) -> int:
     return config.layers * slots * context * config.cache_row * KV_BYTES[kv]
 
 
-def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str) -> int:
+def chunk_rows(kind: str | None) -> int:
+    """Rows of a prefill call on a device of this kind (Device.kind); None: not known yet."""
+    return CHUNK_ROWS.get(kind or "", CHUNK_ROWS_ELSEWHERE)
+
+
+def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str, chunk: int) -> int:
     """Activations of a prefill chunk (residual twice, qkv, attention, MLP, experts), logits of a step, loader."""
-    rows, wide = min(CHUNK_ROWS, context), ACTIVATION_BYTES[dtype]
+    rows, wide = min(chunk, context), ACTIVATION_BYTES[dtype]
     row = 8 * config.hidden_size + wide * (2 * config.q_size + 2 * config.kv_size + config.intermediate_size)
-    if config.latent is not None:  # absorbed queries and chunk results, f32
+    expanded = 0
+    if config.latent is not None:  # absorbed queries and chunk results, f32; keys and values of prompts, f16
         row += 8 * config.heads * config.latent.row
+        keys = 2 * context * config.heads * (config.latent.nope_dim + config.latent.v_dim)
+        expanded = min(keys, EXPANDED_BYTES) + 2 * context * config.latent.rank
     if config.experts is not None:  # act and, of tiles, the result of each chosen expert; logits of the router
         e = config.experts
         row += (e.top_k + 1) * (wide * e.inner + 4 * config.hidden_size) + 4 * e.count
-    return rows * row + 4 * slots * config.vocab_size + UPLOAD_BYTES
+    return rows * row + expanded + 4 * slots * config.vocab_size + UPLOAD_BYTES

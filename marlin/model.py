@@ -23,7 +23,7 @@ from marlin.compare import Comparison, differences, transformers_trace
 from marlin.config import ModelConfig, read_config
 from marlin.device import Device
 from marlin.errors import DeviceOutOfMemory, MarlinError, UnsupportedModelError
-from marlin.generate import CHUNK, Chunk, Continuation, Engine, Generation, run, token_ids
+from marlin.generate import Chunk, Continuation, Engine, Generation, run, token_ids
 from marlin.keywords import checked_keywords
 from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import open_checkpoint
@@ -41,6 +41,7 @@ from marlin.usage import ExpertUsage
 
 Prompt = str | Sequence[int]
 LOGITS_BYTES: Final = 256 << 20  # logits on the device at a time
+TRACE_ROWS: Final = 512  # tokens of a trace: every result of the network goes to host memory
 
 
 @dataclass
@@ -152,9 +153,9 @@ class Model:
         tokenizer = Tokenizer(checkpoint.folder) if (checkpoint.folder / "tokenizer.json").exists() else None
         opened = Device(device)
         plan = make_plan(
-            network, checkpoint.folder.name, device=opened.name, budget=budget_of(opened, memory_limit),
-            context=context, slots=slots, kv=kv, dtype=dtype, usage=read_usage(expert_usage),
-            rate=partial(bus_rate, opened),
+            network, checkpoint.folder.name, device=opened.name, kind=opened.kind,
+            budget=budget_of(opened, memory_limit), context=context, slots=slots, kv=kv, dtype=dtype,
+            usage=read_usage(expert_usage), rate=partial(bus_rate, opened),
         )  # fmt: skip
         if not plan.fits:
             raise refuse(plan)
@@ -194,8 +195,8 @@ class Model:
         network = build(parsed, Source(None, parse_format(format), exact=dtype == "f32"))
         opened, name = Device(device), f"random {parsed.model_type}"
         plan = make_plan(
-            network, name, device=opened.name, budget=budget_of(opened, memory_limit), context=context, slots=slots,
-            kv=kv, dtype=dtype, rate=partial(bus_rate, opened),
+            network, name, device=opened.name, kind=opened.kind, budget=budget_of(opened, memory_limit),
+            context=context, slots=slots, kv=kv, dtype=dtype, rate=partial(bus_rate, opened),
         )  # fmt: skip
         if not plan.fits:
             raise refuse(plan)
@@ -409,8 +410,8 @@ class Model:
         is computed inside; "model.norm" and "logits" come last. For comparing with another implementation.
         """
         ids = self._ids(tokens)
-        if len(ids) > CHUNK:
-            raise ValueError(f"trace: at most {CHUNK} tokens, got {len(ids)}")
+        if len(ids) > TRACE_ROWS:
+            raise ValueError(f"trace: at most {TRACE_ROWS} tokens, got {len(ids)}")
         seen: dict[str, NDArray[Any]] = {}
 
         def watch(name: str, y: _C.Tensor) -> None:
@@ -594,9 +595,9 @@ class Model:
 
     def _logit_rows(self, engine: Engine, ids: Sequence[int]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Logits of consecutive tokens from position 0, in blocks that bound the device memory."""
-        block = max(1, min(CHUNK, LOGITS_BYTES // (4 * self.config.vocab_size)))
-        for first in range(0, len(ids), CHUNK):
-            hidden = engine.forward(ids[first : first + CHUNK], start=first)
+        block = max(1, min(engine.chunk, LOGITS_BYTES // (4 * self.config.vocab_size)))
+        for first in range(0, len(ids), engine.chunk):
+            hidden = engine.forward(ids[first : first + engine.chunk], start=first)
             for row in range(0, hidden.shape[0], block):
                 logits = to_numpy(engine.network.logits(hidden[row : row + block]))
                 yield slice(first + row, first + row + len(logits)), logits

@@ -13,7 +13,16 @@ from marlin.errors import DeviceError, DeviceOutOfMemory, UnsupportedModelError
 from marlin.keywords import checked_keywords
 from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import Checkpoint, open_checkpoint
-from marlin.memory import ACTIVATION_BYTES, KV_BYTES, HostExperts, MemoryPlan, kv_bytes, kv_dtype, scratch_bytes
+from marlin.memory import (
+    ACTIVATION_BYTES,
+    KV_BYTES,
+    HostExperts,
+    MemoryPlan,
+    chunk_rows,
+    kv_bytes,
+    kv_dtype,
+    scratch_bytes,
+)
 from marlin.models import build
 from marlin.models.base import CausalLM, Linear, Source
 from marlin.placement import bus_rate, move_experts, read_usage
@@ -51,6 +60,7 @@ def make_plan(
     name: str,
     *,
     device: str,
+    kind: str | None,
     budget: int | None,
     context: int | None,
     slots: int | None,
@@ -62,7 +72,7 @@ def make_plan(
     """The plan of a network; a context or number of slots that is None shrinks until the plan fits.
 
     Where that is not enough, routed experts move to host memory, the least used first (usage: a profile), with one slot
-    and the default context, or less, unless they are given. rate: measures the bus.
+    and the default context, or less, unless they are given. kind: of the device; rate: measures the bus.
     """
     config, kv = network.config, kv_dtype(kv, dtype)
     linears = [module for module in network.modules() if isinstance(module, Linear)]
@@ -72,7 +82,7 @@ def make_plan(
     def plan(tokens: int, rows: int, host: HostExperts | None = None) -> MemoryPlan:
         return MemoryPlan(
             name, "; ".join(forms), device, network.sizes(), kv_bytes(config, tokens, rows, kv),
-            scratch_bytes(config, tokens, rows, dtype), tokens, rows, kv, budget, notes, host,
+            scratch_bytes(config, tokens, rows, dtype, chunk_rows(kind)), tokens, rows, kv, budget, notes, host,
         )  # fmt: skip
 
     tokens = context or min(config.context, DEFAULT_CONTEXT)
@@ -133,10 +143,10 @@ def plan(
     checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only)
     _, network = read_network(checkpoint, format, context, dtype)
     usage = read_usage(expert_usage)
-    name, budget, rate = "no device", memory_limit, None
+    name, kind, budget, rate = "no device", None, memory_limit, None
     try:
         opened = device if isinstance(device, Device) else Device(find(device).index)
-        name, budget, rate = opened.name, budget_of(opened, memory_limit), partial(bus_rate, opened)
+        name, kind, budget, rate = opened.name, opened.kind, budget_of(opened, memory_limit), partial(bus_rate, opened)
     except DeviceError:
         if device is not None:
             raise
@@ -144,6 +154,7 @@ def plan(
         network,
         checkpoint.folder.name,
         device=name,
+        kind=kind,
         budget=budget,
         context=context,
         slots=slots,

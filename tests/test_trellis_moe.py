@@ -160,6 +160,15 @@ def test_mixture(device: _C.Device, case: Case) -> None:
     assert np.array_equal(to_numpy(out), first)
 
 
+def test_kernels_of_many_pairs(device: _C.Device) -> None:
+    """Tiles of 16 pairs go through matrices where the device has them, after a transform of their own."""
+    made = mixture(device, CASES[0])
+    x = _C.full(device, (60, 200), 0, "f16")
+    names = kernels_of(device, lambda: made.raw(x, kernel="trellis_moe_gemv@16"))
+    matrices = {"coopmat", "int_dot"} <= set(device.features) and device_row()["subgroup_size"] == 32
+    assert ("trellis_moe_gemv_coopmat" in names) == matrices == ("trellis_moe_hadamard" in names)
+
+
 def test_dispatches_do_not_depend_on_the_experts(device: _C.Device) -> None:
     made = mixture(device, CASES[0])
     for rows, kernel, before in ((1, None, ["moe_router"]), (4, "trellis_moe_gemv@2", ["moe_router", "moe_plan"])):

@@ -12,12 +12,15 @@
 
 #define PAIRS_MAX 32768u /* of one walk through the kernels: more rows take several */
 #define GEMM_TILE 64u
-#define COOPMAT_SHARED 20480u /* bytes of its largest tiles */
+#define ROUTER_ROUNDS_MAX 8u /* loads of a lane that the router has under way at once */
+#define COOPMAT_SHARED(rows, columns) (((rows) + (columns)) * 80u) /* bytes of a tile of moe_gemm_coopmat */
 
 /* How the pairs of a call are multiplied. */
 typedef struct strategy {
     mrl_kernel kernel; /* moe_gemv, moe_gemm, moe_gemm_coopmat, trellis_moe_gemv */
     uint32_t tile;     /* pairs of one expert that go together; 0: every pair by itself */
+    uint32_t columns;  /* of a tile of moe_gemm_coopmat; 0: by the number of tiles */
+    mrl_gemv_tuning gate_up, down; /* of pairs by themselves */
 } strategy;
 
 /* What the dispatches of one call share. */
@@ -117,11 +120,13 @@ static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_vie
     static const mrl_dtype types[MRL_FORMAT_COUNT] = {[MRL_FORMAT_f32] = MRL_DTYPE_f32,
                                                       [MRL_FORMAT_f16] = MRL_DTYPE_f16,
                                                       [MRL_FORMAT_bf16] = MRL_DTYPE_bf16};
-    const uint32_t spec[] = {router_lanes(dev, layer->router->k),
+    const uint32_t lanes = router_lanes(dev, layer->router->k), step = layer->router->k % 4 == 0 ? 4 : 1;
+    const uint32_t rounds = mrl_div_up(layer->router->k, lanes * step);
+    const uint32_t spec[] = {lanes,
                              (uint32_t)args->x.dtype,
                              (uint32_t)types[layer->router->format],
                              args->norm.buffer != NULL,
-                             layer->router->k % 4 == 0 ? 4 : 1,
+                             step,
                              given,
                              layer->experts,
                              layer->top_k,
@@ -131,7 +136,8 @@ static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_vie
                              layer->normalise,
                              layer->groups,
                              layer->top_groups,
-                             layer->group_best};
+                             layer->group_best,
+                             rounds <= ROUTER_ROUNDS_MAX ? rounds : 0};
     const mrl_push_router push = {.w = mrl_buffer_address(layer->router->quant),
                                   .x = mrl_view_address(&args->x),
                                   .norm = mrl_view_address(&args->norm),
@@ -232,11 +238,23 @@ done:
     return rc;
 }
 
+/* Wide tiles read x least and pass most products to the matrix units between two barriers, but there must be enough of
+ * them; tiles of 256 rows are large as they are. */
+static uint32_t coopmat_columns(const routed *r, uint32_t n)
+{
+    const uint32_t tiles = r->pairs / r->how.tile + r->args->layer->experts / 2;
+    const bool fits = mrl_device_info_of(r->dev)->shared_bytes >= COOPMAT_SHARED(r->how.tile, 256);
+
+    if (r->how.columns != 0)
+        return r->how.columns;
+    return fits && r->how.tile < 256 && (uint64_t)tiles * mrl_div_up(n, 256) >= 264 ? 256 : 128;
+}
+
 static void plan_gemm(const routed *r, const product *p, mrl_gemv_plan *plan)
 {
     const mrl_weight *w = p->w;
     const bool coopmat = r->how.kernel == MRL_KERNEL_moe_gemm_coopmat;
-    const uint32_t columns = coopmat ? 128 : GEMM_TILE;
+    const uint32_t columns = coopmat ? coopmat_columns(r, p->n) : GEMM_TILE;
     const uint32_t spec[] = {256,         (uint32_t)p->x->dtype, (uint32_t)p->y->dtype,   (uint32_t)w->scale_type,
                              w->has_zero, w->group,              (uint32_t)p->activation, columns,
                              1,           r->how.tile};
@@ -252,7 +270,6 @@ static void plan_gemm(const routed *r, const product *p, mrl_gemv_plan *plan)
 /* y (pairs, n_out) = activation(norm(x) W[expert]^T) by the kernel of the strategy, for the experts of a stack. */
 static mrl_status pair_product(const routed *r, const product *p, mrl_error *err)
 {
-    const mrl_gemv_tuning defaults = {0};
     const bool gemm = r->how.kernel == MRL_KERNEL_moe_gemm || r->how.kernel == MRL_KERNEL_moe_gemm_coopmat;
     mrl_gemv_plan plan = {0};
 
@@ -267,7 +284,7 @@ static mrl_status pair_product(const routed *r, const product *p, mrl_error *err
                                     .activation = p->activation,
                                     .norm = p->norm.buffer != NULL,
                                     .staged = r->args->kernel != NULL};
-        mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
+        mrl_status rc = mrl_plan_gemv(r->dev, &work, &r->how.gate_up, &plan, err);
         if (rc != MRL_OK)
             return rc;
     } else {
@@ -307,7 +324,6 @@ static mrl_status down_of_pairs(const routed *r, const mrl_moe_stack *stack, con
 static mrl_status down_by_rows(const routed *r, mrl_error *err)
 {
     const mrl_weight *w = r->args->layer->stacks[0].down;
-    const mrl_gemv_tuning defaults = {0};
     const mrl_gemv_work work = {.w = w,
                                 .n = r->hidden,
                                 .length = r->slots * w->k_padded,
@@ -324,7 +340,7 @@ static mrl_status down_by_rows(const routed *r, mrl_error *err)
                        .slots = r->slots};
     mrl_gemv_plan plan = {0};
 
-    mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
+    mrl_status rc = mrl_plan_gemv(r->dev, &work, &r->how.down, &plan, err);
     return rc != MRL_OK ? rc : dispatch_product(r, &p, MRL_KERNEL_moe_down, &plan, err);
 }
 
@@ -520,16 +536,18 @@ static bool coopmat_can(mrl_device *dev, const mrl_moe_args *args)
         if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, w->format, MRL_MATH_F16) || w->k % 8 != 0)
             return false;
     }
-    return mrl_device_info_of(dev)->subgroup_size == 32 && mrl_device_info_of(dev)->shared_bytes >= COOPMAT_SHARED &&
-           x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16 &&
+    return mrl_device_info_of(dev)->subgroup_size == 32 &&
+           mrl_device_info_of(dev)->shared_bytes >= COOPMAT_SHARED(256, 128) && x == MRL_DTYPE_f16 &&
+           args->dtype == MRL_DTYPE_f16 &&
            (args->norm.buffer != NULL || args->x.offset % 16 == 0);
 }
 
-/* Low tiles where few pairs go to an expert: rows that are not there are multiplied too. */
+/* Low tiles where few pairs go to an expert, for rows that are not there are multiplied too; high ones decode an
+ * expert less often. */
 static uint32_t coopmat_tile(uint64_t pairs, uint32_t experts)
 {
     const uint64_t mean = pairs / experts;
-    return mean <= 32 ? 32 : mean <= 96 ? 64 : 128;
+    return mean <= 32 ? 32 : mean <= 96 ? 64 : mean <= 256 ? 128 : 256;
 }
 
 static strategy best(mrl_device *dev, const mrl_moe_args *args)
@@ -540,12 +558,12 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
     /* A CPU gains nothing from tiles (see row_by_row of matmul.c). On a GPU two dispatches more cost less than
      * reading experts twice, once the pairs are half as many as the experts. */
     if (software(dev) || rows == 1 || (rows <= MRL_GEMV_MAX_ROWS && 2 * pairs <= experts))
-        return (strategy){MRL_KERNEL_moe_gemv, 0};
+        return (strategy){.kernel = MRL_KERNEL_moe_gemv, .tile = 0};
     if (rows <= MRL_GEMV_MAX_ROWS)
-        return (strategy){MRL_KERNEL_moe_gemv, pairs <= 2 * (uint64_t)experts ? 2 : 4};
+        return (strategy){.kernel = MRL_KERNEL_moe_gemv, .tile = pairs <= 2 * (uint64_t)experts ? 2 : 4};
     if (coopmat_can(dev, args))
-        return (strategy){MRL_KERNEL_moe_gemm_coopmat, coopmat_tile(pairs, experts)};
-    return (strategy){MRL_KERNEL_moe_gemm, GEMM_TILE};
+        return (strategy){.kernel = MRL_KERNEL_moe_gemm_coopmat, .tile = coopmat_tile(pairs, experts)};
+    return (strategy){.kernel = MRL_KERNEL_moe_gemm, .tile = GEMM_TILE};
 }
 
 static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
@@ -568,7 +586,24 @@ static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, stra
                strcmp(name, mrl_kernel_name(MRL_KERNEL_trellis_moe_gemv)) != 0 || splits_asked(args) > 65535) {
         return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel %s for trellises", args->kernel);
     }
-    *out = (strategy){MRL_KERNEL_trellis_moe_gemv, tile};
+    *out = (strategy){.kernel = MRL_KERNEL_trellis_moe_gemv, .tile = tile};
+    return MRL_OK;
+}
+
+/* "rows@rows,split,prefetch,lanes,workgroups", of gate_up and, behind a slash, of down: what gemv is tuned by. */
+static mrl_status parse_rows(const char *text, strategy *out, mrl_error *err)
+{
+    static const uint32_t most[] = {8, 32, 16, 1024, 65536}; /* a power of two each, but for the last */
+    mrl_gemv_tuning *const both[] = {&out->gate_up, &out->down};
+
+    for (int i = 0; i < 2 && text != NULL; i++, text = strchr(text + 1, '/')) {
+        uint32_t v[5] = {0};
+        sscanf(text, i == 0 ? "rows@%u,%u,%u,%u,%u" : "/%u,%u,%u,%u,%u", &v[0], &v[1], &v[2], &v[3], &v[4]);
+        for (int j = 0; j < 5; j++)
+            if (v[j] > most[j] || (j < 4 && (v[j] & (v[j] - 1)) != 0))
+                return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel \"%s\" asks for what cannot be tuned", text);
+        *both[i] = (mrl_gemv_tuning){v[0], v[1], v[2], v[3], v[4]};
+    }
     return MRL_OK;
 }
 
@@ -578,16 +613,16 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
         const char *name;
         strategy standard;
         uint32_t least, most; /* tile that may be asked for, a power of two */
-    } known[] = {{"rows", {MRL_KERNEL_moe_gemv, 0}, 0, 0},
-                 {"moe_gemv", {MRL_KERNEL_moe_gemv, 4}, 1, 8},
-                 {"moe_gemm", {MRL_KERNEL_moe_gemm, GEMM_TILE}, GEMM_TILE, GEMM_TILE},
-                 {"moe_gemm_coopmat", {MRL_KERNEL_moe_gemm_coopmat, 64}, 32, 128}};
+    } known[] = {{"rows", {.kernel = MRL_KERNEL_moe_gemv, .tile = 0}, 0, 0},
+                 {"moe_gemv", {.kernel = MRL_KERNEL_moe_gemv, .tile = 4}, 1, 8},
+                 {"moe_gemm", {.kernel = MRL_KERNEL_moe_gemm, .tile = GEMM_TILE}, GEMM_TILE, GEMM_TILE},
+                 {"moe_gemm_coopmat", {.kernel = MRL_KERNEL_moe_gemm_coopmat, .tile = 64}, 32, 256}};
     char name[32] = "";
-    uint32_t tile = 0;
+    uint32_t tile = 0, columns = 0;
 
     if (has_trellises(args->layer))
         return choose_trellis(dev, args, out, err);
-    int parts = args->kernel == NULL ? 0 : sscanf(args->kernel, "%31[a-z_]@%u", name, &tile);
+    int parts = args->kernel == NULL ? 0 : sscanf(args->kernel, "%31[a-z_]@%u,%u", name, &tile, &columns);
     *out = best(dev, args);
     if (args->kernel == NULL)
         return MRL_OK;
@@ -595,10 +630,15 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
         if (strcmp(known[i].name, name) != 0)
             continue;
         *out = known[i].standard;
-        if (parts == 2 && (tile < known[i].least || tile > known[i].most || (tile & (tile - 1)) != 0))
+        if (out->kernel == MRL_KERNEL_moe_gemv && out->tile == 0)
+            return parse_rows(args->kernel, out, err);
+        const bool coopmat = known[i].standard.kernel == MRL_KERNEL_moe_gemm_coopmat;
+        if ((parts >= 2 && (tile < known[i].least || tile > known[i].most || (tile & (tile - 1)) != 0)) ||
+            (parts == 3 && (!coopmat || columns < 1 || columns > 2 || columns * tile > 256)))
             return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel \"%s\" asks for a tile that there is not", args->kernel);
-        if (parts == 2)
+        if (parts >= 2)
             out->tile = tile;
+        out->columns = 128 * columns;
         if (out->kernel == MRL_KERNEL_moe_gemm_coopmat && !coopmat_can(dev, args))
             return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel %s cannot do this product on %s", name,
                             mrl_device_info_of(dev)->name);

@@ -13,7 +13,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
 
 #define GEMV_MAX_ROWS 16u
 #define GEMV_WIDE 66u        /* times 128 columns: so many need few shares of k, and few groups a workgroup */
-#define MATRIX_MIN_ROWS 3u   /* from here on cooperative matrices are faster than lanes */
+#define MATRIX_MIN_ROWS 5u   /* from here on cooperative matrices are faster than lanes */
 #define MATRIX_MAX_ROWS 64u
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
 #define COOPMAT_SHARED(rows) (((rows) + 128u) * 144u) /* bytes of its tiles */
@@ -292,12 +292,11 @@ typedef struct matrices_plan {
     uint32_t splits, rows, spec[9];
 } matrices_plan;
 
-/* copies: of products beside each other. */
-static matrices_plan plan_matrices(const mrl_trellis *t, uint32_t m, uint32_t copies, uint32_t splits, uint32_t groups,
-                                   mrl_dtype y_type, mrl_activation activation)
+static matrices_plan plan_matrices(const mrl_trellis *t, uint32_t m, uint32_t splits, uint32_t groups, mrl_dtype y_type,
+                                   mrl_activation activation)
 {
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
-    const uint32_t wanted = splits ? splits : mrl_div_up(448, columns * max_u32(1, copies));
+    const uint32_t wanted = splits ? splits : mrl_div_up(448, columns);
     const uint32_t blocks = mrl_div_up(all, min_u32(wanted, all)), rows = m <= 16 ? 16 : m <= 32 ? 32 : 64;
     const uint32_t shares = mrl_div_up(all, blocks), lanes = 64 * (groups ? min_u32(groups, 2) : 2);
     return (matrices_plan){
@@ -314,9 +313,8 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
     call c = *given;
     const mrl_trellis *t = c.args->t;
     const matrices_plan plan =
-        plan_matrices(t, c.push.m, 1, asked->tune[0], asked->tune[1], c.args->y.dtype, c.args->activation);
-    const uint64_t told = plan.splits > 1 ? (uint64_t)plan.splits * plan.rows * t->n_padded * sizeof(float) : 0;
-    mrl_buffer *x = NULL, *partial = NULL;
+        plan_matrices(t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype, c.args->activation);
+    mrl_buffer *x = NULL, *sums = NULL;
 
     /* Matrices read whole rows of 16. */
     MRL_TRY(mrl_buffer_create(c.dev, (uint64_t)plan.rows * t->k_padded * 2, MRL_MEMORY_DEVICE, &x, err));
@@ -324,21 +322,22 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
     c.push.x_scale = ldexpf(1.0f, t->x_exponent);
     MRL_TRY(transform(&c, INPUT, MRL_DTYPE_f16, 1, x, err));
     c.push.x = mrl_buffer_address(x);
-    if (told > 0) {
-        MRL_TRY(mrl_buffer_create(c.dev, told, MRL_MEMORY_DEVICE, &partial, err));
-        c.push.partial = mrl_buffer_address(partial);
+    if (plan.splits > 1) {
+        const uint64_t bytes = (uint64_t)plan.splits * c.push.m * t->n_padded * sizeof(float);
+        MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, &sums, err));
+        c.push.partial = mrl_buffer_address(sums);
     }
-    const mrl_range counters = told > 0 ? whole(t->counters) : (mrl_range){0};
     const mrl_range reads[] = {whole(t->units), whole(t->svh), whole(x), mrl_view_range(&c.args->bias),
-                               mrl_view_range(&c.args->residual), mrl_view_range(&c.args->gate), counters};
-    const mrl_range writes[] = {c.y, whole(partial), counters};
+                               mrl_view_range(&c.args->residual), mrl_view_range(&c.args->gate)};
+    const mrl_range writes[] = {plan.splits > 1 ? whole(sums) : c.y};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
     MRL_TRY(record(&c, MRL_KERNEL_trellis_gemv_coopmat, MRL_MATH_F16, plan.spec, 9, grid, reads,
-                   sizeof reads / sizeof *reads, writes, sizeof writes / sizeof *writes, 2.0 * c.push.m * t->n * t->k,
-                   err));
+                   sizeof reads / sizeof *reads, writes, 1, 2.0 * c.push.m * t->n * t->k, err));
+    if (plan.splits > 1)
+        MRL_TRY(transform(&c, OUTPUT, c.args->y.dtype, plan.splits, sums, err));
 done:
     mrl_buffer_release(x);
-    mrl_buffer_release(partial);
+    mrl_buffer_release(sums);
     return rc;
 }
 
@@ -401,50 +400,42 @@ done:
     return rc;
 }
 
-/* Tiles of 16 pairs or more. */
+/* Tiles of 16 pairs or more; there are enough of them, so that nobody shares columns. */
 static mrl_status experts_on_matrices(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_error *err)
 {
     mrl_status rc;
     const mrl_trellis *t = args->t;
     const uint32_t pairs = (uint32_t)args->y.shape[0], tiles = (uint32_t)args->tiles.shape[0];
-    const matrices_plan plan = plan_matrices(t, args->tile, tiles, args->splits, 0, args->y.dtype, MRL_ACTIVATION_NONE);
-    const uint64_t told = plan.splits > 1 ? (uint64_t)plan.splits * tiles * plan.rows * t->n_padded * sizeof(float) : 0;
+    const matrices_plan plan = plan_matrices(t, args->tile, 1, 0, args->y.dtype, MRL_ACTIVATION_NONE);
     mrl_push_trellis_moe push = experts_push(args);
-    mrl_buffer *x = NULL, *partial = NULL;
+    mrl_buffer *x = NULL;
     mrl_pipeline *pipeline;
 
-    if (tiles > MRL_TRELLIS_PAIRS || told / sizeof(float) > INT32_MAX ||
-        ((uint64_t)pairs + plan.rows) * t->k_padded > INT32_MAX)
+    if (tiles > MRL_TRELLIS_PAIRS || ((uint64_t)pairs + plan.rows) * t->k_padded > INT32_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
     MRL_TRY(mrl_buffer_create(dev, ((uint64_t)pairs + plan.rows) * t->k_padded * 2, MRL_MEMORY_DEVICE, &x, err));
     push.eps = ldexpf(1.0f, t->x_exponent);
     MRL_TRY(transform_pairs(dev, args, &push, x, err));
     push.x = mrl_buffer_address(x);
-    if (told > 0) {
-        MRL_TRY(mrl_buffer_create(dev, told, MRL_MEMORY_DEVICE, &partial, err));
-        push.partial = mrl_buffer_address(partial);
-    }
-    const mrl_range counters = told > 0 ? args->counters : (mrl_range){0};
-    const mrl_range reads[] = {whole(t->units),              whole(t->svh),       whole(x), mrl_view_range(&args->tiles),
-                               mrl_view_range(&args->order), whole(args->places), counters};
-    const mrl_range writes[] = {mrl_view_range(&args->y), whole(partial), counters};
+    const mrl_range reads[] = {whole(t->units),              whole(t->svh),               whole(x),
+                               mrl_view_range(&args->tiles), mrl_view_range(&args->order), whole(args->places)};
+    const mrl_range writes[] = {mrl_view_range(&args->y)};
     MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_moe_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16, plan.spec, 9,
                              &pipeline, err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
         .push = &push,
         .push_bytes = sizeof push,
-        .groups = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, tiles},
+        .groups = {t->n_padded / MRL_TRELLIS_BLOCK, 1, tiles},
         .reads = reads,
         .nreads = sizeof reads / sizeof *reads,
         .writes = writes,
-        .nwrites = sizeof writes / sizeof *writes,
+        .nwrites = 1,
         .flops = 2.0 * pairs * t->n * t->k,
     };
     MRL_TRY(mrl_stream_dispatch(dev, &d, err));
 done:
     mrl_buffer_release(x);
-    mrl_buffer_release(partial);
     return rc;
 }
 

@@ -28,15 +28,30 @@ bool last_to_arrive(uvec2 counters, uint counter, uint count)
     return arrival == count - 1;
 }
 
-// One number of every workgroup, always added in the same order, however many are read at once.
+// Two numbers of every workgroup, each always added in the same order; sixteen are on their way at once.
+vec2 told_sums(uvec2 told, uint at, uint at_other, uint stride, uint count)
+{
+    vec2 sums = vec2(0.0);
+    for (uint s = 0; s < count; s += 8) {
+        vec2 v[8];
+        [[unroll]] for (uint i = 0; i < 8; i++) {
+            const uint here = (s + i) * stride;
+            v[i] = s + i < count ? vec2(BufTold(told).v[at + here], BufTold(told).v[at_other + here]) : vec2(0.0);
+        }
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            sums += v[i];
+    }
+    return sums;
+}
+
 float told_sum(uvec2 told, uint at, uint stride, uint count)
 {
     float sum = 0.0;
-    for (uint s = 0; s < count; s += 8) {
-        float v[8];
-        [[unroll]] for (uint i = 0; i < 8; i++)
+    for (uint s = 0; s < count; s += 16) {
+        float v[16];
+        [[unroll]] for (uint i = 0; i < 16; i++)
             v[i] = s + i < count ? BufTold(told).v[at + (s + i) * stride] : 0.0;
-        [[unroll]] for (uint i = 0; i < 8; i++)
+        [[unroll]] for (uint i = 0; i < 16; i++)
             sum += v[i];
     }
     return sum;

@@ -262,7 +262,7 @@ PUSH_STRUCT(mrl_push_mla)
     ADDR freq;        /* (rope_dim / 2) f32 */
     ADDR norm;        /* (rank) f32, of the latent */
     ADDR cache;       /* (slots * context, rank + rope_dim) */
-    ADDR quant;       /* kv_b (heads * (nope + v_dim), rank): planes as in mrl_push_matmul */
+    ADDR quant;       /* kv_b (heads * (nope + v_dim), rank): planes as in mrl_push_matmul; prefill_coopmat: of it */
     ADDR scale;
     ADDR zero;
     UINT context;     /* positions a slot */
@@ -274,6 +274,7 @@ PUSH_STRUCT(mrl_push_mla)
     FLOAT softmax;    /* scale of the scores */
     FLOAT rope_scale; /* multiplies cos and sin (YaRN) */
     UINT rows;
+    UINT first_head;  /* prefill_coopmat: that of workgroup (., 0) */
 };
 
 /* Step state, one row a slot (structure of arrays; see csrc/engine/step_state.h). */

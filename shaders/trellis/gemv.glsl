@@ -167,13 +167,16 @@ bool gather(uint group, uint lane, uint blocks)
     }
     if (!last_to_arrive(p.counters, gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x, gl_NumWorkGroups.y))
         return false;
-    for (uint i = t; i < 128 * M; i += LANES)
-        work[i / 128 * HADAMARD_PITCH + i % 128] = told_sum(p.partial, all + i / 128 * pitch + columns + i % 128, stride,
-                                                                 gl_NumWorkGroups.y);
-    if (NORM != 0) {
-        const float sum = told_sum(p.partial, all + row * pitch + p.n_padded + gl_WorkGroupID.x, stride, gl_NumWorkGroups.y);
-        if (t < M)
-            squares[t] = sum;
+    for (uint i = t; i < 128 * M; i += LANES) {
+        const uint start = all + i / 128 * pitch, at = start + columns + i % 128;
+        vec2 sums = vec2(0.0);
+        if (NORM != 0)
+            sums = told_sums(p.partial, at, start + p.n_padded + gl_WorkGroupID.x, stride, gl_NumWorkGroups.y);
+        else
+            sums.x = told_sum(p.partial, at, stride, gl_NumWorkGroups.y);
+        work[i / 128 * HADAMARD_PITCH + i % 128] = sums.x;
+        if (NORM != 0 && i % 128 == 0)
+            squares[i / 128] = sums.y;
     }
     barrier();
     return true;

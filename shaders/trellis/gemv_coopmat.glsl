@@ -16,7 +16,7 @@ layout(constant_id = 3) const uint M = 16;       // 16, 32 or 64
 layout(constant_id = 4) const uint BLOCKS = 1;
 layout(constant_id = 5) const uint Y_TYPE = 0;
 layout(constant_id = 6) const uint ACTIVATION = 0;
-layout(constant_id = 7) const uint SPLIT = 0;    // 1: several workgroups share 128 columns
+layout(constant_id = 7) const uint SPLIT = 0;    // 1: several workgroups share 128 columns: y is made by others
 layout(constant_id = 8) const uint LANES = 128;  // the local size
 
 bool coopmat_prologue();                       // false: nothing to do, for the whole workgroup
@@ -30,7 +30,6 @@ const bool LOOPS = false;
 #include "include/trellis.glsl"
 #include "include/trellis_f16.glsl"
 #include "include/address.glsl"
-#include "include/arrive.glsl"
 
 shared uvec4 stage[LANES / 32 * 64 * STAGE_PITCH];
 shared float work[HADAMARD_PITCH * M];
@@ -70,10 +69,9 @@ void multiply_tile(uint tile)
     subgroupBarrier();
 }
 
-// Sums of all groups and, with SPLIT, of all workgroups of these columns -> work [row][128]; false: others will finish.
-bool gather(uint group)
+// Sums of all groups -> work [row][128].
+void gather(uint group)
 {
-    const uint t = gl_LocalInvocationIndex, columns = gl_WorkGroupID.x * 128;
     for (uint g = 0; g < GROUPS; g++) {
         if (group == g)
             [[unroll]] for (uint i = 0; i < HEIGHT * 4; i++) {
@@ -87,19 +85,6 @@ bool gather(uint group)
             }
         barrier();
     }
-    if (SPLIT == 0)
-        return true;
-    const uint stride = p.n_padded * M, all = gl_WorkGroupID.z * gl_NumWorkGroups.y * stride;
-    for (uint i = t; i < 128 * ROWS; i += LANES)
-        BufTold(p.partial).v[all + gl_WorkGroupID.y * stride + i / 128 * p.n_padded + columns + i % 128] =
-            work[i / 128 * HADAMARD_PITCH + i % 128];
-    if (!last_to_arrive(p.counters, gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x, gl_NumWorkGroups.y))
-        return false;
-    for (uint i = t; i < 128 * ROWS; i += LANES)
-        work[i / 128 * HADAMARD_PITCH + i % 128] =
-            told_sum(p.partial, all + i / 128 * p.n_padded + columns + i % 128, stride, gl_NumWorkGroups.y);
-    barrier();
-    return true;
 }
 
 void main()
@@ -116,8 +101,13 @@ void main()
         acc[i] = MatC(0.0);
     [[dont_unroll]] for (uint unit = group; unit < count; unit += GROUPS)
         take_unit(TRELLIS, base, lane, unit, count);
-    if (!gather(group))
+    gather(group);
+    if (SPLIT != 0) { // hadamard.comp adds the shares and goes on
+        for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES)
+            BufF32(p.partial).v[(gl_WorkGroupID.y * ROWS + i / 128) * p.n_padded + gl_WorkGroupID.x * 128 + i % 128] =
+                work[i / 128 * HADAMARD_PITCH + i % 128];
         return;
+    }
     hadamard_work(ROWS);
     for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES)
         finish_column(i / 128, gl_WorkGroupID.x * 128 + i % 128, work[i / 128 * HADAMARD_PITCH + i % 128] / X_SCALE);
