@@ -5,7 +5,7 @@ PYTHON ?= python3
 PY     := $(VENV)/bin/python
 
 # What `make demo` runs, and what pytest is given.
-DEMO        ?= -m marlin run models/tale-dense "Once upon a time"
+DEMO        ?= -m marlin run models/tale-moe "Once upon a time"
 PYTEST_ARGS ?= -q -n 2
 BENCH       ?= kernels models
 LANE_ARGS   ?= $(PYTEST_ARGS)

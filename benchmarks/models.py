@@ -5,7 +5,8 @@
     python benchmarks/models.py --model glm-4.7-flash --format int4 --depth 2048 --prompt 2048
 
 Beside each decode rate stands its floor: the bytes that a token must read (weights, scales and cache) over the
-bandwidth of a streaming read in the same run; and the dispatches and barriers of the captured step.
+bandwidth of a streaming read in the same run; and the dispatches and barriers of the captured step. --profile adds the
+time by kernel of a decode step and of each prefill.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
     model = ml.Model.random(config, format=format, context=args.context, slots=1)
     engine = model._open_engine()
     bandwidth = stream_bandwidth(engine.device, 10)
-    bench.decode_time(engine, args.tokens, args.depth)  # captures, pipelines, clocks
+    bench.warm_up(lambda: bench.decode_time(engine, args.tokens, args.depth))
     times = [bench.decode_time(engine, args.tokens, args.depth) for _ in range(args.repeat)]
     seconds = statistics.median(times) / args.tokens
     stats = engine._programs[1][-1][1].stats
@@ -110,16 +111,31 @@ def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
         flush=True,
     )
     for count in args.prompt:
-        bench.prefill_time(engine, count)
-        rate = count / statistics.median(bench.prefill_time(engine, count) for _ in range(args.repeat))
-        row[f"pp{count}"] = rate
-        print(f"{name} {format} pp{count}: {rate:.0f} tok/s", flush=True)
+        row[f"pp{count}"] = prefill_rate(engine, count, args.repeat)
+        print(f"{name} {format} pp{count}: {row[f'pp{count}']:.0f} tok/s", flush=True)
     if args.profile:
-        for entry in bench.profile(engine, depth=args.depth):
-            mean = entry["us"] / entry["calls"]
-            print(f"  {entry['calls']:4d} x {mean:8.2f} us  {entry['gb_per_s']:7.0f} GB/s  {entry['name']}")
+        row["profile"] = {f"tg @ d{args.depth}": bench.profile(engine, depth=args.depth)}
+        row["profile"] |= {f"pp{count}": bench.profile_prefill(engine, count) for count in args.prompt}
+        for title, entries in row["profile"].items():
+            print_profile(f"{name} {format} {title}", entries)
     model.close()
     return row
+
+
+def prefill_rate(engine: Any, count: int, repeat: int) -> float:
+    """Tokens a second."""
+    bench.warm_up(lambda: bench.prefill_time(engine, count))
+    return count / statistics.median(bench.prefill_time(engine, count) for _ in range(repeat))
+
+
+def print_profile(title: str, entries: list[dict[str, Any]]) -> None:
+    total = sum(entry["us"] for entry in entries)
+    print(f"{title} by kernel: {total:.0f} us")
+    for entry in entries:
+        print(
+            f"  {entry['calls']:5d} x {entry['us'] / entry['calls']:9.2f} us  {entry['us'] / total:6.1%}  "
+            f"{entry['gb_per_s']:7.0f} GB/s  {entry['tflop_per_s']:7.2f} TFLOP/s  {entry['name']}"
+        )
 
 
 def main() -> None:

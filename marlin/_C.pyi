@@ -31,6 +31,7 @@ class QueueFull(MarlinError): ...
 # max_allocation timestamp_ns.
 def list_devices() -> list[dict[str, Any]]: ...
 def vulkan_error() -> str | None: ...  # why list_devices() is empty, with the remedy
+def fork_remedy() -> str: ...  # in a child forked from a process with Vulkan open: the end of an error text; else ""
 
 # formats.def: name bits math scale zero default_group text
 def formats() -> list[dict[str, Any]]: ...
@@ -84,7 +85,7 @@ class Device:
     def profile_start(self) -> None: ...
     def profile_stop(self) -> list[dict[str, Any]]: ...  # a dispatch: name ns bytes flops barrier
     # For tests: random order between barriers; a barrier after each dispatch; no write but where
-    # declared.
+    # declared (ValueError where the device is not host-visible).
     def set_debug(self, *, shuffle: bool = False, serial: bool = False, check: bool = False, seed: int = 0) -> None: ...
     # For tests: the nth submission ("lost"), device allocation ("memory") or host allocation
     # ("host") from now fails; 0 clears.
@@ -154,6 +155,7 @@ class Linear:
         scale: str | None = None,
         zero: bool = False,
         global_scale: float = 1.0,
+        memory: str = "device",  # or "host": kernels read the weights over the bus
     ) -> None: ...
     @property
     def n(self) -> int: ...
@@ -243,7 +245,15 @@ class Linear:
 class TrellisLinear:
     # experts: matrices of this size, one behind the other, for MoE; every method works on the one called `expert`.
     def __init__(
-        self, device: Device, n: int, k: int, bits: float, codebook: str = "mul1", experts: int = 1
+        self,
+        device: Device,
+        n: int,
+        k: int,
+        bits: float,
+        codebook: str = "mul1",
+        experts: int = 1,
+        *,
+        memory: str = "device",
     ) -> None: ...
     @property
     def n(self) -> int: ...
@@ -293,16 +303,21 @@ class TrellisLinear:
 # f16: rounded as ExLlamaV3 rounds.
 def hadamard(x: Tensor, scales: Tensor | None = None, dtype: str = "f32") -> Tensor: ...
 
+_GateUp: TypeAlias = Linear | tuple[TrellisLinear, TrellisLinear]
+_Down: TypeAlias = Linear | TrellisLinear
+
 @final
 # y = residual + the weighted sum over the experts that the router chooses for norm(x); x (rows, hidden) or (hidden).
 # router (experts [+ 1], hidden); gate_up ((experts + shared) * 2 * inner, hidden), gate and up rows alternating;
-# down ((experts + shared) * hidden, inner). NaN among a row's logits makes its result NaN.
+# down ((experts + shared) * hidden, inner). Of EXL3: (gate, up) and down, TrellisLinears of all experts. Experts of
+# several formats: lists of those, stacks, and `stacks` says for each expert, shared ones last, in which one it lies,
+# behind those of lower numbers. NaN among a row's logits makes its result NaN.
 class MoE:
     def __init__(
         self,
         router: Linear,
-        gate_up: Linear | tuple[TrellisLinear, TrellisLinear],  # of EXL3: gate and up, each all experts
-        down: Linear | TrellisLinear,
+        gate_up: _GateUp | list[_GateUp],
+        down: _Down | list[_Down],
         *,
         experts: int,
         top_k: int,
@@ -315,6 +330,7 @@ class MoE:
         group_best: int = 2,
         bias: Tensor | None = None,
         activation: str = "swiglu",
+        stacks: Sequence[int] | None = None,
     ) -> None: ...
     @property
     def device(self) -> Device: ...
@@ -337,7 +353,7 @@ class MoE:
         self, x: Tensor, *, norm: Tensor | None = None, eps: float = 1e-6, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...
     # dtype: of activations between the kernels, and of y without a residual. positions (rows) i32: rows with a
-    # negative one are idle, nothing is computed for them. kernel: "rows", "moe_gemv@tile", ...
+    # negative one are idle, nothing is computed for them. kernel: "rows", "moe_gemv@tile", ... of csrc/ops/moe.h
     def __call__(
         self,
         x: Tensor,
@@ -458,6 +474,8 @@ def mla(
     interleaved: bool = True,
     dtype: str | None = None,
     staged: bool = False,
+    sequence: bool = False,
+    kernel: str | None = None,
 ) -> Tensor: ...
 
 # What the layers of a gated delta net remember of each slot, f32.

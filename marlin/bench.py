@@ -42,7 +42,8 @@ class BenchResult:
     format: str
     parameters: int
     rows: list[BenchRow]
-    profile: list[dict[str, Any]] = field(default_factory=list)
+    profile: list[dict[str, Any]] = field(default_factory=list)  # of a decode step
+    prefill_profile: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
@@ -54,6 +55,7 @@ class BenchResult:
         return {
             "model": self.model, "device": self.device, "driver": self.driver, "format": self.format,
             "parameters": self.parameters, "rows": rows, "profile": self.profile,
+            "prefill_profile": self.prefill_profile,
         }  # fmt: skip
 
     def _table(self) -> list[tuple[str, str]]:
@@ -123,10 +125,23 @@ def _check(name: str, count: int, depth: int, context: int) -> None:
 
 
 def _row(test: str, batch: int, depth: int, repeat: int, tokens: int, seconds: Callable[[], float]) -> BenchRow:
-    seconds()  # pipelines, captures and the allocator's slabs
+    warm_up(seconds)
     rates = [tokens / seconds() for _ in range(max(1, repeat))]
     deviation = statistics.stdev(rates) if len(rates) > 1 else 0.0
     return BenchRow(test, batch, depth, statistics.fmean(rates), deviation)
+
+
+def warm_up(run: Callable[[], object]) -> None:
+    """Run until things are as they will stay: once for pipelines, captures and slabs, then for clocks and caches.
+
+    The first run may spend seconds in the driver's compiler while the device rests, so that its time does not count:
+    another one follows, and more until they have taken 0.2 s.
+    """
+    run()
+    begin = time.perf_counter()
+    run()
+    while time.perf_counter() - begin < 0.2:
+        run()
 
 
 def _ids(engine: Engine, count: int) -> list[int]:
@@ -176,11 +191,28 @@ def profile(engine: Engine, *, depth: int = 0, batch: int = 1) -> list[dict[str,
     ids = _ids(engine, depth + 1)
     for slot in range(slots):
         engine.prefill(slot, ids[:-1])
-    engine.decode_once(ids[-1], depth, slots)
+    return _by_kernel(engine, lambda: engine.decode_once(ids[-1], depth, slots))
+
+
+def profile_prefill(engine: Engine, count: int, *, depth: int = 0) -> list[dict[str, Any]]:
+    """Time by kernel of a prefill of `count` tokens behind `depth` others: name, calls, us, gb_per_s, tflop_per_s."""
+    ids = _ids(engine, depth + count)
+    engine.prefill(0, ids[:depth])
+
+    def prefill() -> None:
+        engine.kept[0] = ids[:depth]
+        engine.prefill(0, ids, reuse=True)
+
+    return _by_kernel(engine, prefill)
+
+
+def _by_kernel(engine: Engine, run: Callable[[], object]) -> list[dict[str, Any]]:
+    """What the dispatches of a run take together, by name, after one run that compiles; the longest first."""
+    run()
     engine.device.sync()
     engine.device.profile_start()
     try:
-        engine.decode_once(ids[-1], depth, slots)
+        run()
     finally:
         rows = engine.device.profile_stop()
     total: dict[str, dict[str, Any]] = {}

@@ -95,7 +95,8 @@ def find(which: int | str | None) -> DeviceInfo:
         key = which.strip().lower()
         match = [d for d in found if d.uuid == key.replace("-", "")] or [d for d in found if key in d.name.lower()]
     if not match:
-        raise DeviceError(f"no device {which!r}; there are: {'; '.join(map(repr, found))}")
+        there = "; ".join(map(repr, found))
+        raise DeviceError(f"no device {which!r}; there are: {there}{_C.fork_remedy()}")
     return match[0]
 
 

@@ -21,12 +21,12 @@ from marlin import _C, html
 from marlin.config import ModelConfig
 from marlin.detokenize import Detokenizer
 from marlin.errors import MarlinError
+from marlin.memory import chunk_rows
 from marlin.models.base import CausalLM, Run
 from marlin.sampling import STOP_IDS, SamplingParams
 from marlin.tensors import upload
 from marlin.tokenizer import Tokenizer
 
-CHUNK: Final = 512  # rows of a prefill call: large enough for full matrix tiles, short enough to cancel
 FIRST_BOUND: Final = 512  # positions that the smallest captured step reaches; each further one reaches 4 times as far
 
 
@@ -124,6 +124,7 @@ class Engine:
     ) -> None:
         self.network, self.config, self.device = network, config, device
         self.context, self.slots, self.dtype = context, slots, dtype
+        self.chunk = chunk_rows(device.kind)
         latent = config.latent
         self.cache = _C.KVCache(
             device, layers=config.cache_layers, slots=slots, context=context, dtype=kv,
@@ -164,9 +165,9 @@ class Engine:
         start = shared_prefix(kept, ids) if reuse else 0
         if self.state is not None and start < len(kept):
             start = 0
-        for first in range(start, len(ids), CHUNK):
-            self.forward(ids[first : first + CHUNK], slot=slot, start=first)
-            if first + CHUNK < len(ids):
+        for first in range(start, len(ids), self.chunk):
+            self.forward(ids[first : first + self.chunk], slot=slot, start=first)
+            if first + self.chunk < len(ids):
                 self.device.sync()  # bounded work in flight: Ctrl-C is answered within two chunks
         return start
 
@@ -330,7 +331,7 @@ def run(
     if not waiting:
         return
     need = max(sequence.limit for sequence in waiting)
-    compiling = engine.compile_beside(min(len(waiting[0].prompt) - 1, CHUNK))
+    compiling = engine.compile_beside(min(len(waiting[0].prompt) - 1, engine.chunk))
     try:
         generator, count = engine.generator(min(len(waiting), engine.slots), need)
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from marlin import html
-from marlin.loaders import Checkpoint, QuantizedTensor, TensorInfo, TrellisTensor, open_checkpoint
+from marlin.loaders import Checkpoint, QuantizedTensor, RowTrellis, TensorInfo, TrellisTensor, open_checkpoint
 from marlin.trellis import TrellisFormat
 
 # Part of a tensor's name -> its class; the first that fits.
@@ -128,14 +128,15 @@ def inspect(source: str | Path, *, revision: str | None = None, local_files_only
 
 
 def _entries(checkpoint: Checkpoint) -> Iterable[Entry]:
-    quantized = checkpoint.quantized | checkpoint.trellis
+    trellises = checkpoint.trellis | checkpoint.row_trellis
+    quantized = checkpoint.quantized | trellises
     planes: dict[str, list[TensorInfo]] = {module: [] for module in quantized}
     for name, tensor in checkpoint.tensors.items():
         module = name.rpartition(".")[0]
         # X.weight_packed, X.weight_scale, X.weight_shape, X.trellis, X.suh ... are planes of X; X.bias is not.
         if (
             module in planes
-            and (module in checkpoint.trellis or name[len(module) + 1 :].startswith("weight"))
+            and (module in trellises or name[len(module) + 1 :].startswith("weight"))
             and (not name.endswith(".bias"))
         ):
             planes[module].append(tensor)
@@ -149,13 +150,13 @@ def _entries(checkpoint: Checkpoint) -> Iterable[Entry]:
             _form(weight),
             weight.shape,
             sum(tensor.nbytes for tensor in planes[module]),
-            (weight.trellis if isinstance(weight, TrellisTensor) else weight.weight).path.name,
+            (weight.weight if isinstance(weight, QuantizedTensor) else weight.trellis).path.name,
             quantized=True,
         )
 
 
-def _form(weight: QuantizedTensor | TrellisTensor) -> str:
-    if isinstance(weight, TrellisTensor):
+def _form(weight: QuantizedTensor | TrellisTensor | RowTrellis) -> str:
+    if not isinstance(weight, QuantizedTensor):
         return str(TrellisFormat(weight.bits, weight.codebook))
     group = f"group {weight.group}" if weight.group else "per channel"
     zero = ", zero points" if weight.zero else ""

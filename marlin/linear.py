@@ -97,10 +97,12 @@ class WeightFormat:
             total += groups * (SCALE_BYTES[self.scale] + bool(self.zero))
         return total
 
-    def create(self, device: _C.Device, n: int, k: int, *, global_scale: float = 1.0) -> _C.Linear:
-        """An empty matrix on the device."""
+    def create(
+        self, device: _C.Device, n: int, k: int, *, global_scale: float = 1.0, memory: str = "device"
+    ) -> _C.Linear:
+        """An empty matrix for the device; memory "host": in host memory, which the device reads."""
         if self.scale is None:
-            return _C.Linear(device, n, k, self.name)
+            return _C.Linear(device, n, k, self.name, memory=memory)
         return _C.Linear(
             device,
             n,
@@ -110,6 +112,7 @@ class WeightFormat:
             scale=self.scale,
             zero=bool(self.zero),
             global_scale=global_scale,
+            memory=memory,
         )
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,8 +11,39 @@ from marlin.config import ModelConfig
 
 KV_BYTES: Final = {"f16": 2, "f32": 4}
 ACTIVATION_BYTES: Final = {"f16": 2, "bf16": 2, "f32": 4}
-CHUNK_ROWS: Final = 512
+CHUNK_ROWS: Final = {"discrete": 2048}  # of a prefill call, by the kind of device: experts want hundreds of rows each
+CHUNK_ROWS_ELSEWHERE: Final = 512  # large enough for full matrix tiles, short enough to cancel
+EXPANDED_BYTES: Final = 256 << 20  # keys and values that are made of latents at a time (csrc/ops/mla_prefill.c)
 UPLOAD_BYTES: Final = 64 << 20  # device buffers of the loader, and slack of the allocator's slabs
+
+
+@dataclass(frozen=True)
+class HostExperts:
+    """Routed experts in host memory.
+
+    count, of        how many of how many; nbytes: their size
+    bytes_a_token    read over the bus, as expected by a usage profile (profiled), or if all experts are chosen alike
+    rate             measured bytes a second of the bus, None without a device
+    """
+
+    count: int
+    of: int
+    nbytes: int
+    bytes_a_token: int
+    profiled: bool
+    rate: float | None
+
+    @property
+    def seconds_a_token(self) -> float | None:
+        """That reading takes; None without a rate."""
+        return self.bytes_a_token / self.rate if self.rate else None
+
+    def __str__(self) -> str:
+        how = "the least used" if self.profiled else "if all are used alike"
+        cost = f"{html.size(self.bytes_a_token)} a token over the bus, {how}"
+        if self.rate:
+            cost += f": {1e3 * self.bytes_a_token / self.rate:.2f} ms at {self.rate / 1e9:.1f} GB/s, measured"
+        return f"{self.count} of {self.of} experts in host memory, {html.size(self.nbytes)}; {cost}"
 
 
 @dataclass(frozen=True)
@@ -21,7 +52,8 @@ class MemoryPlan:
 
     weights: by kind of layer. state: what layers without a cache remember of the slots. scratch: activations of a
     prefill chunk, logits, buffers of the loader; an estimate, the rest is exact. budget: what the device has left for
-    this process, None without a device.
+    this process, None without a device. notes: what else there is to know. host: experts in host memory, not counted in
+    weights.
     """
 
     model: str
@@ -35,6 +67,8 @@ class MemoryPlan:
     kv_dtype: str
     budget: int | None
     state: int = 0
+    notes: tuple[str, ...] = ()
+    host: HostExperts | None = None
 
     @property
     def total(self) -> int:
@@ -52,12 +86,17 @@ class MemoryPlan:
         state = [(f"state f32, {self.slots} slots", self.state)] if self.state else []
         return [*self.weights.items(), (cache, self.kv), *state, ("scratch", self.scratch)]
 
+    def lines(self) -> list[str]:
+        """What stands below the table."""
+        return [*self.notes, *([str(self.host)] if self.host else [])]
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
         return {
             "model": self.model, "format": self.format, "device": self.device, "weights": dict(self.weights),
             "kv": self.kv, "state": self.state, "scratch": self.scratch, "total": self.total, "budget": self.budget,
             "fits": self.fits, "context": self.context, "slots": self.slots, "kv_dtype": self.kv_dtype,
+            "notes": list(self.notes), "host": asdict(self.host) if self.host else None,
         }  # fmt: skip
 
     def __repr__(self) -> str:
@@ -68,7 +107,7 @@ class MemoryPlan:
             *budget,
         ]
         verdict = "" if self.fits else "\ndoes not fit"
-        return f"{self._title()}\n{html.lined_up(rows)}{verdict}"
+        return "\n".join([self._title(), html.lined_up(rows), *self.lines()]) + verdict
 
     def _repr_html_(self) -> str:
         rows = [
@@ -78,7 +117,8 @@ class MemoryPlan:
         if self.budget is not None:
             rows.append(("budget", html.size(self.budget)))
         parts = [(f"{name}: {html.size(count)}", float(count)) for name, count in self.rows()]
-        return html.table(rows, title=self._title()) + html.bar(parts, self.budget or self.total)
+        notes = "".join(html.text(line) for line in self.lines())
+        return html.table(rows, title=self._title()) + html.bar(parts, self.budget or self.total) + notes
 
     def plot(self, axes: Any = None) -> Any:
         """A stacked bar as matplotlib Axes (needs the extra `plot`)."""
@@ -121,12 +161,20 @@ def state_bytes(config: ModelConfig, slots: int) -> int:
     return 4 * slots * sum(config.delta.linear) * config.delta.slot_floats if config.delta else 0
 
 
-def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str) -> int:
+def chunk_rows(kind: str | None) -> int:
+    """Rows of a prefill call on a device of this kind (Device.kind); None: not known yet."""
+    return CHUNK_ROWS.get(kind or "", CHUNK_ROWS_ELSEWHERE)
+
+
+def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str, chunk: int) -> int:
     """Activations of a prefill chunk (residual twice, qkv, attention, MLP, experts), logits of a step, loader."""
-    rows, wide = min(CHUNK_ROWS, context), ACTIVATION_BYTES[dtype]
+    rows, wide = min(chunk, context), ACTIVATION_BYTES[dtype]
     row = 8 * config.hidden_size + wide * (2 * config.q_size + 2 * config.kv_size + config.intermediate_size)
-    if config.latent is not None:  # absorbed queries and chunk results, f32
+    expanded = 0
+    if config.latent is not None:  # absorbed queries and chunk results, f32; keys and values of prompts, f16
         row += 8 * config.heads * config.latent.row
+        keys = 2 * context * config.heads * (config.latent.nope_dim + config.latent.v_dim)
+        expanded = min(keys, EXPANDED_BYTES) + 2 * context * config.latent.rank
     if config.delta is not None:  # x, the gates, mixed and o of delta nets; the gate beside q
         d = config.delta
         row += wide * (d.channels + 2 * d.value_size + config.q_size) + 4 * (d.channels + d.value_size)
@@ -134,4 +182,4 @@ def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str) -> 
     if config.experts is not None:  # act and, of tiles, the result of each chosen expert; logits of the router
         e = config.experts
         row += (e.top_k + 1) * (wide * e.inner + 4 * config.hidden_size) + 4 * e.count
-    return rows * row + 4 * slots * config.vocab_size + UPLOAD_BYTES
+    return rows * row + expanded + 4 * slots * config.vocab_size + UPLOAD_BYTES

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -17,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marlin import _C, html
-from marlin.bench import BenchResult, measure, profile
+from marlin.bench import BenchResult, measure, profile, profile_prefill
 from marlin.compare import Comparison, differences, transformers_trace
 from marlin.config import ModelConfig, read_config
 from marlin.device import Device
 from marlin.errors import DeviceOutOfMemory, MarlinError, UnsupportedModelError
-from marlin.generate import CHUNK, Chunk, Continuation, Engine, Generation, run, token_ids
+from marlin.generate import Chunk, Continuation, Engine, Generation, run, token_ids
 from marlin.keywords import checked_keywords
 from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import open_checkpoint
@@ -31,6 +32,7 @@ from marlin.models import build
 from marlin.models.base import CausalLM, Source
 from marlin.models.moe import MoE
 from marlin.perplexity import Perplexity, Score, log_softmax, picked, windows
+from marlin.placement import bus_rate, read_usage
 from marlin.planning import budget_of, check_choice, make_plan, read_network, refuse
 from marlin.sampling import SamplingParams, Stop
 from marlin.tensors import to_numpy
@@ -39,6 +41,7 @@ from marlin.usage import ExpertUsage
 
 Prompt = str | Sequence[int]
 LOGITS_BYTES: Final = 256 << 20  # logits on the device at a time
+TRACE_ROWS: Final = 512  # tokens of a trace: every result of the network goes to host memory
 
 
 @dataclass
@@ -117,6 +120,7 @@ class Model:
         kv: str | None = None,
         slots: int | None = None,
         memory_limit: int | None = None,
+        expert_usage: ExpertUsage | str | Path | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
         verify: bool = False,
@@ -132,7 +136,9 @@ class Model:
         context  tokens a slot holds; None: the model's own, at most 4096, less if memory is short
         kv       of the cache: "f16" or "f32"; None: f32 where dtype is, else f16
         slots    sequences generated at once; None: 8, fewer if memory is short
-        memory_limit   bytes of device memory that may be taken
+        memory_limit   bytes of device memory that may be taken; what routed experts need beyond it stays in host memory
+        expert_usage   how often experts are chosen (Model.expert_usage(), or a .json file that it saved): the least
+                       used go to host memory first
         verify   run the model once and check that its logits are finite
 
         Raises ModelFormatError (a file is broken), UnsupportedModelError, DeviceError, DeviceOutOfMemory (its
@@ -147,8 +153,9 @@ class Model:
         tokenizer = Tokenizer(checkpoint.folder) if (checkpoint.folder / "tokenizer.json").exists() else None
         opened = Device(device)
         plan = make_plan(
-            network, checkpoint.folder.name, device=opened.name, budget=budget_of(opened, memory_limit),
-            context=context, slots=slots, kv=kv, dtype=dtype,
+            network, checkpoint.folder.name, device=opened.name, kind=opened.kind,
+            budget=budget_of(opened, memory_limit), context=context, slots=slots, kv=kv, dtype=dtype,
+            usage=read_usage(expert_usage), rate=partial(bus_rate, opened),
         )  # fmt: skip
         if not plan.fits:
             raise refuse(plan)
@@ -178,6 +185,7 @@ class Model:
         context: int | None = None,
         kv: str | None = None,
         slots: int | None = None,
+        memory_limit: int | None = None,
         progress: bool = False,
     ) -> Model:
         """A model with random weights of a config.json's shapes, for measuring speed. It has no tokenizer."""
@@ -187,8 +195,8 @@ class Model:
         network = build(parsed, Source(None, parse_format(format), exact=dtype == "f32"))
         opened, name = Device(device), f"random {parsed.model_type}"
         plan = make_plan(
-            network, name, device=opened.name, budget=budget_of(opened, None), context=context, slots=slots,
-            kv=kv, dtype=dtype,
+            network, name, device=opened.name, kind=opened.kind, budget=budget_of(opened, memory_limit),
+            context=context, slots=slots, kv=kv, dtype=dtype, rate=partial(bus_rate, opened),
         )  # fmt: skip
         if not plan.fits:
             raise refuse(plan)
@@ -372,8 +380,8 @@ class Model:
     ) -> BenchResult:
         """Tokens a second of prefill (prompt), and of decode (gen) behind `depth` tokens, for each batch size.
 
-        with_profile: also time by kernel of one decode step. Raises ValueError for what the context or the
-        slots cannot hold.
+        with_profile: also time by kernel of one decode step, and of the longest prefill, behind the largest depth.
+        Raises ValueError for what the context or the slots cannot hold.
         """
         cases = len(depth) * (len(prompt) + len(gen) * len(batch))
         rows = []
@@ -382,6 +390,7 @@ class Model:
                 rows.append(row)
                 advance(1)
             times = profile(engine, depth=max(depth), batch=max(batch)) if with_profile else []
+            prefill = profile_prefill(engine, max(prompt), depth=max(depth)) if with_profile and prompt else []
         info = self.device.info
         return BenchResult(
             self.name,
@@ -391,6 +400,7 @@ class Model:
             self.layers.parameters,
             rows,
             times,
+            prefill,
         )
 
     def trace(self, tokens: Prompt) -> dict[str, NDArray[Any]]:
@@ -400,8 +410,8 @@ class Model:
         is computed inside; "model.norm" and "logits" come last. For comparing with another implementation.
         """
         ids = self._ids(tokens)
-        if len(ids) > CHUNK:
-            raise ValueError(f"trace: at most {CHUNK} tokens, got {len(ids)}")
+        if len(ids) > TRACE_ROWS:
+            raise ValueError(f"trace: at most {TRACE_ROWS} tokens, got {len(ids)}")
         seen: dict[str, NDArray[Any]] = {}
 
         def watch(name: str, y: _C.Tensor) -> None:
@@ -585,9 +595,9 @@ class Model:
 
     def _logit_rows(self, engine: Engine, ids: Sequence[int]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Logits of consecutive tokens from position 0, in blocks that bound the device memory."""
-        block = max(1, min(CHUNK, LOGITS_BYTES // (4 * self.config.vocab_size)))
-        for first in range(0, len(ids), CHUNK):
-            hidden = engine.forward(ids[first : first + CHUNK], start=first)
+        block = max(1, min(engine.chunk, LOGITS_BYTES // (4 * self.config.vocab_size)))
+        for first in range(0, len(ids), engine.chunk):
+            hidden = engine.forward(ids[first : first + engine.chunk], start=first)
             for row in range(0, hidden.shape[0], block):
                 logits = to_numpy(engine.network.logits(hidden[row : row + block]))
                 yield slice(first + row, first + row + len(logits)), logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class MoE:
         *,
         top_k: int,
         shared: int = 0,
-        format: str | WeightFormat = "f16",
+        format: str | WeightFormat | Sequence[str | WeightFormat] = "f16",
         scoring: str = "softmax",
         bias: ArrayLike | None = None,
         normalise: bool = True,
@@ -54,15 +54,16 @@ class MoE:
 
         gate and up (experts + shared, inner, hidden) and down (experts + shared, hidden, inner): arrays, or sequences
         of one matrix an expert. Every row goes to the last `shared` of them too. router (experts, hidden) stays f32; a
-        row more weights the shared ones by its sigmoid.
+        row more weights the shared ones by its sigmoid. format: of all experts, or a sequence of one an expert.
         scoring: softmax over the experts' scores, or the sigmoid of each. bias (experts): added for the choice only.
         normalise: weights are divided by their sum; then they are multiplied by scale. groups, top_groups,
         group_best: experts are chosen within the best groups (DeepSeek). Of equal scores the lower number wins; a row
         with NaN scores gives NaN.
 
-        Raises ValueError for zero experts, top_k above their number, experts of unequal shapes, inf and nan in them.
+        Raises ValueError for zero experts, top_k above their number, experts of unequal shapes, inf and nan in them,
+        formats that are not as many as the experts.
         """
-        opened, form = Device(device).raw, WeightFormat.parse(format)
+        opened = Device(device).raw
         first = _matrix(router, "router")
         gates, ups, downs = ([_matrix(w, "experts") for w in given] for given in (gate, up, down))
         count = len(gates)
@@ -76,20 +77,24 @@ class MoE:
             for i, matrix in enumerate(matrices):
                 if matrix.shape != shape:
                     raise ValueError(f"MoE.from_arrays: {name} of expert {i} must be {shape}, got {matrix.shape}")
-        both = form.create(opened, count * 2 * inner, hidden, global_scale=_scale(form, gates + ups))
-        back = form.create(opened, count * hidden, inner, global_scale=_scale(form, downs))
-        for i in range(count):
-            both.set_rows(gates[i], "f32", inner, row_start=2 * i * inner, row_stride=2)
-            both.set_rows(ups[i], "f32", inner, row_start=2 * i * inner + 1, row_stride=2)
-            back.set_rows(downs[i], "f32", hidden, row_start=i * hidden)
+        forms = _formats(format, count)
+        found = list(dict.fromkeys(forms))
+        stacks = [found.index(form) for form in forms]
+        both: list[_C.Linear | tuple[_C.TrellisLinear, _C.TrellisLinear]] = []
+        back: list[_C.Linear | _C.TrellisLinear] = []
+        for stack, form in enumerate(found):
+            members = [i for i in range(count) if stacks[i] == stack]
+            mine = [[matrices[i] for i in members] for matrices in (gates, ups, downs)]
+            both.append(_stack(opened, form, *mine[:2]))
+            back.append(_stack(opened, form, mine[2]))
         rows = WeightFormat("f32").create(opened, *first.shape)
         rows.set_rows(first, "f32", len(first))
         offset = None if bias is None else upload(np.ascontiguousarray(bias, np.float32).reshape(-1), opened)
         return cls(
             _C.MoE(
-                rows, both, back, experts=count - shared, top_k=top_k, shared=shared, scoring=scoring, bias=offset,
-                normalise=normalise, scale=scale, groups=groups, top_groups=top_groups, group_best=group_best,
-                activation=activation,
+                rows, both, back, stacks=stacks, experts=count - shared, top_k=top_k, shared=shared, scoring=scoring,
+                bias=offset, normalise=normalise, scale=scale, groups=groups, top_groups=top_groups,
+                group_best=group_best, activation=activation,
             )
         )  # fmt: skip
 
@@ -134,6 +139,27 @@ def _matrix(w: ArrayLike, name: str) -> NDArray[np.float32]:
     if matrix.ndim != 2:
         raise ValueError(f"MoE.from_arrays: {name} must be matrices, got shape {matrix.shape}")
     return matrix
+
+
+def _formats(format: str | WeightFormat | Sequence[str | WeightFormat], count: int) -> list[WeightFormat]:
+    """The format of each expert."""
+    if isinstance(format, str | WeightFormat):
+        return [WeightFormat.parse(format)] * count
+    if len(format) != count:
+        raise ValueError(f"MoE.from_arrays: there are {count} experts, but {len(format)} formats")
+    return [WeightFormat.parse(one) for one in format]
+
+
+def _stack(device: _C.Device, form: WeightFormat, *parts: list[NDArray[np.float32]]) -> _C.Linear:
+    """The matrices of experts one behind the other; of two parts, gate and up, the rows in turn."""
+    rows, columns = parts[0][0].shape
+    flat = [matrix for part in parts for matrix in part]
+    linear = form.create(device, len(flat) * rows, columns, global_scale=_scale(form, flat))
+    for place, part in enumerate(parts):
+        for i, matrix in enumerate(part):
+            start = i * len(parts) * rows + place
+            linear.set_rows(matrix, "f32", rows, row_start=start, row_stride=len(parts))
+    return linear
 
 
 def _scale(form: WeightFormat, matrices: list[NDArray[np.float32]]) -> float:

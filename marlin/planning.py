@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -11,9 +13,21 @@ from marlin.errors import DeviceError, DeviceOutOfMemory, UnsupportedModelError
 from marlin.keywords import checked_keywords
 from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import Checkpoint, open_checkpoint
-from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_bytes, kv_dtype, scratch_bytes, state_bytes
+from marlin.memory import (
+    ACTIVATION_BYTES,
+    KV_BYTES,
+    HostExperts,
+    MemoryPlan,
+    chunk_rows,
+    kv_bytes,
+    kv_dtype,
+    scratch_bytes,
+    state_bytes,
+)
 from marlin.models import build
-from marlin.models.base import CausalLM, Source
+from marlin.models.base import CausalLM, Linear, Source
+from marlin.placement import bus_rate, move_experts, read_usage
+from marlin.usage import ExpertUsage
 
 DEFAULT_CONTEXT: Final = 4096
 DEFAULT_SLOTS: Final = 8
@@ -47,20 +61,30 @@ def make_plan(
     name: str,
     *,
     device: str,
+    kind: str | None,
     budget: int | None,
     context: int | None,
     slots: int | None,
     kv: str | None,
     dtype: str,
+    usage: ExpertUsage | None = None,
+    rate: Callable[[], float] | None = None,
 ) -> MemoryPlan:
-    """The plan of a network; a context or number of slots that is None shrinks until the plan fits."""
-    config, weights, kv = network.config, network.sizes(), kv_dtype(kv, dtype)
-    forms = {str(module.form): None for module in network.modules() if hasattr(module, "form")}
+    """The plan of a network; a context or number of slots that is None shrinks until the plan fits.
 
-    def plan(tokens: int, rows: int) -> MemoryPlan:
+    Where that is not enough, routed experts move to host memory, the least used first (usage: a profile), with one slot
+    and the default context, or less, unless they are given. kind: of the device; rate: measures the bus.
+    """
+    config, kv = network.config, kv_dtype(kv, dtype)
+    linears = [module for module in network.modules() if isinstance(module, Linear)]
+    forms = dict.fromkeys(str(module.form) for module in linears)
+    notes = tuple(dict.fromkeys(module.note for module in linears if module.note))
+
+    def plan(tokens: int, rows: int, host: HostExperts | None = None) -> MemoryPlan:
         return MemoryPlan(
-            name, "; ".join(forms), device, weights, kv_bytes(config, tokens, rows, kv),
-            scratch_bytes(config, tokens, rows, dtype), tokens, rows, kv, budget, state_bytes(config, rows),
+            name, "; ".join(forms), device, network.sizes(), kv_bytes(config, tokens, rows, kv),
+            scratch_bytes(config, tokens, rows, dtype, chunk_rows(kind)), tokens, rows, kv, budget,
+            state_bytes(config, rows), notes, host,
         )  # fmt: skip
 
     tokens = context or min(config.context, DEFAULT_CONTEXT)
@@ -69,7 +93,16 @@ def make_plan(
         rows //= 2
     while context is None and tokens > SMALLEST_CONTEXT and not plan(tokens, rows).fits:
         tokens = max(tokens // 2, SMALLEST_CONTEXT)
-    return plan(tokens, rows)
+    smallest = plan(tokens, rows)
+    if smallest.fits or config.experts is None:
+        return smallest
+    for tokens in (context or min(config.context, DEFAULT_CONTEXT), smallest.context):
+        whole = plan(tokens, rows)
+        assert budget is not None
+        host = move_experts(network, whole.total - budget, usage, rate)
+        if host is not None:
+            return plan(tokens, rows, host)
+    return smallest
 
 
 def budget_of(device: Device, memory_limit: int | None) -> int:
@@ -99,18 +132,23 @@ def plan(
     kv: str | None = None,
     slots: int | None = None,
     memory_limit: int | None = None,
+    expert_usage: ExpertUsage | str | Path | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> MemoryPlan:
-    """What loading a model would take, from its headers only. Works without a device: then no budget is known."""
+    """What loading a model would take, from its headers only. Works without a device: then no budget is known.
+
+    Arguments are those of Model.load. Where experts would go to host memory, the bus of the device is measured.
+    """
     check_choice("dtype", dtype, ACTIVATION_BYTES)
     check_choice("kv", kv_dtype(kv, dtype), KV_BYTES)
     checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only)
     _, network = read_network(checkpoint, format, context, dtype)
-    name, budget = "no device", memory_limit
+    usage = read_usage(expert_usage)
+    name, kind, budget, rate = "no device", None, memory_limit, None
     try:
         opened = device if isinstance(device, Device) else Device(find(device).index)
-        name, budget = opened.name, budget_of(opened, memory_limit)
+        name, kind, budget, rate = opened.name, opened.kind, budget_of(opened, memory_limit), partial(bus_rate, opened)
     except DeviceError:
         if device is not None:
             raise
@@ -118,9 +156,12 @@ def plan(
         network,
         checkpoint.folder.name,
         device=name,
+        kind=kind,
         budget=budget,
         context=context,
         slots=slots,
         kv=kv,
         dtype=dtype,
+        usage=usage,
+        rate=rate,
     )

@@ -59,6 +59,39 @@ def unpack_signs(words: NDArray[Any]) -> NDArray[np.float16]:
     return np.where(bits == 1, np.float16(-1), np.float16(1))
 
 
+def decode_rows(words: NDArray[np.uint16], signs: NDArray[Any]) -> NDArray[np.float32]:
+    """Rows of an embedding: (rows, groups * (1 + 16 * bits)) and signs (groups, 256) -> (rows, groups * 256).
+
+    Each 256 columns are a ring of codes behind their scale, an f16. Code i is `bits` bits of the stream at i * bits,
+    words and bits with the lowest first; the state of column i has it in its lowest bits, above it the code of
+    column i - 1, and so on around the ring. Column = sign * 256-point orthonormal Hadamard of (mul1 value * scale).
+    Raises ValueError for scales that are inf or nan.
+    """
+    rings = words.reshape(len(words) * len(signs), -1)
+    bits = (rings.shape[1] - 1) // 16
+    scales = np.ascontiguousarray(rings[:, :1]).view(np.float16).astype(np.float32)
+    if not np.isfinite(scales).all():
+        raise ValueError("holds scales that are inf or nan")
+    stream = np.unpackbits(np.ascontiguousarray(rings[:, 1:]).view(np.uint8), axis=1, bitorder="little")
+    codes = np.packbits(stream.reshape(len(rings), 256, bits), axis=2, bitorder="little")[:, :, 0].astype(np.uint16)
+    states = codes.copy()
+    for back in range(1, -(-16 // bits)):
+        states |= np.roll(codes, back, axis=1) << np.uint16(back * bits)
+    transform = np.ones((1, 1), np.float32)
+    for _ in range(8):
+        transform = np.block([[transform, transform], [transform, -transform]])
+    values = (_mul1_values()[states] * scales) @ (transform / np.float32(16))
+    return (values.reshape(len(words), len(signs), 256) * signs.astype(np.float32)).reshape(len(words), -1)
+
+
+def _mul1_values() -> NDArray[np.float32]:
+    """The numbers that the 65536 states stand for: the byte sum of a product, affine, rounded to f16 once."""
+    product = np.arange(1 << 16, dtype=np.uint32) * np.uint32(0x83DCD12D)
+    total = product.view(np.uint8).reshape(-1, 4).sum(axis=1)
+    scale, offset = np.array([0x1EEE, 0xC931], np.uint16).view(np.float16).astype(np.float64)
+    return ((1024 + total) * scale + offset).astype(np.float16).astype(np.float32)
+
+
 class TrellisLinear:
     """y = x W + bias with W (in, out) an EXL3 trellis. `raw` is the marlin._C.TrellisLinear.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -79,8 +80,24 @@ class ExpertUsage:
         return axes
 
     def save(self, path: str | Path) -> None:
-        """Write the picture to a file, SVG or PNG by its name."""
+        """Write the picture to a file, SVG or PNG by its name; to one called .json the numbers, for `load`."""
+        if Path(path).suffix == ".json":
+            Path(path).write_text(json.dumps(self.to_dict()))
+            return
         self.plot().figure.savefig(path, bbox_inches="tight")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ExpertUsage:
+        """The numbers of a file that `save` wrote. Raises OSError, and ValueError for a file of another kind."""
+        try:
+            stored = json.loads(Path(path).read_text())
+            counts = np.array(stored["counts"], np.int64)
+            layers = [int(layer) for layer in stored["layers"]]
+            if counts.ndim != 2 or len(counts) != len(layers) or counts.min(initial=0) < 0:
+                raise ValueError("counts must be numbers for every layer and expert")
+            return cls(str(stored["model"]), layers, counts)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise ValueError(f"{path}: is no expert usage as ExpertUsage.save writes it: {error}") from error
 
     def _title(self) -> str:
         return f"{self.model}, {int(self.counts.sum())} choices of {self.counts.shape[1]} experts a layer"

@@ -303,7 +303,13 @@ def _moe_cases() -> list[MoeCase]:
     cases += [MoeCase(kernel, "f16", 1, 4, 2, 63, 31, "f32", residual=True) for kernel in (None, "rows")]
     cases.append(MoeCase("moe_gemm", "f16", 17, 4, 2, 63, 31, "f32", residual=True))
     cases.append(MoeCase("rows", "int4", 1, 2, 2, 128, 8192, "f16", 128, "f16"))  # staged in parts
+    cases.append(MoeCase("rows@2,1,4/1,2,1,64,3", "int4", 2, 4, 2, 256, 96, "f16", 32, "f16", norm=True))
+    cases.append(MoeCase("rows/2,1,1", "f16", 1, 4, 2, 256, 96, "f16", residual=True))
     cases.append(MoeCase("moe_gemm_coopmat@64", "int4", 200, 8, 2, 256, 128, "f16", 128, "f16", norm=True))
+    cases.append(MoeCase("moe_gemm_coopmat@64,2", "int8", 230, 4, 2, 72, 40, "f16", 0, "f16", residual=True))
+    cases.append(MoeCase("moe_gemm_coopmat@128,2", "int4", 300, 4, 2, 256, 304, "f16", 128, "f16", residual=True))
+    cases.append(MoeCase("moe_gemm_coopmat@256", "int4", 600, 4, 2, 256, 136, "f16", 128, "f16", norm=True))
+    cases.append(MoeCase("moe_gemm_coopmat@256,1", "f16", 300, 2, 1, 64, 136, "f16"))
     cases.append(MoeCase("moe_gemm_coopmat@128", "int4", 300, 4, 2, 256, 128, "f16", 128, "f16", norm=True))
     return cases
 

@@ -181,6 +181,8 @@ class Folders:
             "b.su": np.arange(8, dtype=np.int16),
             "b.sv": np.arange(8, dtype=np.int16),
             "b.mcg": np.array(1, np.int32),
+            "c.trellis": rng.integers(-99, 99, (5, 98), np.int16),
+            "c.signs": np.ones((2, 256), np.float16),
             "norm.weight": np.ones(64, np.float16),
         }
         safetensors.save(trellises / "model.safetensors", self.exl3_tensors)
@@ -242,6 +244,8 @@ def check_checkpoint(folder: Path) -> None:
         n, k = t.shape
         assert n % 128 == 0 and k % 128 == 0 and t.trellis.nbytes * 8 == n * k * t.bits
         assert [scale.shape for scale in t.read_scales()] == [(k,), (n,)]
+    for rows in checkpoint.row_trellis.values():
+        assert sum(len(block) for _, block in rows.blocks()) == rows.shape[0] and rows.bits in range(1, 9)
     for q in checkpoint.quantized.values():
         assert q.dequantize().shape == q.shape and q.read_scale().shape == (q.shape[0], q.groups)
 
@@ -308,7 +312,7 @@ def spoil_tensors(rng: random.Random, tensors: dict[str, Any]) -> dict[str, Any]
         tensor, kind = tensors.pop(name), rng.randrange(4)
         if kind == 1:
             suffix = rng.choice(
-                ("trellis", "suh", "svh", "su", "sv", "mul1", "mcg", "bias", "weight", "trellis.trellis")
+                ("trellis", "suh", "svh", "su", "sv", "signs", "mul1", "mcg", "bias", "weight", "trellis.trellis")
             )
             tensors[f"{rng.choice('abc')}.{suffix}"] = tensor
         elif kind == 2:

@@ -198,6 +198,25 @@ def test_bound_does_not_matter(device: _C.Device, bound: int) -> None:
     problem.check(problem.run(), "f32")
 
 
+@pytest.mark.parametrize("rows", [2, 33, 130])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 1, 16), (5, 1, 80), (8, 1, 128), (3, 3, 192), (2, 1, 256)])
+def test_prefill_on_matrix_units(device: _C.Device, heads: int, kv_heads: int, dim: int, rows: int) -> None:
+    """Scores of different sizes, so that maxima grow late: sums take their detour through shared memory."""
+    if "coopmat" not in device.features:
+        pytest.skip("needs coopmat")
+    for scale in (1, 20):
+        case = AttentionCase(heads, kv_heads, dim, rows=rows, positions=(rows + 60,), dtype="f16")
+        problem = Problem(device, case)
+        problem.qkv[:, : (heads + kv_heads) * dim] *= scale
+        expected, _ = problem.expected()
+        y = problem.run(kernel="attention_prefill_coopmat", dtype="f32")
+        problem.reset()
+        plain = problem.run(kernel="attention_prefill", dtype="f32")
+        # Both round q and the weights to f16; of large scores that is much. They must not differ more than that.
+        error, other = (np.square(z - expected).sum() / np.square(expected).sum() for z in (y, plain))
+        assert error < max(1e-6, 1.5 * other), (scale, error, other)
+
+
 def test_rows_outside_of_the_cache(device: _C.Device) -> None:
     problem = Problem(device, AttentionCase(2, 1, 32, positions=(5, 3, -1, 2)), context=8)
     problem.positions, problem.slots = [5, 8, 2**30, 2], [3, 2, 1, 4]
@@ -325,6 +344,10 @@ def test_errors(device: _C.Device) -> None:
     problem.bound = problem.context
     with pytest.raises(ValueError, match="does not take rows of several slots"):
         problem.run(kernel="attention_prefill")
+    if "coopmat" not in device.features:
+        problem.sequence, problem.slots = True, [1, 1]
+        with pytest.raises(ValueError, match="attention_prefill_coopmat cannot do heads of"):
+            problem.run(kernel="attention_prefill_coopmat")
     with pytest.raises(ValueError, match="kernel must be"):
         problem.run(kernel="gemv")
     with pytest.raises(TypeError, match="missing required keyword-only argument: 'heads'"):

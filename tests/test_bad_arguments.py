@@ -189,7 +189,7 @@ def refuse(things: Things, name: str, argument: str, value: Any) -> None:
     caught.value.__traceback__ = None
     after = things.device.memory()
     for key in ("device_used", "host_used"):
-        assert after[key] == before[key], key
+        assert after[key] <= before[key], key  # less where something of an earlier test was still to be freed
 
 
 def accept(things: Things, name: str, argument: str, value: Any) -> None:

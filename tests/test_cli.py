@@ -232,12 +232,16 @@ def test_bench() -> None:
     assert facts["peak_gb_per_s"] > 0
     assert sum(row["share"] for row in facts["profile"]) == pytest.approx(1)
     assert any(row["name"].startswith("gemv") for row in facts["profile"])
+    assert sum(row["share"] for row in facts["prefill_profile"]) == pytest.approx(1)
 
 
 def test_bench_table() -> None:
     told = cli("bench", MODEL, "-p", "0", "-n", "4", "-r", "1", "--profile")
     assert re.search(r"(?m)^tg4 +[\d.]+ ± 0\.00$", told.out), told.out
     assert "driver" in told.out and "commit" in told.out and "of peak" in told.out
+    assert "One decode step by kernel" in told.out and "A prefill" not in told.out
+    told = cli("bench", MODEL, "-p", "4,8", "-n", "0", "-r", "1", "--profile")
+    assert "A prefill of 8 tokens by kernel" in told.out
 
 
 def test_shares() -> None:

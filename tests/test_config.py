@@ -38,19 +38,21 @@ def base(**changes: Any) -> dict[str, Any]:
 
 
 def test_shipped_models() -> None:
-    tale = load_config(MODELS / "tale-dense")
-    assert (tale.model_type, tale.hidden_size, tale.layers, tale.heads, tale.kv_heads) == (
-        "qwen3",
-        384,
-        6,
-        6,
-        2,
+    tale = load_config(MODELS / "tale-moe")
+    assert (tale.model_type, tale.hidden_size, tale.layers, tale.heads) == ("glm4_moe_lite", 384, 8, 4)
+    assert tale.experts is not None and tale.latent is not None
+    assert (tale.experts.count, tale.experts.top_k, tale.experts.scoring, tale.experts.scale) == (16, 4, "sigmoid", 1.8)
+    assert tale.experts.sparse == (False,) + (True,) * 7 and (tale.experts.inner, tale.experts.shared_inner) == (
+        128,
+        128,
     )
-    assert (tale.head_dim, tale.q_size, tale.kv_size) == (64, 384, 128)
+    assert (tale.latent.rank, tale.latent.q_rank, tale.latent.nope_dim, tale.latent.rope_dim) == (256, 256, 64, 128)
     assert tale.eos_ids == (0,) and tale.bos_id is None and not tale.tie_embeddings
     assert tale.generation.do_sample and tale.generation.temperature == 0.8 and tale.generation.top_k == 40
-    assert tale.rope.kind == "default" and tale.rope.theta == 1e6
-    assert load_config(MODELS / "fix-llama").activation == "silu"
+    assert tale.rope.kind == "default" and tale.rope.theta == 1e4
+    fix = load_config(MODELS / "fix-llama")
+    assert (fix.model_type, fix.head_dim, fix.q_size, fix.kv_size) == ("llama", 64, 256, 128)
+    assert fix.activation == "silu" and fix.experts is None and fix.latent is None
 
 
 def test_model_types_are_the_files_of_models() -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -435,13 +436,21 @@ def test_a_child_process_meets_no_lock_of_the_parent(own_device: _C.Device) -> N
     x = _C.full(own_device, (256, 1024))
     linear(x, kernel="gemm")
     own_device.sync()
-    own_device.set_debug(check=True)  # a dispatch keeps the locks until the device has done it
+    # A dispatch keeps locks until the device has done it: all of them, or that of the stream.
+    checked = "host_visible" in own_device.features
+    if checked:
+        own_device.set_debug(check=True)
+    else:
+        own_device.profile_start()
     stop = threading.Event()
+    rounds = 0
 
     def work() -> None:
+        nonlocal rounds
         while not stop.is_set():
             linear(x, kernel="gemm")
             own_device.sync()
+            rounds += 1
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -457,10 +466,18 @@ def test_a_child_process_meets_no_lock_of_the_parent(own_device: _C.Device) -> N
                 told += 1
         del large, program, tensor
         os._exit(told)
+    done = rounds
+    while thread.is_alive() and rounds == done:  # the parent's thread goes on
+        time.sleep(0.001)
+    alive = thread.is_alive()
     stop.set()
     thread.join()
+    assert alive
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
-    own_device.set_debug()
+    if checked:
+        own_device.set_debug()
+    else:
+        assert any(row["name"].startswith("gemm") for row in own_device.profile_stop())
     assert words(tensor) == [5, 5] and words(large[:2]) == [5, 5]
     program.replay(wait=True)
 
@@ -527,6 +544,13 @@ def test_debug_modes_change_no_result(own_device: _C.Device, mode: str) -> None:
     tensors = [_C.tensor(own_device, values + i).astype("f16").astype("f32") for i in range(count)]
     for i, tensor in enumerate(tensors):
         assert (tensor.numpy() == (values + i).astype(np.float16)).all()
+
+
+def test_check_mode_is_refused_without_host_visible_memory(open_device: Callable[..., _C.Device]) -> None:
+    device = open_device(("host_visible",))
+    with pytest.raises(ValueError, match="memory that the host sees"):
+        device.set_debug(check=True)
+    assert words(_C.full(device, (2,), 8)) == [8, 8]
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 64, "1", 1.0])

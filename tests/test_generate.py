@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import marlin as ml
+from marlin import bench
 
 LLAMA = Path(__file__).resolve().parent.parent / "models" / "fix-llama"
 PROMPT = "Once upon a time there was a little girl who"
@@ -344,13 +345,33 @@ def test_scripts_need_no_guard(tmp_path: Path) -> None:
 # ---- bench -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("spent", "runs"), [((9.0, 0.05, 0.05, 0.2), 4), ((9.0, 0.5), 2), ((0.03,) * 40, 8)])
+def test_warm_up(monkeypatch: pytest.MonkeyPatch, spent: tuple[float, ...], runs: int) -> None:
+    """The first run, which compiles, does not count."""
+    now, left = 0.0, list(spent)
+
+    def run() -> None:
+        nonlocal now
+        now += left.pop(0)
+
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
+    bench.warm_up(run)
+    assert len(spent) - len(left) == runs
+
+
 def test_bench(model: ml.Model) -> None:
     result = model.bench(prompt=(8,), gen=(4,), depth=(0, 16), batch=(1, 2), repeat=2, with_profile=True)
     assert [row.name for row in result.rows] == [
         "pp8", "tg4", "tg4 b2", "pp8 @ d16", "tg4 @ d16", "tg4 b2 @ d16",
     ]  # fmt: skip
     assert all(row.tokens_per_s > 0 for row in result.rows)
-    assert sum(entry["calls"] for entry in result.profile) > 10
+    for entries in (result.profile, result.prefill_profile):
+        assert sum(entry["calls"] for entry in entries) > 10
+        assert {"name", "calls", "us", "gb_per_s", "tflop_per_s"} == set(entries[0])
+    # Of 8 tokens at once, not of a step of 2 slots: matrices of the same size have other products.
+    assert {entry["name"] for entry in result.profile} != {entry["name"] for entry in result.prefill_profile}
+    assert max(entry["tflop_per_s"] for entry in result.prefill_profile) > 0
+    assert not model.bench(prompt=(), gen=(4,), repeat=1, with_profile=True).prefill_profile
     assert "tg4 b2" in repr(result)
     assert "<table>" in result._repr_html_()
     assert result.to_dict()["rows"][0]["name"] == "pp8"

@@ -95,11 +95,14 @@ def make_shards(folder: Path, weight_map: Any = None) -> None:
 
 
 def test_shipped_models_load() -> None:
-    tale = open_checkpoint(MODELS / "tale-dense")
-    assert tale.loader == "compressed_tensors" and len(tale.quantized) == 43
+    tale = open_checkpoint(MODELS / "tale-moe")
+    assert tale.loader == "compressed_tensors" and len(tale.quantized) == 402
     q = tale.quantized["model.layers.0.mlp.up_proj"]
-    assert (q.format, q.bits, q.group, q.shape, q.zero) == ("int8", 8, 128, (1024, 384), None)
-    assert q.scale_is_plane and q.weight.nbytes == 1024 * 384
+    assert (q.format, q.bits, q.group, q.shape, q.zero) == ("int4", 4, 64, (1024, 384), None)
+    assert q.scale_is_plane and q.weight.nbytes == 1024 * 384 // 2
+    q = tale.quantized["model.layers.0.self_attn.kv_b_proj"]
+    assert (q.format, q.bits, q.group, q.shape) == ("int8", 8, 256, (1024, 256))
+    assert tale.linear("model.layers.1.mlp.gate") is tale.tensors["model.layers.1.mlp.gate.weight"]
     fix = open_checkpoint(MODELS / "fix-llama")
     assert {q.group for q in fix.quantized.values()} == {0}
     assert fix.linear("lm_head") is fix.quantized["lm_head"]

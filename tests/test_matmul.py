@@ -93,6 +93,27 @@ def check_product(device: _C.Device, case: MatmulCase, kernel: str | None) -> No
     check(array(out), expected, narrowest)
 
 
+@pytest.mark.parametrize("kernel", ["gemm", "gemm_coopmat"])
+@pytest.mark.parametrize(("scale", "group"), [("f16", 32), ("e8m0", 32), ("e4m3", 16)])
+@pytest.mark.parametrize("size", [3e-3, 1.0, 400.0])
+def test_fp4_is_decoded_exactly(device: _C.Device, kernel: str, scale: str, group: int, size: float) -> None:
+    """All codes with small and large scales, against the identity: y is W, in the matrix units rounded to f16 once."""
+    if kernel == "gemm_coopmat" and "coopmat" not in device.features:
+        pytest.skip("needs coopmat")
+    codes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -1, -1.5, -2, -3, -4, -6, 0.25], np.float32)
+    rng = np.random.default_rng(3)
+    weights = np.stack([rng.permuted(codes.repeat(8)) for _ in range(16)]) * np.float32(size)
+    lin = _C.Linear(device, 16, 128, "fp4_e2m1", group=group, scale=scale)
+    lin.set_rows(weights, "f32", 16)
+    alone = 1.0 if scale == "e4m3" else None
+    packed = formats.pack(weights, "fp4_e2m1", group=group, scale=scale, global_scale=alone)
+    nibbles = np.bincount(np.ravel([packed.quant.view(np.uint8) & 15, packed.quant.view(np.uint8) >> 4]), minlength=16)
+    assert (nibbles[:8] > 0).all() and (nibbles[9:] > 0).all()  # every code but -0
+    expected = formats.unpack(packed)
+    y = array(lin(tensor(device, np.eye(128), "f16"), dtype="f32", kernel=kernel)).T
+    check(y, expected.astype(np.float16) if kernel == "gemm_coopmat" else expected, "exact")
+
+
 @pytest.mark.parametrize("format", ["int4", "fp4_e2m1", "f16", "int8"])
 def test_large_f16_activations_stay_finite(device: _C.Device, format: str) -> None:
     """f16 chains of 4-bit products must not overflow for any finite f16 activation."""

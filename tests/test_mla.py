@@ -144,6 +144,27 @@ def test_mla(device: _C.Device, case: Case, staged: bool) -> None:
     problem.check(problem.run(staged=staged))
 
 
+SEQUENCES = [
+    Case(3, 32, 16, 64, 64, tuple(range(5, 45)), slots=(1,) * 40),
+    Case(2, 32, 16, 64, 64, (*range(7, 47), -1, -1), slots=(1,) * 40 + (9, 7), dtype="f32"),
+    Case(2, 192, 64, 256, 128, tuple(range(3, 140)), slots=(0,) * 137, dtype="bf16", format="int8"),
+    Case(3, 128, 64, 128, 512, tuple(range(70)), slots=(0,) * 70, interleaved=False),
+]
+
+
+@pytest.mark.parametrize("kernel", [None, "mla_decode", "mla_prefill_coopmat"])
+@pytest.mark.parametrize("case", SEQUENCES, ids=str)
+def test_prompt(device: _C.Device, case: Case, kernel: str | None) -> None:
+    """Keys and values made of the latents (which mla_rows gathers) first, or absorbed, as the device can."""
+    problem = Problem(device, case)
+    if kernel == "mla_prefill_coopmat" and "coopmat" not in device.features:
+        with pytest.raises(ValueError, match="mla_prefill_coopmat cannot do this"):
+            problem.run(sequence=True, kernel=kernel)
+        return
+    problem.check(problem.run(sequence=True, kernel=kernel))
+    assert not problem.run(sequence=True, kernel=kernel)[[p < 0 for p in case.positions]].any()
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_result_dtype(device: _C.Device, dtype: str) -> None:
     problem = Problem(device, Case(4, 32, 16, 48, 64, (9, 30), dtype="f32", cache="f32"))

@@ -342,3 +342,21 @@ def test_nothing_is_made_while_capturing(device: _C.Device) -> None:
     linears = [_C.Linear(device, *shape) for shape in ((4, 64), (256, 64), (256, 32))]
     with pytest.raises(_C.MarlinError, match="capturing"), device.capture():
         _C.MoE(*linears, experts=4, top_k=2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "text"),
+    [
+        ("rows@3", "cannot be tuned"),
+        ("rows@1/16", "cannot be tuned"),
+        ("moe_gemv@16", "a tile that there is not"),
+        ("moe_gemm_coopmat@512", "a tile that there is not"),
+        ("moe_gemm_coopmat@256,2", "a tile that there is not"),
+        ("moe_gemv@2,1", "a tile that there is not"),
+        ("columns", "no kernel called"),
+    ],
+)
+def test_tunings_that_there_are_not(device: _C.Device, kernel: str, text: str) -> None:
+    made = mixture(device, MoeCase(None, "f16", 2, 4, 2, 64, 32, "f16"))
+    with pytest.raises(ValueError, match=text):
+        made.raw(_C.tensor(device, np.zeros((2, 64), np.float16)), kernel=kernel)

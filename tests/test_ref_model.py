@@ -15,7 +15,7 @@ from marlin.tokenizer import Tokenizer
 MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
-@pytest.mark.parametrize("name", ["fix-llama", "tale-dense"])
+@pytest.mark.parametrize("name", ["fix-llama", "tale-moe"])
 def test_goldens(name: str) -> None:
     golden = np.load(MODELS / name / "golden.npz")
     checkpoint = open_checkpoint(MODELS / name)

@@ -19,7 +19,7 @@ from marlin.errors import ModelFormatError, UnsupportedModelError
 from marlin.templates import TemplateWorker
 from marlin.tokenizer import ROLES, Tokenizer
 
-TALE = Path(__file__).resolve().parents[1] / "models" / "tale-dense"
+TALE = Path(__file__).resolve().parents[1] / "models" / "tale-moe"
 USER = {"role": "user", "content": "Hi"}
 
 

@@ -25,7 +25,7 @@ from marlin.errors import ModelFormatError, UnsupportedModelError
 from marlin.tokenizer import Tokenizer as MarlinTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-TALE = ROOT / "models" / "tale-dense"
+TALE = ROOT / "models" / "tale-moe"
 # Made with the tokenizers package through transformers; special tokens in a text are recognised
 # there.
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizer.json").read_text(encoding="utf-8"))

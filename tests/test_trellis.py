@@ -17,7 +17,7 @@ import marlin as ml
 from marlin import _C
 from marlin.tensors import to_numpy
 
-KERNELS = ("trellis_gemv", "trellis_gemm", "trellis_gemm_coopmat")
+KERNELS = ("trellis_gemv", "trellis_gemm", "trellis_gemm_coopmat", "trellis_gemv_coopmat")
 NAN_WORD = 0x7FFF7FFF
 # A layer of each kind of unit and codebook, for what does not depend on the rate.
 FEW = [layer for layer in LAYERS if layer.name.split("_")[0] in ("K1p5", "K3", "K4", "K8")]
@@ -51,8 +51,10 @@ def precision(device: _C.Device, dtype: str = "f16") -> str:
 
 
 def skip_without(device: _C.Device, kernel: str) -> None:
-    if kernel.startswith("trellis_gemm_coopmat") and "coopmat" not in device.features:
+    if "coopmat" in kernel and "coopmat" not in device.features:
         pytest.skip("needs coopmat")
+    if kernel.startswith("trellis_gemv_coopmat") and "int_dot" not in device.features:
+        pytest.skip("needs int_dot")
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -93,7 +95,7 @@ def test_gemv_shares(device: _C.Device, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [4, 17, 70])
-@pytest.mark.parametrize("kernel", KERNELS[1:])
+@pytest.mark.parametrize("kernel", KERNELS[1:3])
 @pytest.mark.parametrize("layer", FEW, ids=str)
 def test_gemm(device: _C.Device, layer: Layer, kernel: str, rows: int) -> None:
     skip_without(device, kernel)
@@ -102,6 +104,20 @@ def test_gemm(device: _C.Device, layer: Layer, kernel: str, rows: int) -> None:
     x = np.random.default_rng(rows).standard_normal((rows, 16 * layer.trellis.shape[0])).astype(np.float16)
     y = to_numpy(make(device, layer)(_C.tensor(device, x), dtype="f32", kernel=kernel))
     check(y, exact(layer, x), "f16" if "coopmat" in kernel else "f32")
+
+
+@pytest.mark.parametrize("kernel", ["trellis_gemv_coopmat", "trellis_gemv_coopmat@2,1", "trellis_gemv_coopmat@1,2"])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 32, 64])
+@pytest.mark.parametrize("layer", FEW, ids=str)
+def test_gemv_on_matrices(device: _C.Device, layer: Layer, rows: int, kernel: str) -> None:
+    """Rows of several scales in the same matrix."""
+    skip_without(device, kernel)
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, 16 * layer.trellis.shape[0])) * 2.0 ** -(np.arange(rows)[:, None] % 4)
+    x = x.astype(np.float16)
+    y = to_numpy(make(device, layer)(_C.tensor(device, x), dtype="f32", kernel=kernel))
+    for row in range(rows):
+        check(y[row], exact(layer, x)[row], "f16")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -152,15 +168,25 @@ def kernels_of(device: _C.Device, call: Callable[[], Any]) -> set[str]:
     return {str(entry["name"]).partition("[")[0].partition(".")[0] for entry in device.profile_stop()}
 
 
-def test_kernels_that_are_taken(device: _C.Device) -> None:
-    layer = next(layer for layer in LAYERS if layer.name == "K4_mul1_128x256")
+@pytest.mark.parametrize("without", [(), ("int_dot",), ("fp16",)], ids=["all", "int_dot", "fp16"])
+@pytest.mark.parametrize("name", ["K4_mul1_128x256", "K4_mcg_256x128"])
+def test_kernels_that_are_taken(open_device: Callable[..., _C.Device], name: str, without: tuple[str, ...]) -> None:
+    """A row goes to the kernel of decode steps: with packed dots for what they can decode, where they are fast."""
+    device = open_device(without)
+    layer = next(layer for layer in LAYERS if layer.name == name)
     lin = make(device, layer)
     x = _C.tensor(device, layer.x[:1])
-    assert kernels_of(device, lambda: lin(x, dtype="f32")) == {"trellis_gemv"}
+    norm = _C.full(device, (x.shape[1],), 1)
+    can = layer.codebook == "mul1" and {"fp16", "int_dot"} <= set(device.features)
+    half, single = {"trellis_gemv_dot" if can else "trellis_gemv"}, {"trellis_gemv"}
+    assert kernels_of(device, lambda: lin(x, dtype="f32")) == half
+    wide = x.astype("f32")
+    assert kernels_of(device, lambda: lin(wide, norm=norm)) == half  # rounded behind the norm
+    assert kernels_of(device, lambda: lin(wide)) == single
+    if layer.codebook == "mul1":
+        assert kernels_of(device, lambda: lin(x, activations="int8")) == half
     assert "trellis_dequantize" in kernels_of(device, lin.inner)
     assert "trellis_pack" in kernels_of(device, lin.read_trellis)
-    if "int_dot" in device.features:
-        assert kernels_of(device, lambda: lin(x, dtype="f32", activations="int8")) == {"trellis_gemv_dot"}
 
 
 def test_int8_activations(device: _C.Device) -> None:

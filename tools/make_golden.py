@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compute golden.npz of a dense model folder with the NumPy reference (tests/ref/model.py), in
+"""Compute golden.npz of a model folder with the NumPy reference (tests/ref/model.py), in
 float64.
 
     python tools/make_golden.py FOLDER...

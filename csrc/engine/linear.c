@@ -143,10 +143,10 @@ done:
 
 /* ---- life ---- */
 
-static mrl_status make_plane(mrl_device *dev, uint64_t bytes, uint32_t word, mrl_buffer **out,
-                             mrl_error *err)
+static mrl_status make_plane(mrl_device *dev, uint64_t bytes, uint32_t word, mrl_memory_kind memory,
+                             mrl_buffer **out, mrl_error *err)
 {
-    mrl_status rc = mrl_buffer_create(dev, bytes, MRL_MEMORY_DEVICE, out, err);
+    mrl_status rc = mrl_buffer_create(dev, bytes, memory, out, err);
     return rc == MRL_OK ? mrl_buffer_fill(*out, 0, bytes, word, err) : rc;
 }
 
@@ -177,11 +177,12 @@ mrl_status mrl_linear_create(mrl_device *dev, const mrl_linear_config *config, m
     mrl_weight *w = &linear->weight;
     uint64_t scale_bytes =
         (uint64_t)w->n * w->groups * mrl_dtype_bytes(scales[w->scale_type].dtype);
-    MRL_TRY(make_plane(dev, mrl_weight_row_bytes(w) * w->n, blank_word(w), &w->quant, err));
-    if (w->groups > 0) MRL_TRY(make_plane(dev, scale_bytes, 0, &w->scale, err));
+    MRL_TRY(make_plane(dev, mrl_weight_row_bytes(w) * w->n, blank_word(w), config->memory, &w->quant,
+                       err));
+    if (w->groups > 0) MRL_TRY(make_plane(dev, scale_bytes, 0, config->memory, &w->scale, err));
     if (w->has_zero)
-        MRL_TRY(make_plane(dev, (uint64_t)w->n * w->groups, default_zero(w) * 0x01010101u, &w->zero,
-                           err));
+        MRL_TRY(make_plane(dev, (uint64_t)w->n * w->groups, default_zero(w) * 0x01010101u,
+                           config->memory, &w->zero, err));
     *out = linear;
     linear = NULL;
 done:

@@ -25,6 +25,7 @@ typedef struct mrl_linear_config {
     const char *scale;  /* "f32", "f16", "e8m0", "e4m3" as the format allows; NULL: f16 */
     bool zero;          /* with a plane of zero points */
     float global_scale; /* beside e4m3 scales, 2^-100 .. 2^100; else 1 */
+    mrl_memory_kind memory; /* HOST: kernels read the planes over the bus */
 } mrl_linear_config;
 
 /* VALUE error for what the format does not have and for sizes beyond the limits: n and k as above,

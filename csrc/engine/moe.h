@@ -1,4 +1,4 @@
-/* MoE: the experts of a layer over three Linears, their usage counters, and the call. */
+/* MoE: the experts of a layer over Linears and TrellisLinears, their usage counters, and the call. */
 #ifndef MRL_ENGINE_MOE_H
 #define MRL_ENGINE_MOE_H
 
@@ -8,9 +8,17 @@
 
 typedef struct mrl_moe mrl_moe;
 
+/* Borrowed: they must outlive the mrl_moe. Without biases. */
+typedef struct mrl_moe_weights {
+    const mrl_linear *gate_up, *down;
+    mrl_trellis_linear *trellis[3]; /* gate, up, down instead of those two */
+} mrl_moe_weights;
+
 typedef struct mrl_moe_config {
-    const mrl_linear *router, *gate_up, *down; /* borrowed: must outlive the mrl_moe; without biases */
-    mrl_trellis_linear *trellis[3];            /* gate, up, down instead of the last two; borrowed likewise */
+    const mrl_linear *router; /* borrowed likewise */
+    mrl_moe_weights stacks[MRL_MOE_STACKS_MAX];
+    uint32_t nstacks;
+    const uint32_t *stack_of; /* (experts + shared) which stack each lies in, in the order of their numbers; NULL: one */
     mrl_view bias;                             /* (experts) f32 or absent; its buffer is retained */
     uint32_t experts, top_k, shared;
     bool sigmoid, normalise;

@@ -55,9 +55,9 @@ static mrl_status describe(const mrl_trellis_config *config, mrl_trellis *t, mrl
     return MRL_OK;
 }
 
-static mrl_status make_zeros(mrl_device *dev, uint64_t bytes, mrl_buffer **out, mrl_error *err)
+static mrl_status make_zeros(mrl_device *dev, uint64_t bytes, mrl_memory_kind memory, mrl_buffer **out, mrl_error *err)
 {
-    mrl_status rc = mrl_buffer_create(dev, bytes, MRL_MEMORY_DEVICE, out, err);
+    mrl_status rc = mrl_buffer_create(dev, bytes, memory, out, err);
     return rc == MRL_OK ? mrl_buffer_fill(*out, 0, bytes, 0, err) : rc;
 }
 
@@ -78,10 +78,10 @@ mrl_status mrl_trellis_linear_create(mrl_device *dev, const mrl_trellis_config *
     linear->weight = weight;
 
     mrl_trellis *t = &linear->weight;
-    MRL_TRY(make_zeros(dev, t->experts * mrl_trellis_bytes(t), &t->units, err));
-    MRL_TRY(make_zeros(dev, 2ull * t->experts * t->k_padded, &t->suh, err));
-    MRL_TRY(make_zeros(dev, 2ull * t->experts * t->n_padded, &t->svh, err));
-    MRL_TRY(make_zeros(dev, t->n_padded / MRL_TRELLIS_BLOCK * 4ull, &t->counters, err));
+    MRL_TRY(make_zeros(dev, t->experts * mrl_trellis_bytes(t), config->memory, &t->units, err));
+    MRL_TRY(make_zeros(dev, 2ull * t->experts * t->k_padded, config->memory, &t->suh, err));
+    MRL_TRY(make_zeros(dev, 2ull * t->experts * t->n_padded, config->memory, &t->svh, err));
+    MRL_TRY(make_zeros(dev, t->n_padded / MRL_TRELLIS_BLOCK * 4ull, MRL_MEMORY_DEVICE, &t->counters, err));
     *out = linear;
     linear = NULL;
 done:

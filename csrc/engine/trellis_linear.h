@@ -15,6 +15,7 @@ typedef struct mrl_trellis_config {
     double bits;          /* 1 .. 8, or 1.5, 2.5, 3.5 */
     const char *codebook; /* "3inst", "mcg" or "mul1" */
     uint32_t experts;     /* matrices of this size; 1 for an ordinary layer */
+    mrl_memory_kind memory; /* HOST: kernels read codes and scales over the bus */
 } mrl_trellis_config;
 
 /* VALUE error for other bits and codebooks, for half rates without mul1, and for sizes beyond those of a Linear. */

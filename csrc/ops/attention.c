@@ -209,6 +209,72 @@ static uint32_t prefill_shared_bytes(const mrl_kv *kv, uint32_t lanes_x, uint32_
     return bytes * ((4 * rows_y + 4 * lanes_x) * (kv->dim / 4 + 1) + 4 * rows_y * (lanes_x + 1)) + 16 * rows_y + 8;
 }
 
+bool mrl_attention_coopmat_plan(mrl_device *dev, mrl_kernel kernel, uint32_t k_dim, uint32_t v_dim,
+                                mrl_coopmat_attention *out)
+{
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    const uint32_t share = v_dim > 128 ? 2 : 1, size = info->subgroup_size;
+
+    if (!mrl_pipeline_available(dev, kernel, MRL_FORMAT_NONE, MRL_MATH_F16) || k_dim % 16 != 0 ||
+        v_dim % (16 * share) != 0 || k_dim > MRL_HEAD_DIM_MAX || v_dim > MRL_HEAD_DIM_MAX ||
+        (size != 8 && size != 16 && size != 32))
+        return false;
+    for (uint32_t subgroups = 8; subgroups >= 2; subgroups /= 2) {
+        /* uvec4s of the shader's pool: 32 keys, values, and of each line 32 scores and weights; or the queries. */
+        const uint32_t lines = 16 * subgroups / share;
+        const uint32_t turn = 32 * (k_dim / 8 + 1) + 32 * (v_dim / 8 + 1) + lines * (9 + 5);
+        const uint32_t words = max_u32(turn, lines * (k_dim / 8 + 1));
+        if (subgroups * size <= info->max_workgroup && words * 16 + lines * 8 + 8 <= info->shared_bytes) {
+            *out = (mrl_coopmat_attention){subgroups, size, lines};
+            return true;
+        }
+    }
+    return false;
+}
+
+/* One of the two tiled kernels behind rope. */
+typedef struct prefill_plan {
+    mrl_kernel kernel;
+    uint32_t spec[11];
+    uint32_t lines; /* query lines a workgroup */
+} prefill_plan;
+
+static bool plan_prefill_coopmat(const mrl_kv *kv, uint32_t ratio, mrl_dtype y, prefill_plan *plan)
+{
+    mrl_coopmat_attention division;
+
+    if (kv->dtype != MRL_DTYPE_f16 ||
+        !mrl_attention_coopmat_plan(mrl_buffer_device(kv->k), MRL_KERNEL_attention_prefill_coopmat, kv->dim, kv->dim,
+                                    &division))
+        return false;
+    *plan = (prefill_plan){
+        .kernel = MRL_KERNEL_attention_prefill_coopmat,
+        .spec = {division.subgroups * division.subgroup, kv->dim, kv->dtype, kv->slots, 0, 0, 0, y, ratio,
+                 division.subgroups, division.subgroup},
+        .lines = division.lines,
+    };
+    return true;
+}
+
+static bool plan_prefill(const mrl_kv *kv, uint32_t ratio, mrl_dtype y, prefill_plan *plan)
+{
+    const mrl_device_info *info = mrl_device_info_of(mrl_buffer_device(kv->k));
+
+    for (size_t i = 0; i < sizeof prefill_tiles / sizeof prefill_tiles[0]; i++) {
+        const uint32_t x = prefill_tiles[i].lanes_x, lanes = prefill_tiles[i].lanes;
+        if (x > info->subgroup_min || lanes > info->max_workgroup ||
+            prefill_shared_bytes(kv, x, lanes / x) > info->shared_bytes)
+            continue;
+        *plan = (prefill_plan){
+            .kernel = MRL_KERNEL_attention_prefill,
+            .spec = {lanes, kv->dim, kv->dtype, kv->slots, 0, 0, 0, y, ratio, x, lanes / x},
+            .lines = 4 * lanes / x,
+        };
+        return true;
+    }
+    return false;
+}
+
 static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, const mrl_view *y, mrl_error *err)
 {
     mrl_status rc;
@@ -216,28 +282,28 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
     const mrl_device_info *info = mrl_device_info_of(dev);
     uint64_t rows = args->rope.qkv.shape[0], ratio = args->rope.heads / kv->kv_heads;
     uint64_t q_bytes = rows * args->rope.heads * kv->dim * sizeof(float);
-    uint32_t lanes_x = 0, lanes = 0;
     mrl_buffer *q = NULL;
     mrl_pipeline *pipeline;
+    prefill_plan plan;
 
-    for (size_t i = 0; lanes == 0 && i < sizeof prefill_tiles / sizeof prefill_tiles[0]; i++) {
-        lanes_x = prefill_tiles[i].lanes_x;
-        if (lanes_x <= info->subgroup_min && prefill_tiles[i].lanes <= info->max_workgroup &&
-            prefill_shared_bytes(kv, lanes_x, prefill_tiles[i].lanes / lanes_x) <= info->shared_bytes)
-            lanes = prefill_tiles[i].lanes;
-    }
-    if (lanes == 0)
+    /* The kernel on matrix units knows nothing of output gates. */
+    bool found = args->kernel != MRL_KERNEL_attention_prefill && !args->rope.gated &&
+                 plan_prefill_coopmat(kv, (uint32_t)ratio, y->dtype, &plan);
+    if (!found && args->kernel == MRL_KERNEL_attention_prefill_coopmat)
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "attention: kernel attention_prefill_coopmat cannot do heads of %u %s on %s", kv->dim,
+                        mrl_dtype_name(kv->dtype), info->name);
+    if (!found && !plan_prefill(kv, (uint32_t)ratio, y->dtype, &plan))
         return too_little_shared(info, kv, err);
-    uint64_t tiles = (rows * ratio + 4 * lanes / lanes_x - 1) / (4 * lanes / lanes_x);
+    if (!found)
+        plan.spec[4] = (uint32_t)args->rope.qkv.dtype; /* of the gates */
+    uint64_t tiles = (rows * ratio + plan.lines - 1) / plan.lines;
     if (rows * ratio > INT32_MAX || tiles > info->max_groups[0])
         return mrl_fail(err, MRL_ERR_VALUE, "attention: %llu rows of %u heads are more than the device takes",
                         (unsigned long long)rows, args->rope.heads);
-    uint32_t spec[] = {
-        lanes, kv->dim, kv->dtype, kv->slots, args->rope.qkv.dtype, 0, 0, y->dtype, (uint32_t)ratio, lanes_x,
-        lanes / lanes_x,
-    };
-    MRL_TRY(
-        mrl_pipeline_get(dev, MRL_KERNEL_attention_prefill, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 11, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, plan.kernel, MRL_FORMAT_NONE,
+                             plan.kernel == MRL_KERNEL_attention_prefill ? MRL_MATH_NONE : MRL_MATH_F16, plan.spec, 11,
+                             &pipeline, err));
     /* q stays f32 between the two dispatches, as it does inside of decode.comp. */
     MRL_TRY(mrl_buffer_create(dev, q_bytes, MRL_MEMORY_DEVICE, &q, err));
     mrl_view rotated = {
@@ -293,10 +359,13 @@ mrl_status mrl_attention(const mrl_kv *kv, const mrl_attention_args *args, const
                         (unsigned long long)rows, kv->context);
     if (kernel == MRL_KERNEL_COUNT)
         kernel = args->sequence && rows > 1 ? MRL_KERNEL_attention_prefill : MRL_KERNEL_attention_decode;
-    if (kernel != MRL_KERNEL_attention_decode && kernel != MRL_KERNEL_attention_prefill)
-        return mrl_fail(err, MRL_ERR_VALUE, "attention: kernel must be attention_decode or attention_prefill, got %s",
+    const bool tiled = kernel == MRL_KERNEL_attention_prefill || kernel == MRL_KERNEL_attention_prefill_coopmat;
+    if (kernel != MRL_KERNEL_attention_decode && !tiled)
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "attention: kernel must be attention_decode, attention_prefill or attention_prefill_coopmat, "
+                        "got %s",
                         mrl_kernel_name(kernel));
-    if (rows > 1 && args->sequence != (kernel == MRL_KERNEL_attention_prefill))
+    if (rows > 1 && args->sequence != tiled)
         return mrl_fail(err, MRL_ERR_VALUE, "attention: %s does not take %s", mrl_kernel_name(kernel),
                         args->sequence ? "rows of one slot" : "rows of several slots");
     if (rows > 0) rc = kernel == MRL_KERNEL_attention_decode ? decode(kv, args, y, err) : prefill(kv, args, y, err);

@@ -11,7 +11,8 @@ typedef struct mrl_attention_args {
     float scale;       /* of the scores, 1 / sqrt(dim) as a rule */
     bool sequence;     /* all rows are of one slot, at consecutive positions (padding: negative
                         * positions) */
-    mrl_kernel kernel; /* MRL_KERNEL_COUNT: choose; else attention_decode or attention_prefill */
+    mrl_kernel kernel; /* MRL_KERNEL_COUNT: choose; else attention_decode, attention_prefill or
+                        * attention_prefill_coopmat */
 } mrl_attention_args;
 
 /* y (rows, heads * dim) f32 | f16 | bf16: row r = softmax(q K^T * scale) V over positions 0 ..
@@ -19,6 +20,16 @@ typedef struct mrl_attention_args {
  * sequence no two rows may be of the same slot, unless what they see of each other is in the cache
  * already. With sequence: two dispatches. */
 mrl_status mrl_attention(const mrl_kv *kv, const mrl_attention_args *args, const mrl_view *y, mrl_error *err);
+
+/* How attention on cooperative matrices (attention/prefill_coopmat.glsl) divides its work. */
+typedef struct mrl_coopmat_attention {
+    uint32_t subgroups, subgroup; /* of a workgroup; lanes of one */
+    uint32_t lines;               /* query lines a workgroup */
+} mrl_coopmat_attention;
+
+/* False where the device cannot do it, or keys of k_dim and values of v_dim elements do not fit. */
+bool mrl_attention_coopmat_plan(mrl_device *dev, mrl_kernel kernel, uint32_t k_dim, uint32_t v_dim,
+                                mrl_coopmat_attention *out);
 
 /* Bytes of mrl_kv.scratch for heads of this dim. The first mrl_attention_counter_bytes must be 0
  * before first use. */

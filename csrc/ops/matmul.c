@@ -286,11 +286,12 @@ static mrl_status dispatch(mrl_device *dev, const mrl_matmul_args *args, const m
     mrl_status rc;
     const mrl_weight *w = args->w;
     const uint32_t m = (uint32_t)args->x.shape[0];
+    const uint64_t skipped = (uint64_t)w->first * w->groups; /* groups before the first row of a part */
     mrl_pipeline *pipeline;
     const mrl_push_matmul push = {
-        .quant = mrl_buffer_address(w->quant),
-        .scale = w->scale ? mrl_buffer_address(w->scale) : 0,
-        .zero = w->zero ? mrl_buffer_address(w->zero) : 0,
+        .quant = mrl_buffer_address(w->quant) + w->first * mrl_weight_row_bytes(w),
+        .scale = w->scale ? mrl_buffer_address(w->scale) + skipped * mrl_scale_bytes(w->scale_type) : 0,
+        .zero = w->zero ? mrl_buffer_address(w->zero) + skipped : 0,
         .x = mrl_view_address(&args->x),
         .norm = mrl_view_address(&args->norm),
         .bias = mrl_view_address(&args->bias),

@@ -1,7 +1,6 @@
 #include "ops/mla.h"
 
-#include "../shaders/include/push.h"
-
+#include "ops/mla_call.h"
 #include "ops/quantize.h"
 
 #define PARTIAL_EXTRA 4u   /* floats beside O in a chunk's result (PARTIAL of mla.glsl) */
@@ -117,24 +116,6 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
     return plan;
 }
 
-static mrl_range whole(mrl_buffer *buffer)
-{
-    return buffer == NULL ? (mrl_range){0} : (mrl_range){buffer, 0, mrl_buffer_bytes(buffer)};
-}
-
-/* What the four dispatches have in common. */
-typedef struct mla_call {
-    const mrl_kv *kv;
-    const mrl_mla_args *args;
-    mrl_device *dev;
-    const mrl_device_info *info;
-    uint32_t rows, nope, v_dim;
-    mrl_push_mla push;
-    uint32_t spec[MRL_MAX_SPEC]; /* constants 1 .. 10 of mla.glsl; [0] is set by each kernel */
-} mla_call;
-
-#define SPECS 11 /* the first constant of a kernel's own */
-
 static mla_call call_of(const mrl_kv *kv, const mrl_mla_args *args, uint32_t nope, uint32_t v_dim)
 {
     const mrl_weight *w = args->kv_b;
@@ -173,28 +154,30 @@ static mla_call call_of(const mrl_kv *kv, const mrl_mla_args *args, uint32_t nop
     };
 }
 
-static mrl_status record(const mla_call *call, mrl_kernel kernel, const uint32_t *spec, int nspec,
-                         const mrl_push_mla *push, const uint32_t groups[3], mrl_range x, mrl_range y, double flops,
-                         mrl_error *err)
+mrl_status mrl_mla_record(const mla_call *call, mrl_kernel kernel, const uint32_t *spec, int nspec,
+                          const mrl_push_mla *push, const uint32_t groups[3], mrl_range x, mrl_range y, double flops,
+                          mrl_error *err)
 {
     mrl_status rc;
     const mrl_mla_args *args = call->args;
     const bool weights = kernel == MRL_KERNEL_mla_query || kernel == MRL_KERNEL_mla_value;
-    const bool latent = kernel == MRL_KERNEL_mla_latent;
+    const bool latent = kernel == MRL_KERNEL_mla_latent, expanded = kernel == MRL_KERNEL_mla_prefill_coopmat;
+    const bool cache = kernel == MRL_KERNEL_mla_decode || kernel == MRL_KERNEL_mla_rows || expanded;
     mrl_pipeline *pipeline;
 
-    MRL_TRY(mrl_pipeline_get(call->dev, kernel, weights ? args->kv_b->format : MRL_FORMAT_NONE, MRL_MATH_NONE, spec,
-                             nspec, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(call->dev, kernel, weights ? args->kv_b->format : MRL_FORMAT_NONE,
+                             expanded ? MRL_MATH_F16 : MRL_MATH_NONE, spec, nspec, &pipeline, err));
     const mrl_range reads[] = {
         x,
         mrl_view_range(&args->positions),
         mrl_view_range(&args->slots),
         mrl_view_range(&args->freq),
         latent ? mrl_view_range(&args->norm) : (mrl_range){0},
-        kernel == MRL_KERNEL_mla_decode ? whole(call->kv->k) : (mrl_range){0},
-        weights ? whole(args->kv_b->quant) : (mrl_range){0},
-        weights ? whole(args->kv_b->scale) : (mrl_range){0},
-        weights ? whole(args->kv_b->zero) : (mrl_range){0},
+        cache ? mrl_range_of(call->kv->k) : (mrl_range){0},
+        weights ? mrl_range_of(args->kv_b->quant) : (mrl_range){0},
+        weights ? mrl_range_of(args->kv_b->scale) : (mrl_range){0},
+        weights ? mrl_range_of(args->kv_b->zero) : (mrl_range){0},
+        call->expanded,
     };
     const mrl_dispatch dispatch = {
         .pipeline = pipeline,
@@ -234,12 +217,13 @@ static mrl_status latent(const mla_call *call, mrl_error *err)
     mrl_push_mla push = call->push;
     uint32_t spec[MRL_MAX_SPEC];
 
-    for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
+    for (int i = 0; i < MRL_MLA_SPECS; i++) spec[i] = call->spec[i];
     push.x = mrl_view_address(&call->args->kv);
     spec[0] = lanes_of(call, 128);
     spec[4] = call->args->kv.dtype;
-    return record(call, MRL_KERNEL_mla_latent, spec, SPECS, &push, (uint32_t[]){call->rows, 1, 1},
-                  mrl_view_range(&call->args->kv), whole(call->kv->k), 0, err);
+    spec[MRL_MLA_SPECS] = mrl_div_up(call->kv->dim / 8, spec[0]);
+    return mrl_mla_record(call, MRL_KERNEL_mla_latent, spec, MRL_MLA_SPECS + 1, &push, (uint32_t[]){call->rows, 1, 1},
+                  mrl_view_range(&call->args->kv), mrl_range_of(call->kv->k), 0, err);
 }
 
 static mrl_status query(const mla_call *call, mrl_buffer *y, mrl_error *err)
@@ -248,22 +232,23 @@ static mrl_status query(const mla_call *call, mrl_buffer *y, mrl_error *err)
     mrl_push_mla push = call->push;
     uint32_t spec[MRL_MAX_SPEC], across = 8;
 
-    for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
+    for (int i = 0; i < MRL_MLA_SPECS; i++) spec[i] = call->spec[i];
     push.x = mrl_view_address(&call->args->q);
     push.y = mrl_buffer_address(y);
     spec[0] = lanes_of(call, 256);
     if (is_software(call)) across = spec[0];
     spec[4] = call->args->q.dtype;
-    spec[SPECS] = w->scale_type;
-    spec[SPECS + 1] = w->has_zero;
-    spec[SPECS + 2] = w->group;
-    spec[SPECS + 3] = spec[0] / across;
-    spec[SPECS + 4] = across;
-    spec[SPECS + 5] = by_broadcast(call);
+    spec[MRL_MLA_SPECS] = w->scale_type;
+    spec[MRL_MLA_SPECS + 1] = w->has_zero;
+    spec[MRL_MLA_SPECS + 2] = w->group;
+    spec[MRL_MLA_SPECS + 3] = spec[0] / across;
+    spec[MRL_MLA_SPECS + 4] = across;
+    spec[MRL_MLA_SPECS + 5] = by_broadcast(call);
+    spec[MRL_MLA_SPECS + 6] = is_software(call) ? 1 : min_u32(8, mrl_div_up(call->nope, spec[0] / across));
     const uint32_t columns = across * (by_broadcast(call) ? 128 / mrl_format_bits(w->format) : 8);
-    return record(call, MRL_KERNEL_mla_query, spec, SPECS + 6, &push,
+    return mrl_mla_record(call, MRL_KERNEL_mla_query, spec, MRL_MLA_SPECS + 7, &push,
                   (uint32_t[]){mrl_div_up(call->kv->rank, columns) + 1, call->args->heads, call->rows},
-                  mrl_view_range(&call->args->q), whole(y),
+                  mrl_view_range(&call->args->q), mrl_range_of(y),
                   2.0 * call->rows * call->args->heads * call->nope * call->kv->rank, err);
 }
 
@@ -273,16 +258,16 @@ static mrl_status decode(const mla_call *call, const decode_plan *plan, mrl_buff
     mrl_push_mla push = call->push;
     uint32_t spec[MRL_MAX_SPEC];
 
-    for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
+    for (int i = 0; i < MRL_MLA_SPECS; i++) spec[i] = call->spec[i];
     push.x = mrl_buffer_address(q);
     push.y = mrl_buffer_address(y);
     push.chunks = plan->chunks;
     const uint32_t own[] = {plan->lanes,   plan->group,  plan->tile,  plan->team, plan->streams,
                             plan->staged, plan->stage,  plan->lanes, plan->work, plan->keys};
     spec[0] = own[0];
-    for (int i = 1; i < 10; i++) spec[SPECS + i - 1] = own[i];
-    return record(call, MRL_KERNEL_mla_decode, spec, SPECS + 9, &push,
-                  (uint32_t[]){plan->chunks, plan->blocks, call->rows}, whole(q), whole(y),
+    for (int i = 1; i < 10; i++) spec[MRL_MLA_SPECS + i - 1] = own[i];
+    return mrl_mla_record(call, MRL_KERNEL_mla_decode, spec, MRL_MLA_SPECS + 9, &push,
+                  (uint32_t[]){plan->chunks, plan->blocks, call->rows}, mrl_range_of(q), mrl_range_of(y),
                   2.0 * call->rows * call->args->heads * (kv->dim + kv->rank) * call->args->bound, err);
 }
 
@@ -292,27 +277,32 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
     mrl_push_mla push = call->push;
     uint32_t spec[MRL_MAX_SPEC];
     const bool broadcast = by_broadcast(call);
-    const uint32_t rows = is_software(call) ? 8 : 4, turns = is_software(call) && !broadcast ? 12 : 1;
+    const uint32_t turns = is_software(call) && !broadcast ? 12 : 1, quads = call->kv->rank / 4;
+    const uint32_t units = mrl_div_up(call->kv->rank, 128 / mrl_format_bits(w->format));
+    const uint32_t held = mrl_div_up(units, call->info->subgroup_min); /* registers: rows * held words of 16 bytes */
+    const uint32_t rows = broadcast ? 8 : held <= 4 ? 4 : held <= 8 ? 2 : 1;
 
-    for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
+    for (int i = 0; i < MRL_MLA_SPECS; i++) spec[i] = call->spec[i];
     push.x = mrl_buffer_address(x);
     push.y = mrl_view_address(y);
     push.chunks = chunks;
-    spec[0] = lanes_of(call, 256);
+    spec[0] = lanes_of(call, 512);
     spec[7] = y->dtype;
-    spec[SPECS] = w->scale_type;
-    spec[SPECS + 1] = w->has_zero;
-    spec[SPECS + 2] = w->group;
-    spec[SPECS + 3] = rows;
-    spec[SPECS + 4] = turns;
-    spec[SPECS + 5] = is_software(call) ? 1 : 8;
-    spec[SPECS + 6] = broadcast;
+    spec[MRL_MLA_SPECS] = w->scale_type;
+    spec[MRL_MLA_SPECS + 1] = w->has_zero;
+    spec[MRL_MLA_SPECS + 2] = w->group;
+    spec[MRL_MLA_SPECS + 3] = rows;
+    spec[MRL_MLA_SPECS + 4] = turns;
+    spec[MRL_MLA_SPECS + 5] = is_software(call) ? 1 : 8;
+    spec[MRL_MLA_SPECS + 6] = broadcast;
+    spec[MRL_MLA_SPECS + 7] = is_software(call) ? 1 : max_u32(1, min_u32(8, spec[0] / quads));
+    spec[MRL_MLA_SPECS + 8] = held;
     /* Where subgroups may be smaller than subgroup_max there are more of them: some workgroups idle. */
     uint32_t owners = broadcast ? spec[0] : spec[0] / call->info->subgroup_max;
-    return record(call, MRL_KERNEL_mla_value, spec, SPECS + 7, &push,
+    return mrl_mla_record(call, MRL_KERNEL_mla_value, spec, MRL_MLA_SPECS + 9, &push,
                   (uint32_t[]){mrl_div_up(call->v_dim, owners * rows * turns), call->args->heads, call->rows},
-                  whole(x), mrl_view_range(y), 2.0 * call->rows * call->args->heads * call->v_dim * call->kv->rank,
-                  err);
+                  mrl_range_of(x), mrl_view_range(y),
+                  2.0 * call->rows * call->args->heads * call->v_dim * call->kv->rank, err);
 }
 
 mrl_status mrl_mla(const mrl_kv *kv, const mrl_mla_args *args, const mrl_view *y, mrl_error *err)
@@ -330,6 +320,15 @@ mrl_status mrl_mla(const mrl_kv *kv, const mrl_mla_args *args, const mrl_view *y
     if (heads * plan.chunks > INT32_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "mla: %u rows of %u heads are too many for one call", call.rows,
                         args->heads);
+    const bool can = mrl_mla_expands(&call, y);
+    if (args->kernel == MRL_KERNEL_mla_prefill_coopmat && !can)
+        return mrl_fail(err, MRL_ERR_VALUE, "mla: kernel mla_prefill_coopmat cannot do this on %s", call.info->name);
+    if (can && (args->kernel == MRL_KERNEL_COUNT ? mrl_mla_expansion_pays(&call)
+                                                 : args->kernel == MRL_KERNEL_mla_prefill_coopmat)) {
+        MRL_TRY(latent(&call, err));
+        MRL_TRY(mrl_mla_expanded(&call, y, err));
+        goto done;
+    }
     MRL_TRY(mrl_buffer_create(call.dev, heads * kv->dim * sizeof(float), MRL_MEMORY_DEVICE, &absorbed, err));
     MRL_TRY(mrl_buffer_create(call.dev, heads * plan.chunks * floats * sizeof(float), MRL_MEMORY_DEVICE, &partial,
                               err));

@@ -16,11 +16,14 @@ typedef struct mrl_mla_args {
     mrl_view positions;     /* (rows) i32 */
     mrl_view slots;         /* (rows) i32 */
     uint32_t heads;
-    uint32_t bound;   /* 1 .. context: what positions + 1 is expected to stay within; it sizes the grid */
+    uint32_t bound;   /* 1 .. context: what positions + 1 is expected to stay within. It sizes the grid; in a
+                       * sequence rows beyond it may be idle, too */
     float eps;        /* of the norm */
     float scale;      /* of the scores */
     float rope_scale; /* multiplies cos and sin (YaRN); 1 */
     bool interleaved; /* pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2) */
+    bool sequence;    /* all rows are of one slot, at consecutive positions (padding: negative positions) */
+    mrl_kernel kernel; /* MRL_KERNEL_COUNT: choose; else mla_decode or mla_prefill_coopmat, which wants a sequence */
     bool staged;      /* products with kv_b by way of shared memory on CPUs, too: for tests of what GPUs run */
 } mrl_mla_args;
 

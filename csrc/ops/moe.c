@@ -12,12 +12,15 @@
 
 #define PAIRS_MAX 32768u /* of one walk through the kernels: more rows take several */
 #define GEMM_TILE 64u
-#define COOPMAT_SHARED 20480u /* bytes of its largest tiles */
+#define ROUTER_ROUNDS_MAX 8u /* loads of a lane that the router has under way at once */
+#define COOPMAT_SHARED(rows, columns) (((rows) + (columns)) * 80u) /* bytes of a tile of moe_gemm_coopmat */
 
 /* How the pairs of a call are multiplied. */
 typedef struct strategy {
     mrl_kernel kernel; /* moe_gemv, moe_gemm, moe_gemm_coopmat, trellis_moe_gemv */
     uint32_t tile;     /* pairs of one expert that go together; 0: every pair by itself */
+    uint32_t columns;  /* of a tile of moe_gemm_coopmat; 0: by the number of tiles */
+    mrl_gemv_tuning gate_up, down; /* of pairs by themselves */
 } strategy;
 
 /* What the dispatches of one call share. */
@@ -33,7 +36,14 @@ typedef struct routed {
 } routed;
 
 static uint32_t slots_of(const mrl_moe_layer *layer) { return layer->top_k + layer->shared; }
-static bool is_trellis(const mrl_moe_layer *layer) { return layer->trellis[0] != NULL; }
+static bool is_trellis(const mrl_moe_stack *stack) { return stack->trellis[0] != NULL; }
+static bool has_trellises(const mrl_moe_layer *layer)
+{
+    for (uint32_t i = 0; i < layer->nstacks; i++)
+        if (is_trellis(&layer->stacks[i]))
+            return true;
+    return false;
+}
 static uint32_t router_rows(const mrl_moe_layer *layer) { return layer->router->n; }
 static bool software(mrl_device *dev) { return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE; }
 
@@ -110,11 +120,13 @@ static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_vie
     static const mrl_dtype types[MRL_FORMAT_COUNT] = {[MRL_FORMAT_f32] = MRL_DTYPE_f32,
                                                       [MRL_FORMAT_f16] = MRL_DTYPE_f16,
                                                       [MRL_FORMAT_bf16] = MRL_DTYPE_bf16};
-    const uint32_t spec[] = {router_lanes(dev, layer->router->k),
+    const uint32_t lanes = router_lanes(dev, layer->router->k), step = layer->router->k % 4 == 0 ? 4 : 1;
+    const uint32_t rounds = mrl_div_up(layer->router->k, lanes * step);
+    const uint32_t spec[] = {lanes,
                              (uint32_t)args->x.dtype,
                              (uint32_t)types[layer->router->format],
                              args->norm.buffer != NULL,
-                             layer->router->k % 4 == 0 ? 4 : 1,
+                             step,
                              given,
                              layer->experts,
                              layer->top_k,
@@ -124,7 +136,8 @@ static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_vie
                              layer->normalise,
                              layer->groups,
                              layer->top_groups,
-                             layer->group_best};
+                             layer->group_best,
+                             rounds <= ROUTER_ROUNDS_MAX ? rounds : 0};
     const mrl_push_router push = {.w = mrl_buffer_address(layer->router->quant),
                                   .x = mrl_view_address(&args->x),
                                   .norm = mrl_view_address(&args->norm),
@@ -164,38 +177,50 @@ done:
 
 /* ---- the products ---- */
 
-/* One dispatch over the rows of experts in w. down: over all slots of a row at once. */
-static mrl_status expert_product(const routed *r, const mrl_weight *w, mrl_kernel kernel, const mrl_gemv_plan *plan,
-                                 const mrl_view *x, const mrl_view *norm, const mrl_view *residual, const mrl_view *y,
-                                 uint32_t n, uint32_t slots, mrl_error *err)
+/* What one dispatch over the experts of a stack computes. */
+typedef struct product {
+    const mrl_weight *w;
+    mrl_buffer *places; /* see mrl_moe_stack */
+    const mrl_view *x, *y;
+    mrl_view norm, residual; /* or absent */
+    uint32_t n, slots;       /* rows of an expert in w; pairs that share a row of x */
+    mrl_activation activation;
+    bool beside;             /* see mrl_dispatch */
+} product;
+
+/* moe_down: over all slots of a row at once. */
+static mrl_status dispatch_product(const routed *r, const product *p, mrl_kernel kernel, const mrl_gemv_plan *plan,
+                                   mrl_error *err)
 {
     mrl_status rc;
     mrl_pipeline *pipeline;
+    const mrl_weight *w = p->w;
     const bool down = kernel == MRL_KERNEL_moe_down;
+    const uint64_t places = p->places != NULL ? mrl_buffer_address(p->places) : 0;
     const mrl_push_moe push = {.quant = mrl_buffer_address(w->quant),
                                .scale = mrl_plane_address(w->scale),
                                .zero = mrl_plane_address(w->zero),
-                               .x = mrl_view_address(x),
-                               .norm = mrl_view_address(norm),
-                               .residual = mrl_view_address(residual),
-                               .y = mrl_view_address(y),
+                               .x = mrl_view_address(p->x),
+                               .norm = mrl_view_address(&p->norm),
+                               .residual = mrl_view_address(&p->residual),
+                               .y = mrl_view_address(p->y),
                                .ids = mrl_view_address(&r->ids),
-                               .weights = down ? mrl_view_address(&r->weights) : 0,
+                               .weights = down ? mrl_view_address(&r->weights) : places,
                                .tiles = mrl_view_address(&r->tiles),
                                .order = mrl_view_address(&r->order),
                                .m = r->rows,
-                               .n = n,
+                               .n = p->n,
                                .k = w->k,
                                .k_padded = w->k_padded,
                                .groups = w->groups,
                                .eps = r->args->eps,
                                .global_scale = w->global_scale,
-                               .slots = slots};
+                               .slots = p->slots};
     const mrl_range reads[] = {mrl_range_of(w->quant), mrl_range_of(w->scale), mrl_range_of(w->zero),
-                               mrl_view_range(x),         mrl_view_range(norm),      mrl_view_range(residual),
-                               mrl_view_range(&r->ids),   mrl_view_range(&r->weights), mrl_view_range(&r->tiles),
-                               mrl_view_range(&r->order)};
-    const mrl_range writes[] = {mrl_view_range(y)};
+                               mrl_view_range(p->x), mrl_view_range(&p->norm), mrl_view_range(&p->residual),
+                               mrl_view_range(&r->ids), mrl_view_range(&r->weights), mrl_view_range(&r->tiles),
+                               mrl_view_range(&r->order), mrl_range_of(p->places)};
+    const mrl_range writes[] = {mrl_view_range(p->y)};
 
     MRL_TRY(mrl_pipeline_get(r->dev, kernel, w->format, plan->math, plan->spec, plan->nspec, &pipeline, err));
     const mrl_dispatch d = {.pipeline = pipeline,
@@ -206,69 +231,99 @@ static mrl_status expert_product(const routed *r, const mrl_weight *w, mrl_kerne
                             .nreads = sizeof reads / sizeof *reads,
                             .writes = writes,
                             .nwrites = 1,
-                            .flops = 2.0 * r->pairs * n * w->k};
+                            .flops = 2.0 * r->pairs * p->n * w->k,
+                            .beside = p->beside};
     MRL_TRY(mrl_stream_dispatch(r->dev, &d, err));
 done:
     return rc;
 }
 
-static void plan_gemm(const routed *r, const mrl_weight *w, const mrl_view *x, const mrl_view *y,
-                      mrl_activation activation, uint32_t n, mrl_gemv_plan *plan)
+/* Wide tiles read x least and pass most products to the matrix units between two barriers, but there must be enough of
+ * them; tiles of 256 rows are large as they are. */
+static uint32_t coopmat_columns(const routed *r, uint32_t n)
 {
+    const uint32_t tiles = r->pairs / r->how.tile + r->args->layer->experts / 2;
+    const bool fits = mrl_device_info_of(r->dev)->shared_bytes >= COOPMAT_SHARED(r->how.tile, 256);
+
+    if (r->how.columns != 0)
+        return r->how.columns;
+    return fits && r->how.tile < 256 && (uint64_t)tiles * mrl_div_up(n, 256) >= 264 ? 256 : 128;
+}
+
+static void plan_gemm(const routed *r, const product *p, mrl_gemv_plan *plan)
+{
+    const mrl_weight *w = p->w;
     const bool coopmat = r->how.kernel == MRL_KERNEL_moe_gemm_coopmat;
-    const uint32_t columns = coopmat ? 128 : GEMM_TILE;
-    const uint32_t spec[] = {256,        (uint32_t)x->dtype, (uint32_t)y->dtype,   (uint32_t)w->scale_type,
-                             w->has_zero, w->group,           (uint32_t)activation, columns,
+    const uint32_t columns = coopmat ? coopmat_columns(r, p->n) : GEMM_TILE;
+    const uint32_t spec[] = {256,         (uint32_t)p->x->dtype, (uint32_t)p->y->dtype,   (uint32_t)w->scale_type,
+                             w->has_zero, w->group,              (uint32_t)p->activation, columns,
                              1,           r->how.tile};
 
     plan->math = coopmat ? MRL_MATH_F16 : MRL_MATH_NONE;
     plan->nspec = coopmat ? 10 : 7;
     memcpy(plan->spec, spec, sizeof spec);
-    plan->groups[0] = mrl_div_up(n, columns);
+    plan->groups[0] = mrl_div_up(p->n, columns);
     plan->groups[1] = r->bound;
     plan->groups[2] = 1;
 }
 
-/* y (pairs, n_out) = activation(norm(x) W[expert]^T) by the kernel of the strategy; `slots` pairs share a row of x. */
-static mrl_status pair_product(const routed *r, const mrl_weight *w, const mrl_view *x, const mrl_view *norm,
-                               mrl_activation activation, const mrl_view *y, uint32_t n, uint32_t slots,
-                               mrl_error *err)
+/* y (pairs, n_out) = activation(norm(x) W[expert]^T) by the kernel of the strategy, for the experts of a stack. */
+static mrl_status pair_product(const routed *r, const product *p, mrl_error *err)
 {
-    const mrl_view absent = {0};
-    const mrl_gemv_tuning defaults = {0};
+    const bool gemm = r->how.kernel == MRL_KERNEL_moe_gemm || r->how.kernel == MRL_KERNEL_moe_gemm_coopmat;
     mrl_gemv_plan plan = {0};
 
-    if (r->how.kernel == MRL_KERNEL_moe_gemv) {
-        const mrl_gemv_work work = {.w = w,
-                                    .n = n,
-                                    .length = w->k_padded,
+    if (!gemm) {
+        const mrl_gemv_work work = {.w = p->w,
+                                    .n = p->n,
+                                    .length = p->w->k_padded,
                                     .m = r->how.tile ? r->how.tile : 1,
                                     .copies = r->how.tile ? r->bound : r->pairs,
-                                    .x = x->dtype,
-                                    .y = y->dtype,
-                                    .activation = activation,
-                                    .norm = norm->buffer != NULL,
+                                    .x = p->x->dtype,
+                                    .y = p->y->dtype,
+                                    .activation = p->activation,
+                                    .norm = p->norm.buffer != NULL,
                                     .staged = r->args->kernel != NULL};
-        mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
+        mrl_status rc = mrl_plan_gemv(r->dev, &work, &r->how.gate_up, &plan, err);
         if (rc != MRL_OK)
             return rc;
     } else {
-        plan_gemm(r, w, x, y, activation, n, &plan);
+        plan_gemm(r, p, &plan);
     }
-    return expert_product(r, w, r->how.kernel, &plan, x, norm, &absent, y, n, slots, err);
+    return dispatch_product(r, p, gemm ? r->how.kernel : MRL_KERNEL_moe_gemv, &plan, err);
 }
 
-static mrl_status gate_up(const routed *r, mrl_error *err)
+static mrl_status gate_up(const routed *r, const mrl_moe_stack *stack, bool beside, mrl_error *err)
 {
-    const mrl_moe_layer *layer = r->args->layer;
-    return pair_product(r, layer->gate_up, &r->x, &r->norm, layer->activation, &r->act, 2 * r->inner, r->slots, err);
+    const product p = {.w = stack->gate_up,
+                       .places = stack->places,
+                       .x = &r->x,
+                       .y = &r->act,
+                       .norm = r->norm,
+                       .n = 2 * r->inner,
+                       .slots = r->slots,
+                       .activation = r->args->layer->activation,
+                       .beside = beside};
+    return pair_product(r, &p, err);
 }
 
+static mrl_status down_of_pairs(const routed *r, const mrl_moe_stack *stack, const mrl_view *parts, bool beside,
+                                mrl_error *err)
+{
+    const product p = {.w = stack->down,
+                       .places = stack->places,
+                       .x = &r->act,
+                       .y = parts,
+                       .n = r->hidden,
+                       .slots = 1,
+                       .beside = beside};
+    return pair_product(r, &p, err);
+}
+
+/* The weighted sums as well, where all experts lie in one stack. */
 static mrl_status down_by_rows(const routed *r, mrl_error *err)
 {
-    const mrl_weight *w = r->args->layer->down;
-    const mrl_view absent = {0};
-    const mrl_gemv_tuning defaults = {0};
+    const mrl_weight *w = r->args->layer->stacks[0].down;
     const mrl_gemv_work work = {.w = w,
                                 .n = r->hidden,
                                 .length = r->slots * w->k_padded,
@@ -277,13 +332,16 @@ static mrl_status down_by_rows(const routed *r, mrl_error *err)
                                 .x = r->act.dtype,
                                 .y = r->args->y.dtype,
                                 .staged = r->args->kernel != NULL};
+    const product p = {.w = w,
+                       .x = &r->act,
+                       .y = &r->args->y,
+                       .residual = r->args->residual,
+                       .n = r->hidden,
+                       .slots = r->slots};
     mrl_gemv_plan plan = {0};
 
-    mrl_status rc = mrl_plan_gemv(r->dev, &work, &defaults, &plan, err);
-    if (rc != MRL_OK)
-        return rc;
-    return expert_product(r, w, MRL_KERNEL_moe_down, &plan, &r->act, &absent, &r->args->residual, &r->args->y,
-                          r->hidden, r->slots, err);
+    mrl_status rc = mrl_plan_gemv(r->dev, &work, &r->how.down, &plan, err);
+    return rc != MRL_OK ? rc : dispatch_product(r, &p, MRL_KERNEL_moe_down, &plan, err);
 }
 
 static mrl_status plan_tiles(const routed *r, mrl_error *err)
@@ -341,21 +399,6 @@ done:
     return rc;
 }
 
-/* Down of every pair into a buffer of its own, then the weighted sums. */
-static mrl_status down_by_tiles(const routed *r, mrl_error *err)
-{
-    mrl_status rc;
-    mrl_view parts = {0};
-    const mrl_view absent = {0};
-
-    MRL_TRY(temporary(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));
-    MRL_TRY(pair_product(r, r->args->layer->down, &r->act, &absent, MRL_ACTIVATION_NONE, &parts, r->hidden, 1, err));
-    MRL_TRY(combine(r, &parts, err));
-done:
-    mrl_buffer_release(parts.buffer);
-    return rc;
-}
-
 /* ---- trellises ---- */
 
 enum { GATE, UP, DOWN };
@@ -367,38 +410,101 @@ static uint32_t splits_asked(const mrl_moe_args *args)
     return args->kernel != NULL && sscanf(args->kernel, "%*[a-z_]@%*u,%u", &splits) == 1 ? splits : 0;
 }
 
-static mrl_status trellis_product(const routed *r, int which, const mrl_view *x, const mrl_view *norm,
-                                  const mrl_view *gate, const mrl_view *y, mrl_error *err)
+static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, int which, const mrl_view *gate,
+                                  const mrl_view *y, bool beside, mrl_buffer **sums, mrl_error *err)
 {
     const mrl_moe_layer *layer = r->args->layer;
-    const mrl_trellis_experts_args args = {.t = layer->trellis[which],
-                                           .x = *x,
-                                           .norm = *norm,
+    const uint64_t counters = mrl_moe_pair_counters(layer) / 2 * sizeof(uint32_t);
+    const mrl_trellis_experts_args args = {.t = stack->trellis[which],
+                                           .x = which == DOWN ? r->act : r->x,
+                                           .norm = which == DOWN ? (mrl_view){0} : r->norm,
                                            .ids = r->ids,
+                                           .places = stack->places,
                                            .tiles = r->tiles,
                                            .order = r->order,
                                            .tile = r->how.tile ? r->how.tile : 1,
-                                           .gate = *gate,
+                                           .gate = which == DOWN ? *gate : (mrl_view){0},
                                            .y = *y,
-                                           .counters = layer->pair_counters,
+                                           .counters = {layer->pair_counters, which == UP ? counters : 0, counters},
                                            .slots = which == DOWN ? 1 : r->slots,
                                            .splits = splits_asked(r->args),
                                            .eps = r->args->eps,
-                                           .activation = which == UP ? layer->activation : MRL_ACTIVATION_NONE};
-    return mrl_op_trellis_experts(r->dev, &args, err);
+                                           .activation = which == DOWN ? layer->activation : MRL_ACTIVATION_NONE,
+                                           .beside = beside};
+    return mrl_op_trellis_experts(r->dev, &args, sums, err);
 }
 
-static mrl_status mix_trellises(const routed *r, mrl_error *err)
+uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer)
+{
+    uint32_t most = 0;
+    for (uint32_t s = 0; s < layer->nstacks; s++)
+        for (int i = 0; i < 3 && is_trellis(&layer->stacks[s]); i++)
+            most = layer->stacks[s].trellis[i]->n_padded > most ? layer->stacks[s].trellis[i]->n_padded : most;
+    return 2 * MRL_TRELLIS_PAIRS * (most / MRL_TRELLIS_BLOCK);
+}
+
+static mrl_status check_trellises(const mrl_moe_layer *layer, const mrl_moe_stack *stack, mrl_error *err)
+{
+    static const char *const names[] = {"gate", "up", "down"};
+
+    for (int i = GATE; i <= DOWN; i++) {
+        const mrl_trellis *t = stack->trellis[i];
+        const uint32_t n = i == DOWN ? layer->hidden : layer->inner, k = i == DOWN ? layer->inner : layer->hidden;
+        if (t->experts != stack->experts || t->n != n || t->k != k)
+            return mrl_fail(err, MRL_ERR_VALUE, "moe: %s must be %u experts of (%u, %u), it is %u of (%u, %u)", names[i],
+                            stack->experts, n, k, t->experts, t->n, t->k);
+    }
+    return MRL_OK;
+}
+
+/* ---- all stacks ---- */
+
+/* One product of every stack that has it, beside each other: GATE for trellises; UP into the activations, for trellises
+ * without the gate, so that both run beside each other; DOWN, which multiplies by the gate there, into the parts. */
+static mrl_status stacks_product(const routed *r, int which, const mrl_view *gate, const mrl_view *y, mrl_error *err)
+{
+    mrl_status rc = MRL_OK;
+    const mrl_moe_layer *layer = r->args->layer;
+    mrl_buffer *sums[MRL_MOE_STACKS_MAX] = {0};
+    bool beside = false;
+
+    for (uint32_t i = 0; i < layer->nstacks; i++) {
+        const mrl_moe_stack *stack = &layer->stacks[i];
+        if (is_trellis(stack))
+            MRL_TRY(trellis_product(r, stack, which, gate, y, beside, &sums[i], err));
+        else if (which == UP)
+            MRL_TRY(gate_up(r, stack, beside, err));
+        else if (which == DOWN)
+            MRL_TRY(down_of_pairs(r, stack, y, beside, err));
+        else
+            continue;
+        beside = true;
+    }
+done:
+    for (uint32_t i = 0; i < layer->nstacks; i++)
+        mrl_buffer_release(sums[i]);
+    return rc;
+}
+
+/* The chosen experts of each pair, and the weighted sums of the pairs of a row. */
+static mrl_status mix_pairs(const routed *r, mrl_error *err)
 {
     mrl_status rc;
-    const mrl_view absent = {0};
+    const mrl_moe_layer *layer = r->args->layer;
+    const bool fused = layer->nstacks == 1 && !is_trellis(&layer->stacks[0]) && r->how.tile == 0;
     mrl_view gate = {0}, parts = {0};
 
-    MRL_TRY(temporary(r->dev, r->args->dtype, r->pairs, r->inner, &gate, err));
+    if (has_trellises(layer)) {
+        MRL_TRY(temporary(r->dev, r->args->dtype, r->pairs, r->inner, &gate, err));
+        MRL_TRY(stacks_product(r, GATE, NULL, &gate, err));
+    }
+    MRL_TRY(stacks_product(r, UP, NULL, &r->act, err));
+    if (fused) {
+        MRL_TRY(down_by_rows(r, err));
+        goto done;
+    }
     MRL_TRY(temporary(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));
-    MRL_TRY(trellis_product(r, GATE, &r->x, &r->norm, &absent, &gate, err));
-    MRL_TRY(trellis_product(r, UP, &r->x, &r->norm, &gate, &r->act, err));
-    MRL_TRY(trellis_product(r, DOWN, &r->act, &absent, &absent, &parts, err));
+    MRL_TRY(stacks_product(r, DOWN, &gate, &parts, err));
     MRL_TRY(combine(r, &parts, err));
 done:
     mrl_buffer_release(gate.buffer);
@@ -406,58 +512,42 @@ done:
     return rc;
 }
 
-uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer)
-{
-    uint32_t most = 0;
-    for (int i = 0; i < 3; i++)
-        most = layer->trellis[i]->n_padded > most ? layer->trellis[i]->n_padded : most;
-    return MRL_TRELLIS_PAIRS * (most / MRL_TRELLIS_BLOCK);
-}
-
-static mrl_status check_trellises(const mrl_moe_layer *layer, mrl_error *err)
-{
-    static const char *const names[] = {"gate", "up", "down"};
-    const uint32_t all = layer->experts + layer->shared;
-
-    for (int i = GATE; i <= DOWN; i++) {
-        const mrl_trellis *t = layer->trellis[i];
-        const uint32_t n = i == DOWN ? layer->hidden : layer->inner, k = i == DOWN ? layer->inner : layer->hidden;
-        if (t->experts != all || t->n != n || t->k != k)
-            return mrl_fail(err, MRL_ERR_VALUE, "moe: %s must be %u experts of (%u, %u), it is %u of (%u, %u)", names[i],
-                            all, n, k, t->experts, t->n, t->k);
-    }
-    return MRL_OK;
-}
-
 /* ---- choice ---- */
 
 /* The dtype in which a normalised x is best kept: as the kernels will multiply it. */
 static mrl_dtype normal_dtype(mrl_device *dev, const mrl_moe_args *args)
 {
-    if (is_trellis(args->layer))
-        return mrl_device_has(dev, MRL_BIT(fp16)) ? MRL_DTYPE_f16 : MRL_DTYPE_f32;
-    return mrl_wants_f32(args->layer->gate_up->format, args->x.dtype, true) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
+    const mrl_moe_layer *layer = args->layer;
+    bool f32 = has_trellises(layer) && !mrl_device_has(dev, MRL_BIT(fp16));
+
+    for (uint32_t i = 0; i < layer->nstacks; i++)
+        f32 |= !is_trellis(&layer->stacks[i]) && mrl_wants_f32(layer->stacks[i].gate_up->format, args->x.dtype, true);
+    return f32 ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
 }
 
 static bool coopmat_can(mrl_device *dev, const mrl_moe_args *args)
 {
-    const mrl_weight *const both[] = {args->layer->gate_up, args->layer->down};
+    const mrl_moe_layer *layer = args->layer;
     const mrl_dtype x = args->norm.buffer != NULL ? normal_dtype(dev, args) : args->x.dtype;
 
-    for (int i = 0; i < 2; i++)
-        if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, both[i]->format, MRL_MATH_F16) ||
-            both[i]->k % 8 != 0)
+    for (uint32_t i = 0; i < 2 * layer->nstacks; i++) {
+        const mrl_moe_stack *stack = &layer->stacks[i / 2];
+        const mrl_weight *w = i % 2 ? stack->down : stack->gate_up;
+        if (!mrl_pipeline_available(dev, MRL_KERNEL_moe_gemm_coopmat, w->format, MRL_MATH_F16) || w->k % 8 != 0)
             return false;
-    return mrl_device_info_of(dev)->subgroup_size == 32 && mrl_device_info_of(dev)->shared_bytes >= COOPMAT_SHARED &&
-           x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16 &&
+    }
+    return mrl_device_info_of(dev)->subgroup_size == 32 &&
+           mrl_device_info_of(dev)->shared_bytes >= COOPMAT_SHARED(256, 128) && x == MRL_DTYPE_f16 &&
+           args->dtype == MRL_DTYPE_f16 &&
            (args->norm.buffer != NULL || args->x.offset % 16 == 0);
 }
 
-/* Low tiles where few pairs go to an expert: rows that are not there are multiplied too. */
+/* Low tiles where few pairs go to an expert, for rows that are not there are multiplied too; high ones decode an
+ * expert less often. */
 static uint32_t coopmat_tile(uint64_t pairs, uint32_t experts)
 {
     const uint64_t mean = pairs / experts;
-    return mean <= 32 ? 32 : mean <= 96 ? 64 : 128;
+    return mean <= 32 ? 32 : mean <= 96 ? 64 : mean <= 256 ? 128 : 256;
 }
 
 static strategy best(mrl_device *dev, const mrl_moe_args *args)
@@ -468,28 +558,52 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
     /* A CPU gains nothing from tiles (see row_by_row of matmul.c). On a GPU two dispatches more cost less than
      * reading experts twice, once the pairs are half as many as the experts. */
     if (software(dev) || rows == 1 || (rows <= MRL_GEMV_MAX_ROWS && 2 * pairs <= experts))
-        return (strategy){MRL_KERNEL_moe_gemv, 0};
+        return (strategy){.kernel = MRL_KERNEL_moe_gemv, .tile = 0};
     if (rows <= MRL_GEMV_MAX_ROWS)
-        return (strategy){MRL_KERNEL_moe_gemv, pairs <= 2 * (uint64_t)experts ? 2 : 4};
+        return (strategy){.kernel = MRL_KERNEL_moe_gemv, .tile = pairs <= 2 * (uint64_t)experts ? 2 : 4};
     if (coopmat_can(dev, args))
-        return (strategy){MRL_KERNEL_moe_gemm_coopmat, coopmat_tile(pairs, experts)};
-    return (strategy){MRL_KERNEL_moe_gemm, GEMM_TILE};
+        return (strategy){.kernel = MRL_KERNEL_moe_gemm_coopmat, .tile = coopmat_tile(pairs, experts)};
+    return (strategy){.kernel = MRL_KERNEL_moe_gemm, .tile = GEMM_TILE};
 }
 
 static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
 {
     const uint64_t rows = args->x.shape[0], experts = args->layer->experts, pairs = rows * args->layer->top_k;
+    const mrl_dtype x = args->norm.buffer != NULL ? normal_dtype(dev, args) : args->x.dtype;
+    const bool matrices = mrl_trellis_matrices(dev) && x != MRL_DTYPE_f32 && args->dtype != MRL_DTYPE_f32;
     char name[32] = "";
     uint32_t tile = 0;
 
     if (args->kernel == NULL) {
         if (!software(dev) && rows > 1 && 2 * pairs > experts)
-            tile = pairs <= 2 * experts ? 2 : pairs <= 8 * experts ? 4 : 8;
-    } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > 16 || (tile & (tile - 1)) != 0 ||
+            tile = pairs <= 2 * experts    ? 2
+                   : pairs <= 8 * experts  ? 4
+                   : !matrices             ? 8
+                   : pairs <= 24 * experts ? 16
+                   : pairs <= 48 * experts ? 32
+                                           : 64;
+    } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > (matrices ? 64 : 16) || (tile & (tile - 1)) != 0 ||
                strcmp(name, mrl_kernel_name(MRL_KERNEL_trellis_moe_gemv)) != 0 || splits_asked(args) > 65535) {
         return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel %s for trellises", args->kernel);
     }
-    *out = (strategy){MRL_KERNEL_trellis_moe_gemv, tile};
+    *out = (strategy){.kernel = MRL_KERNEL_trellis_moe_gemv, .tile = tile};
+    return MRL_OK;
+}
+
+/* "rows@rows,split,prefetch,lanes,workgroups", of gate_up and, behind a slash, of down: what gemv is tuned by. */
+static mrl_status parse_rows(const char *text, strategy *out, mrl_error *err)
+{
+    static const uint32_t most[] = {8, 32, 16, 1024, 65536}; /* a power of two each, but for the last */
+    mrl_gemv_tuning *const both[] = {&out->gate_up, &out->down};
+
+    for (int i = 0; i < 2 && text != NULL; i++, text = strchr(text + 1, '/')) {
+        uint32_t v[5] = {0};
+        sscanf(text, i == 0 ? "rows@%u,%u,%u,%u,%u" : "/%u,%u,%u,%u,%u", &v[0], &v[1], &v[2], &v[3], &v[4]);
+        for (int j = 0; j < 5; j++)
+            if (v[j] > most[j] || (j < 4 && (v[j] & (v[j] - 1)) != 0))
+                return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel \"%s\" asks for what cannot be tuned", text);
+        *both[i] = (mrl_gemv_tuning){v[0], v[1], v[2], v[3], v[4]};
+    }
     return MRL_OK;
 }
 
@@ -499,16 +613,16 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
         const char *name;
         strategy standard;
         uint32_t least, most; /* tile that may be asked for, a power of two */
-    } known[] = {{"rows", {MRL_KERNEL_moe_gemv, 0}, 0, 0},
-                 {"moe_gemv", {MRL_KERNEL_moe_gemv, 4}, 1, 8},
-                 {"moe_gemm", {MRL_KERNEL_moe_gemm, GEMM_TILE}, GEMM_TILE, GEMM_TILE},
-                 {"moe_gemm_coopmat", {MRL_KERNEL_moe_gemm_coopmat, 64}, 32, 128}};
+    } known[] = {{"rows", {.kernel = MRL_KERNEL_moe_gemv, .tile = 0}, 0, 0},
+                 {"moe_gemv", {.kernel = MRL_KERNEL_moe_gemv, .tile = 4}, 1, 8},
+                 {"moe_gemm", {.kernel = MRL_KERNEL_moe_gemm, .tile = GEMM_TILE}, GEMM_TILE, GEMM_TILE},
+                 {"moe_gemm_coopmat", {.kernel = MRL_KERNEL_moe_gemm_coopmat, .tile = 64}, 32, 256}};
     char name[32] = "";
-    uint32_t tile = 0;
+    uint32_t tile = 0, columns = 0;
 
-    if (is_trellis(args->layer))
+    if (has_trellises(args->layer))
         return choose_trellis(dev, args, out, err);
-    int parts = args->kernel == NULL ? 0 : sscanf(args->kernel, "%31[a-z_]@%u", name, &tile);
+    int parts = args->kernel == NULL ? 0 : sscanf(args->kernel, "%31[a-z_]@%u,%u", name, &tile, &columns);
     *out = best(dev, args);
     if (args->kernel == NULL)
         return MRL_OK;
@@ -516,10 +630,15 @@ static mrl_status choose(mrl_device *dev, const mrl_moe_args *args, strategy *ou
         if (strcmp(known[i].name, name) != 0)
             continue;
         *out = known[i].standard;
-        if (parts == 2 && (tile < known[i].least || tile > known[i].most || (tile & (tile - 1)) != 0))
+        if (out->kernel == MRL_KERNEL_moe_gemv && out->tile == 0)
+            return parse_rows(args->kernel, out, err);
+        const bool coopmat = known[i].standard.kernel == MRL_KERNEL_moe_gemm_coopmat;
+        if ((parts >= 2 && (tile < known[i].least || tile > known[i].most || (tile & (tile - 1)) != 0)) ||
+            (parts == 3 && (!coopmat || columns < 1 || columns > 2 || columns * tile > 256)))
             return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel \"%s\" asks for a tile that there is not", args->kernel);
-        if (parts == 2)
+        if (parts >= 2)
             out->tile = tile;
+        out->columns = 128 * columns;
         if (out->kernel == MRL_KERNEL_moe_gemm_coopmat && !coopmat_can(dev, args))
             return mrl_fail(err, MRL_ERR_VALUE, "moe: kernel %s cannot do this product on %s", name,
                             mrl_device_info_of(dev)->name);
@@ -562,10 +681,27 @@ static mrl_status check_choice(const mrl_moe_layer *layer, mrl_error *err)
     return MRL_OK;
 }
 
+static mrl_status check_stack(const mrl_moe_layer *layer, const mrl_moe_stack *stack, mrl_error *err)
+{
+    const uint32_t count = stack->experts, hidden = layer->hidden, inner = layer->inner;
+
+    if (is_trellis(stack))
+        return check_trellises(layer, stack, err);
+    if (stack->gate_up->k != hidden || (uint64_t)count * 2 * inner != stack->gate_up->n)
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "moe: gate_up must have %u rows of %u for %u experts of %u, it is (%u, %u)", count * 2 * inner,
+                        hidden, count, inner, stack->gate_up->n, stack->gate_up->k);
+    if (stack->down->k != inner || (uint64_t)count * hidden != stack->down->n)
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "moe: down must have %u rows of %u for %u experts and %u columns of x, it is (%u, %u)",
+                        count * hidden, inner, count, hidden, stack->down->n, stack->down->k);
+    return MRL_OK;
+}
+
 mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error *err)
 {
     mrl_status rc;
-    const uint32_t all = layer->experts + layer->shared, hidden = layer->hidden, inner = layer->inner;
+    const uint32_t hidden = layer->hidden;
 
     MRL_TRY(check_choice(layer, err));
     if (!dense(layer->router))
@@ -574,14 +710,8 @@ mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error 
     if (layer->router->k != hidden || (layer->router->n != layer->experts && !gate))
         return mrl_fail(err, MRL_ERR_VALUE, "moe: router must be (%u, %u), or a row more to gate shared experts, got (%u, %u)",
                         layer->experts, hidden, layer->router->n, layer->router->k);
-    if (is_trellis(layer))
-        MRL_TRY(check_trellises(layer, err));
-    else if ((uint64_t)all * 2 * inner != layer->gate_up->n)
-        return mrl_fail(err, MRL_ERR_VALUE, "moe: gate_up must have %u rows for %u experts of %u, it has %u",
-                        all * 2 * inner, all, inner, layer->gate_up->n);
-    else if ((uint64_t)all * hidden != layer->down->n)
-        return mrl_fail(err, MRL_ERR_VALUE, "moe: down must have %u rows for %u experts and %u columns of x, it has %u",
-                        all * hidden, all, hidden, layer->down->n);
+    for (uint32_t i = 0; i < layer->nstacks; i++)
+        MRL_TRY(check_stack(layer, &layer->stacks[i], err));
     if (layer->bias.buffer != NULL)
         MRL_TRY(mrl_view_check(&layer->bias, dev, "moe", "bias", MRL_DTYPE_BIT(f32), 1, (uint64_t[]){layer->experts},
                                err));
@@ -661,7 +791,7 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
     MRL_TRY(temporary(dev, MRL_DTYPE_f32, rows, slots, &r.weights, err));
     MRL_TRY(temporary(dev, args->dtype, r.pairs, r.inner, &r.act, err));
     MRL_TRY(route(dev, args, &r.ids, &r.weights, err));
-    const bool by_rows = r.how.kernel == MRL_KERNEL_moe_gemv || is_trellis(layer);
+    const bool by_rows = r.how.kernel == MRL_KERNEL_moe_gemv || r.how.kernel == MRL_KERNEL_trellis_moe_gemv;
     if (r.norm.buffer != NULL && (rows > 1 || !by_rows)) {
         /* Otherwise every workgroup of every pair would do it. */
         MRL_TRY(normalise(dev, args, normal_dtype(dev, args), &normalised, err));
@@ -676,12 +806,7 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
         MRL_TRY(temporary(dev, MRL_DTYPE_i32, r.pairs, 1, &r.order, err));
         MRL_TRY(plan_tiles(&r, err));
     }
-    if (is_trellis(layer)) {
-        MRL_TRY(mix_trellises(&r, err));
-        goto done;
-    }
-    MRL_TRY(gate_up(&r, err));
-    MRL_TRY(r.how.tile > 0 ? down_by_tiles(&r, err) : down_by_rows(&r, err));
+    MRL_TRY(mix_pairs(&r, err));
 done:
     release(&r, &normalised);
     return rc;
@@ -702,7 +827,9 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
         MRL_TRY(mrl_view_check(&args.residual, dev, "moe", "residual", MRL_DTYPE_BIT(f32), 2, shape, err));
     MRL_TRY(check_overlap(&args, err));
     /* Kernels count elements in 31 bits and workgroups in 16. */
-    const uint64_t pairs = (uint64_t)INT32_MAX / wide, most = is_trellis(layer) ? MRL_TRELLIS_PAIRS : PAIRS_MAX;
+    strategy how;
+    MRL_TRY(choose(dev, &args, &how, err));
+    const uint64_t pairs = (uint64_t)INT32_MAX / wide, most = has_trellises(layer) ? mrl_trellis_pairs(how.tile) : PAIRS_MAX;
     const uint64_t step = (pairs < most ? pairs : most) / slots_of(layer);
     if (step == 0)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row", slots_of(layer), wide);

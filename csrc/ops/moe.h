@@ -6,7 +6,9 @@
  *     router -> moe_plan -> gate and up of each tile -> down of each tile -> moe_combine
  * with moe_gemv for small tiles, moe_gemm and moe_gemm_coopmat for large ones.
  * Experts that are EXL3 trellises, any number of rows, at most MRL_TRELLIS_PAIRS pairs at a time:
- *     router [-> moe_plan] -> trellis_moe_gemv gate of each pair or tile -> the same, up -> down -> moe_combine */
+ *     router [-> moe_plan] -> trellis_moe_gemv gate of each pair or tile -> the same, up -> down -> moe_combine
+ * Experts of several formats lie in a stack each. Every product is one dispatch a stack, beside each other, into the
+ * same buffers: a workgroup whose expert lies in another stack leaves. Then moe_combine, as after tiles. */
 #ifndef MRL_OPS_MOE_H
 #define MRL_OPS_MOE_H
 
@@ -15,12 +17,23 @@
 
 #define MRL_MOE_COUNTERS 1024u /* rows whose logits the router computes itself, at most */
 
+#define MRL_MOE_STACKS_MAX 32u /* of a layer */
+
+/* Experts of one format, one behind the other. */
+typedef struct mrl_moe_stack {
+    uint32_t experts;
+    const mrl_weight *gate_up; /* (experts * 2 * inner, hidden): gate 0, up 0, gate 1, ... of each expert */
+    const mrl_weight *down;    /* (experts * hidden, inner) */
+    const mrl_trellis *trellis[3]; /* instead of those two: gate, up (hidden to inner), down (inner to hidden) */
+    mrl_buffer *places;        /* (experts and shared ones of the layer) i32: where in this stack each lies, -1 of those
+                                * in others; NULL with one stack, which has all in their order */
+} mrl_moe_stack;
+
 /* What a layer has; checked by mrl_moe_check once. */
 typedef struct mrl_moe_layer {
     const mrl_weight *router;  /* (experts [+ 1], hidden) f32, f16 or bf16: the row more gates the shared experts */
-    const mrl_weight *gate_up; /* ((experts + shared) * 2 * inner, hidden): gate 0, up 0, gate 1, ... of each expert */
-    const mrl_weight *down;    /* ((experts + shared) * hidden, inner) */
-    const mrl_trellis *trellis[3]; /* instead of those two: gate, up (hidden to inner), down (inner to hidden) */
+    const mrl_moe_stack *stacks;
+    uint32_t nstacks;          /* 1 .. MRL_MOE_STACKS_MAX */
     uint32_t hidden, inner;
     mrl_view bias;             /* (experts) f32, added to the scores that are compared, or absent */
     uint32_t experts, top_k;
@@ -31,7 +44,7 @@ typedef struct mrl_moe_layer {
     uint32_t groups, top_groups, group_best; /* see shaders/moe/router.comp */
     mrl_activation activation; /* a gated one */
     mrl_buffer *counters;      /* MRL_MOE_COUNTERS u32, zero */
-    mrl_buffer *pair_counters; /* with trellises: mrl_moe_pair_counters u32, zero */
+    mrl_buffer *pair_counters; /* mrl_moe_pair_counters u32, zero; NULL for none */
     mrl_buffer *usage;         /* (experts) u32, counted up by every choice */
 } mrl_moe_layer;
 
@@ -44,11 +57,12 @@ typedef struct mrl_moe_args {
     mrl_view y;         /* (m, hidden) */
     float eps;
     mrl_dtype dtype;    /* of activations between gate_up and down */
-    const char *kernel; /* "rows", "moe_gemv@tile", "moe_gemm", "moe_gemm_coopmat", or NULL to choose; with trellises
-                         * "trellis_moe_gemv@tile,splits" */
+    const char *kernel; /* "rows@tuning of gate_up/of down" (ops/gemv.h), "moe_gemv@tile", "moe_gemm",
+                         * "moe_gemm_coopmat@tile,columns / 128", or NULL to choose; with trellises
+                         * "trellis_moe_gemv@tile,splits", where stacks that are none go through moe_gemv */
 } mrl_moe_args;
 
-/* u32s that the trellises of a layer need to add up sums of several workgroups. */
+/* u32s that the trellises of a layer need to add up sums of several workgroups; 0 without trellises. */
 uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer);
 
 /* VALUE error for matrices and numbers that do not belong together, TYPE for a router in a quantized format. */

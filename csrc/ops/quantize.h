@@ -12,6 +12,12 @@ static inline uint64_t mrl_weight_row_bytes(const mrl_weight *w)
     return (uint64_t)w->k_padded * mrl_format_bits(w->format) / 8;
 }
 
+/* Of one of its scales. */
+static inline uint32_t mrl_scale_bytes(mrl_scale type)
+{
+    return type == MRL_SCALE_F32 ? 4 : type == MRL_SCALE_F16 ? 2 : type == MRL_SCALE_NONE ? 0 : 1;
+}
+
 static inline uint64_t mrl_plane_address(mrl_buffer *buffer)
 {
     return buffer == NULL ? 0 : mrl_buffer_address(buffer);

@@ -12,6 +12,9 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
                    sizeof(mrl_push_trellis_copy) <= 128, "push constants");
 
 #define GEMV_MAX_ROWS 16u
+#define GEMV_WIDE 66u        /* times 128 columns: so many need few shares of k, and few groups a workgroup */
+#define MATRIX_MIN_ROWS 5u   /* from here on cooperative matrices are faster than lanes */
+#define MATRIX_MAX_ROWS 64u
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
 #define COOPMAT_SHARED(rows) (((rows) + 128u) * 144u) /* bytes of its tiles */
 #define COPY_ROWS 1024u     /* rows of W that are in f32 at a time while it is dequantized */
@@ -136,9 +139,10 @@ typedef struct tuning {
 /* Blocks of 128 rows of Q for one workgroup, so that enough of them run at once and x fits in shared memory. */
 static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, uint32_t block_bytes, uint32_t splits)
 {
+    const uint32_t shared = info->shared_bytes < 49152 ? info->shared_bytes / 3 : 24576;
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
-    const uint32_t shared = info->shared_bytes >= 49152 ? 24576 : 14336;
-    uint32_t wanted = splits ? splits : info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(528, columns);
+    const uint32_t workgroups = columns >= GEMV_WIDE ? 896 : 528; /* fill a large GPU, by measurement on an H200 */
+    uint32_t wanted = splits ? splits : info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(workgroups, columns);
 
     wanted = max_u32(wanted, mrl_div_up(all, max_u32(1, shared / block_bytes)));
     return mrl_div_up(all, min_u32(wanted, all));
@@ -146,12 +150,20 @@ static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, u
 
 /* What a gemv kernel is specialized with. */
 typedef struct gemv_plan {
+    mrl_kernel kernel; /* trellis_gemv or trellis_gemv_dot */
     mrl_math math;
-    bool dot; /* with the packed integer dot product */
     uint32_t splits, nspec, spec[15];
 } gemv_plan;
 
-/* args: its types and addresses, for m rows of x that are multiplied together. */
+/* Bytes of shared memory, a little more than gemv.glsl declares. */
+static uint32_t gemv_shared(uint32_t rows, uint32_t blocks, uint32_t groups, bool f32, bool int8)
+{
+    const uint32_t lanes = 64 * groups, staged = blocks * rows, pitch = 132 * sizeof(float);
+    const uint32_t work = pitch * (f32 ? staged : max_u32(lanes / 16, rows)), x = f32 ? 0 : staged * (int8 ? 512 : 256);
+    return work + x + staged * (int8 ? 80 : 12) + 8 * lanes + 64;
+}
+
+/* args: its types and addresses, for at most m rows of x that are multiplied together. */
 static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32_t m, const tuning *asked)
 {
     const mrl_trellis *t = args->t;
@@ -161,15 +173,18 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     const uint32_t blocks = gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
     const uint32_t splits = mrl_div_up(t->k_padded / MRL_TRELLIS_BLOCK, blocks);
     const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
-    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : software ? 1 : 4, info->max_workgroup / 64);
+    const uint32_t usual = software ? 1 : t->n_padded / MRL_TRELLIS_BLOCK >= GEMV_WIDE ? 2 : 4;
+    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : usual, info->max_workgroup / 64);
     const uint64_t alignment = 4 * mrl_dtype_bytes(args->x.dtype);
+    const bool dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
+                     mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16);
     uint32_t groups = 1;
 
-    while (groups * 2 <= min_u32(most, units)) groups *= 2;
+    while (groups * 2 <= min_u32(most, units) && gemv_shared(m, blocks, groups * 2, f32, args->int8) <= info->shared_bytes)
+        groups *= 2;
     return (gemv_plan){
+        .kernel = dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv,
         .math = f32 ? MRL_MATH_F32 : MRL_MATH_F16,
-        .dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
-               mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16),
         .splits = splits,
         .nspec = 15,
         .spec =
@@ -187,10 +202,16 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                 !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
                 info->subgroup_min >= 8,
                 args->int8,
-                t->k % 4 == 0 && mrl_view_address(&args->x) % alignment == 0,
+                t->k % 4 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0,
                 64 * groups,
             },
     };
+}
+
+/* Of what workgroups of a gemv tell each other: a row is all columns, and a number for each 128 of them. */
+static uint64_t share_bytes(const mrl_trellis *t, uint64_t rows)
+{
+    return rows * (t->n_padded + t->n_padded / MRL_TRELLIS_BLOCK) * sizeof(float);
 }
 
 static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
@@ -204,7 +225,7 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
     mrl_buffer *partial = NULL;
 
     if (plan.splits > 1) {
-        const uint64_t bytes = (uint64_t)plan.splits * m * t->n_padded * sizeof(float);
+        const uint64_t bytes = share_bytes(t, (uint64_t)plan.splits * plan.spec[3]);
         MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
         c.push.partial = mrl_buffer_address(partial);
     }
@@ -215,80 +236,8 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
     };
     const mrl_range writes[] = {c.y, whole(partial), counters};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
-    MRL_TRY(record(&c, plan.dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv, plan.math, plan.spec,
-                   (int)plan.nspec, grid, reads, sizeof reads / sizeof *reads, writes, sizeof writes / sizeof *writes,
+    MRL_TRY(record(&c, plan.kernel, plan.math, plan.spec, (int)plan.nspec, grid, reads, sizeof reads / sizeof *reads, writes, sizeof writes / sizeof *writes,
                    2.0 * m * t->n * t->k, err));
-done:
-    mrl_buffer_release(partial);
-    return rc;
-}
-
-/* ---- experts ---- */
-
-mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_error *err)
-{
-    mrl_status rc;
-    const mrl_trellis *t = args->t;
-    const mrl_trellis_args types = {
-        .t = t, .x = args->x, .norm = args->norm, .y = args->y, .activation = args->activation};
-    const uint32_t pairs = (uint32_t)args->y.shape[0];
-    const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs, columns = t->n_padded / MRL_TRELLIS_BLOCK;
-    const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
-    const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(528, columns * copies);
-    const tuning shares = {.tune = {args->splits ? args->splits : enough}};
-    const gemv_plan plan = plan_gemv(dev, &types, args->tile, &shares);
-    mrl_push_trellis_moe push = {
-        .trellis = units_at(t, 0),
-        .suh = suh_at(t, 0),
-        .svh = svh_at(t, 0),
-        .x = mrl_view_address(&args->x),
-        .norm = mrl_view_address(&args->norm),
-        .ids = mrl_view_address(&args->ids),
-        .tiles = mrl_view_address(&args->tiles),
-        .order = mrl_view_address(&args->order),
-        .gate = mrl_view_address(&args->gate),
-        .y = mrl_view_address(&args->y),
-        .counters = mrl_buffer_address(args->counters),
-        .n = t->n,
-        .k = t->k,
-        .k_padded = t->k_padded,
-        .n_padded = t->n_padded,
-        .slots = args->slots,
-        .eps = args->eps,
-    };
-    mrl_buffer *partial = NULL;
-    mrl_pipeline *pipeline;
-
-    if (pairs > MRL_TRELLIS_PAIRS)
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
-    if (plan.splits > 1) {
-        const uint64_t bytes = (uint64_t)plan.splits * copies * args->tile * t->n_padded * sizeof(float);
-        if (bytes / sizeof(float) > INT32_MAX)
-            return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
-        MRL_TRY(mrl_buffer_create(dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
-        push.partial = mrl_buffer_address(partial);
-    }
-    const mrl_range counters = plan.splits > 1 ? whole(args->counters) : (mrl_range){0};
-    const mrl_range reads[] = {
-        whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
-        mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
-        mrl_view_range(&args->gate), counters,
-    };
-    const mrl_range writes[] = {mrl_view_range(&args->y), whole(partial), counters};
-    MRL_TRY(mrl_pipeline_get(dev, plan.dot ? MRL_KERNEL_trellis_moe_gemv_dot : MRL_KERNEL_trellis_moe_gemv,
-                             MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec, &pipeline, err));
-    const mrl_dispatch d = {
-        .pipeline = pipeline,
-        .push = &push,
-        .push_bytes = sizeof push,
-        .groups = {columns, plan.splits, copies},
-        .reads = reads,
-        .nreads = sizeof reads / sizeof *reads,
-        .writes = writes,
-        .nwrites = sizeof writes / sizeof *writes,
-        .flops = 2.0 * pairs * t->n * t->k,
-    };
-    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
 done:
     mrl_buffer_release(partial);
     return rc;
@@ -327,6 +276,228 @@ static mrl_status transform(const call *c, int side, mrl_dtype y_type, uint32_t 
                                mrl_view_range(&args->residual), mrl_view_range(&args->gate)};
     const mrl_range writes[] = {c->y};
     return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 5, writes, 1, 0, err);
+}
+
+/* ---- few rows on cooperative matrices: input transform, then everything else ---- */
+
+bool mrl_trellis_matrices(mrl_device *dev)
+{
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    return mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
+           info->subgroup_min == 32 && info->subgroup_max == 32 && info->shared_bytes >= 49152;
+}
+
+/* What gemv_coopmat.glsl is specialized with. */
+typedef struct matrices_plan {
+    uint32_t splits, rows, spec[9];
+} matrices_plan;
+
+static matrices_plan plan_matrices(const mrl_trellis *t, uint32_t m, uint32_t splits, uint32_t groups, mrl_dtype y_type,
+                                   mrl_activation activation)
+{
+    const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
+    const uint32_t wanted = splits ? splits : mrl_div_up(448, columns);
+    const uint32_t blocks = mrl_div_up(all, min_u32(wanted, all)), rows = m <= 16 ? 16 : m <= 32 ? 32 : 64;
+    const uint32_t shares = mrl_div_up(all, blocks), lanes = 64 * (groups ? min_u32(groups, 2) : 2);
+    return (matrices_plan){
+        .splits = shares,
+        .rows = rows,
+        .spec = {lanes, t->rate2, (uint32_t)t->codebook, rows, blocks, (uint32_t)y_type, (uint32_t)activation, shares > 1,
+                 lanes},
+    };
+}
+
+static mrl_status matrices(const call *given, const tuning *asked, mrl_error *err)
+{
+    mrl_status rc;
+    call c = *given;
+    const mrl_trellis *t = c.args->t;
+    const matrices_plan plan =
+        plan_matrices(t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype, c.args->activation);
+    mrl_buffer *x = NULL, *sums = NULL;
+
+    /* Matrices read whole rows of 16. */
+    MRL_TRY(mrl_buffer_create(c.dev, (uint64_t)plan.rows * t->k_padded * 2, MRL_MEMORY_DEVICE, &x, err));
+    c.push.partial = mrl_buffer_address(x);
+    c.push.x_scale = ldexpf(1.0f, t->x_exponent);
+    MRL_TRY(transform(&c, INPUT, MRL_DTYPE_f16, 1, x, err));
+    c.push.x = mrl_buffer_address(x);
+    if (plan.splits > 1) {
+        const uint64_t bytes = (uint64_t)plan.splits * c.push.m * t->n_padded * sizeof(float);
+        MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, &sums, err));
+        c.push.partial = mrl_buffer_address(sums);
+    }
+    const mrl_range reads[] = {whole(t->units), whole(t->svh), whole(x), mrl_view_range(&c.args->bias),
+                               mrl_view_range(&c.args->residual), mrl_view_range(&c.args->gate)};
+    const mrl_range writes[] = {plan.splits > 1 ? whole(sums) : c.y};
+    const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
+    MRL_TRY(record(&c, MRL_KERNEL_trellis_gemv_coopmat, MRL_MATH_F16, plan.spec, 9, grid, reads,
+                   sizeof reads / sizeof *reads, writes, 1, 2.0 * c.push.m * t->n * t->k, err));
+    if (plan.splits > 1)
+        MRL_TRY(transform(&c, OUTPUT, c.args->y.dtype, plan.splits, sums, err));
+done:
+    mrl_buffer_release(x);
+    mrl_buffer_release(sums);
+    return rc;
+}
+
+/* ---- experts ---- */
+
+static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
+{
+    const mrl_trellis *t = args->t;
+    return (mrl_push_trellis_moe){
+        .trellis = units_at(t, 0),
+        .suh = suh_at(t, 0),
+        .svh = svh_at(t, 0),
+        .x = mrl_view_address(&args->x),
+        .norm = mrl_view_address(&args->norm),
+        .ids = mrl_view_address(&args->ids),
+        .tiles = mrl_view_address(&args->tiles),
+        .order = mrl_view_address(&args->order),
+        .places = args->places != NULL ? mrl_buffer_address(args->places) : 0,
+        .gate = mrl_view_address(&args->gate),
+        .y = mrl_view_address(&args->y),
+        .counters = mrl_buffer_address(args->counters.buffer) + args->counters.offset,
+        .n = t->n,
+        .k = t->k,
+        .k_padded = t->k_padded,
+        .n_padded = t->n_padded,
+        .slots = args->slots,
+        .eps = args->eps,
+    };
+}
+
+/* Pairs that go through the kernels at once, tiles of so many. */
+uint32_t mrl_trellis_pairs(uint32_t tile) { return tile >= 16 ? 16 * MRL_TRELLIS_PAIRS : MRL_TRELLIS_PAIRS; }
+
+/* x of all pairs to `out` (places, k_padded) f16, as their experts want it. */
+static mrl_status transform_pairs(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_push_trellis_moe *push,
+                                  mrl_buffer *out, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_pipeline *pipeline;
+    const uint32_t lanes = 128, spec[] = {lanes, (uint32_t)args->x.dtype, (uint32_t)args->activation, lanes};
+    const mrl_range reads[] = {whole(args->t->suh),          mrl_view_range(&args->x),     mrl_view_range(&args->gate),
+                               mrl_view_range(&args->tiles), mrl_view_range(&args->order), whole(args->places)};
+    const mrl_range writes[] = {whole(out)};
+
+    push->partial = mrl_buffer_address(out);
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_moe_hadamard, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 4, &pipeline,
+                             err));
+    const mrl_dispatch d = {
+        .pipeline = pipeline,
+        .push = push,
+        .push_bytes = sizeof *push,
+        .groups = {mrl_div_up(args->t->k_padded, lanes * 8), args->tile, (uint32_t)args->tiles.shape[0]},
+        .reads = reads,
+        .nreads = sizeof reads / sizeof *reads,
+        .writes = writes,
+        .nwrites = 1,
+    };
+    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
+done:
+    return rc;
+}
+
+/* Tiles of 16 pairs or more; there are enough of them, so that nobody shares columns. */
+static mrl_status experts_on_matrices(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_trellis *t = args->t;
+    const uint32_t pairs = (uint32_t)args->y.shape[0], tiles = (uint32_t)args->tiles.shape[0];
+    const matrices_plan plan = plan_matrices(t, args->tile, 1, 0, args->y.dtype, MRL_ACTIVATION_NONE);
+    mrl_push_trellis_moe push = experts_push(args);
+    mrl_buffer *x = NULL;
+    mrl_pipeline *pipeline;
+
+    if (tiles > MRL_TRELLIS_PAIRS || ((uint64_t)pairs + plan.rows) * t->k_padded > INT32_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
+    MRL_TRY(mrl_buffer_create(dev, ((uint64_t)pairs + plan.rows) * t->k_padded * 2, MRL_MEMORY_DEVICE, &x, err));
+    push.eps = ldexpf(1.0f, t->x_exponent);
+    MRL_TRY(transform_pairs(dev, args, &push, x, err));
+    push.x = mrl_buffer_address(x);
+    const mrl_range reads[] = {whole(t->units),              whole(t->svh),               whole(x),
+                               mrl_view_range(&args->tiles), mrl_view_range(&args->order), whole(args->places)};
+    const mrl_range writes[] = {mrl_view_range(&args->y)};
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_moe_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16, plan.spec, 9,
+                             &pipeline, err));
+    const mrl_dispatch d = {
+        .pipeline = pipeline,
+        .push = &push,
+        .push_bytes = sizeof push,
+        .groups = {t->n_padded / MRL_TRELLIS_BLOCK, 1, tiles},
+        .reads = reads,
+        .nreads = sizeof reads / sizeof *reads,
+        .writes = writes,
+        .nwrites = 1,
+        .flops = 2.0 * pairs * t->n * t->k,
+    };
+    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
+done:
+    mrl_buffer_release(x);
+    return rc;
+}
+
+mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,
+                                  mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_trellis *t = args->t;
+    const mrl_trellis_args types = {
+        .t = t, .x = args->x, .norm = args->norm, .gate = args->gate, .y = args->y, .activation = args->activation};
+    const uint32_t pairs = (uint32_t)args->y.shape[0];
+    const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs;
+    const uint32_t columns = t->n_padded / MRL_TRELLIS_BLOCK;
+    const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
+    const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(528, columns * copies);
+    const tuning shares = {.tune = {args->splits ? args->splits : enough}};
+    const gemv_plan plan = plan_gemv(dev, &types, args->tile, &shares);
+    mrl_push_trellis_moe push = experts_push(args);
+    mrl_buffer *partial = NULL;
+    mrl_pipeline *pipeline;
+
+    *sums = NULL;
+    if (args->tile >= 16 && args->x.dtype != MRL_DTYPE_f32 && mrl_trellis_matrices(dev))
+        return experts_on_matrices(dev, args, err);
+    if (copies > MRL_TRELLIS_PAIRS)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
+    if (plan.splits > 1) {
+        const uint64_t bytes = share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]);
+        if (bytes / sizeof(float) > INT32_MAX)
+            return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
+        MRL_TRY(mrl_buffer_create(dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
+        push.partial = mrl_buffer_address(partial);
+    }
+    const mrl_range counters = plan.splits > 1 ? args->counters : (mrl_range){0};
+    const mrl_range reads[] = {
+        whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
+        mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
+        mrl_view_range(&args->gate), whole(args->places),
+    };
+    /* The counters are read too: as ranges that are written they already are behind all others. */
+    const mrl_range writes[] = {mrl_view_range(&args->y), counters, whole(partial)};
+    const mrl_kernel kernel =
+        plan.kernel == MRL_KERNEL_trellis_gemv_dot ? MRL_KERNEL_trellis_moe_gemv_dot : MRL_KERNEL_trellis_moe_gemv;
+    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec, &pipeline, err));
+    const mrl_dispatch d = {
+        .pipeline = pipeline,
+        .push = &push,
+        .push_bytes = sizeof push,
+        .groups = {columns, plan.splits, copies},
+        .reads = reads,
+        .nreads = sizeof reads / sizeof *reads,
+        .writes = writes,
+        .nwrites = sizeof writes / sizeof *writes,
+        .flops = 2.0 * pairs * t->n * t->k,
+        .beside = args->beside ? 2 : 0,
+    };
+    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
+    *sums = partial;
+    partial = NULL;
+done:
+    mrl_buffer_release(partial);
+    return rc;
 }
 
 /* ---- gemm: input transform, product, output transform ---- */
@@ -398,6 +569,7 @@ static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
         uint32_t most[3];
     } limits[] = {
         {MRL_KERNEL_trellis_gemv, {65536, 8, 2}},
+        {MRL_KERNEL_trellis_gemv_coopmat, {65536, 2, 0}},
         {MRL_KERNEL_trellis_gemm, {65536, 0, 0}},
         {MRL_KERNEL_trellis_gemm_coopmat, {65536, 128, 0}},
     };
@@ -427,6 +599,9 @@ static bool coopmat_can(const call *c)
 /* Without a kernel asked for. */
 static mrl_kernel choose(const call *c)
 {
+    if (c->push.m >= MATRIX_MIN_ROWS && c->push.m <= MATRIX_MAX_ROWS && !c->args->int8 && c->args->x.dtype == MRL_DTYPE_f16 &&
+        mrl_trellis_matrices(c->dev))
+        return MRL_KERNEL_trellis_gemv_coopmat;
     if (c->push.m <= GEMV_MAX_ROWS) return MRL_KERNEL_trellis_gemv;
     return coopmat_can(c) ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm;
 }
@@ -524,6 +699,12 @@ static bool row_by_row(mrl_device *dev, const mrl_trellis_args *args)
     return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE && args->x.shape[0] > 1 && args->kernel == NULL;
 }
 
+static mrl_status cannot(mrl_device *dev, const tuning *asked, mrl_error *err)
+{
+    return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel %s cannot do this product on %s", asked->name,
+                    mrl_device_info_of(dev)->name);
+}
+
 mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_error *err)
 {
     mrl_status rc;
@@ -548,8 +729,11 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_er
     if (asked.name[0] != 0)
         for (int i = 0; i < MRL_KERNEL_COUNT; i++)
             if (strcmp(asked.name, mrl_kernel_name((mrl_kernel)i)) == 0) kernel = (mrl_kernel)i;
-    if (kernel == MRL_KERNEL_trellis_gemv && c.push.m > GEMV_MAX_ROWS)
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: trellis_gemv takes at most %u rows, got %u", GEMV_MAX_ROWS,
+    const uint32_t most = kernel == MRL_KERNEL_trellis_gemv           ? GEMV_MAX_ROWS
+                          : kernel == MRL_KERNEL_trellis_gemv_coopmat ? MATRIX_MAX_ROWS
+                                                                      : UINT32_MAX;
+    if (c.push.m > most)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %s takes at most %u rows, got %u", mrl_kernel_name(kernel), most,
                         c.push.m);
     if (kernel == MRL_KERNEL_trellis_gemv) {
         MRL_TRY(gemv(&c, &asked, err));
@@ -563,8 +747,15 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_er
         if (asked.name[0] == 0) kernel = choose(&c);
     }
     if (kernel == MRL_KERNEL_trellis_gemm_coopmat && !coopmat_can(&c)) {
-        rc = mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel %s cannot do this product on %s", asked.name,
-                      mrl_device_info_of(dev)->name);
+        rc = cannot(dev, &asked, err);
+        goto done;
+    }
+    if (kernel == MRL_KERNEL_trellis_gemv_coopmat) {
+        if (!mrl_trellis_matrices(dev) || c.args->x.dtype != MRL_DTYPE_f16) {
+            rc = cannot(dev, &asked, err);
+            goto done;
+        }
+        MRL_TRY(matrices(&c, &asked, err));
         goto done;
     }
     MRL_TRY(gemm(&c, kernel == MRL_KERNEL_trellis_gemm_coopmat, &asked, err));

@@ -52,27 +52,38 @@ typedef struct mrl_trellis_args {
 
 mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err);
 
-#define MRL_TRELLIS_PAIRS 1024u /* of one mrl_op_trellis_experts */
+#define MRL_TRELLIS_PAIRS 2048u /* pairs, or tiles of them, of one mrl_op_trellis_experts */
 
-/* y[pair] = activation(norm(x[pair / slots]) W[ids[pair]]), W the experts of t; shapes are the caller's to check. */
+/* True where tiles of 16 pairs and more go through cooperative matrices. */
+bool mrl_trellis_matrices(mrl_device *dev);
+/* Pairs of one mrl_op_trellis_experts at most, in tiles of so many; 0: without tiles. */
+uint32_t mrl_trellis_pairs(uint32_t tile);
+
+/* y[pair] = norm(x[pair / slots]) W[ids[pair]], W the experts of t, or of activation(gate) * x; shapes are the caller's to
+ * check. */
 typedef struct mrl_trellis_experts_args {
     const mrl_trellis *t;
     mrl_view x;           /* (pairs / slots, k) f32, f16 or bf16 */
     mrl_view norm;        /* (k) f32 or absent */
     mrl_view ids;         /* (pairs) i32 below t->experts; of negative ones nothing is written */
+    mrl_buffer *places;   /* (experts of the layer) i32: ids and tiles count those, which lie in t at these places; where
+                           * one is negative nothing is written. NULL: ids and tiles say the place */
     mrl_view tiles;       /* (bound, 3) and order (pairs) as moe_plan makes them, bound <= pairs; or absent */
     mrl_view order;
-    uint32_t tile;        /* pairs of a tile at most, 1 .. 16; without tiles 1 */
-    mrl_view gate;        /* (pairs, n) of the dtype of y, with a gated activation: y = activation(gate) * (x W) */
+    uint32_t tile;        /* pairs of a tile at most, 1 .. 16, or 16, 32 or 64 with matrices; without tiles 1 */
+    mrl_view gate;        /* like x, with a gated activation: x becomes activation(gate) * x; or absent */
     mrl_view y;           /* (pairs, n), no more than MRL_TRELLIS_PAIRS of them */
-    mrl_buffer *counters; /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */
+    mrl_range counters;   /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */
     uint32_t slots;       /* pairs that share a row of x */
     uint32_t splits;      /* workgroups that share 128 columns of a pair; 0: choose */
     float eps;
     mrl_activation activation;
+    bool beside;          /* for other pairs than the dispatches since the last barrier (see mrl_dispatch) */
 } mrl_trellis_experts_args;
 
-mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_error *err);
+/* *sums: a buffer that the dispatch works in, or NULL. The caller releases it, after what goes beside the dispatch. */
+mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,
+                                  mrl_error *err);
 
 /* Tile rows row .. row + rows - 1 (multiples of 8) between `file` (as in a checkpoint, from its start) and the units of
  * an expert. */

@@ -336,7 +336,8 @@ static int parse_kernel(const char *name, mrl_kernel *out)
     for (int i = 0; i < MRL_KERNEL_COUNT; i++)
         if (strcmp(name, mrl_kernel_name((mrl_kernel)i)) == 0) *out = (mrl_kernel)i;
     if (*out != MRL_KERNEL_COUNT) return 0;
-    PyErr_Format(PyExc_ValueError, "attention: kernel must be attention_decode or attention_prefill, got %s", name);
+    PyErr_Format(PyExc_ValueError, "attention: kernel must be attention_decode, attention_prefill or "
+                 "attention_prefill_coopmat, got %s", name);
     return -1;
 }
 

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vk/loader.h"
 #include "vk/pipeline.h"
 #include "vk/profile.h"
 
@@ -151,6 +152,13 @@ static PyObject *module_vulkan_error(PyObject *module, PyObject *unused)
     if (count > 0)
         Py_RETURN_NONE;
     return text_of(err.text);
+}
+
+static PyObject *module_fork_remedy(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return text_of(mrl_vk_fork_remedy());
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
@@ -427,6 +435,8 @@ static PyObject *Device_set_debug(PyObject *self, PyObject *args, PyObject *kwar
     int shuffle = 0, serial = 0, check = 0;
     PyObject *seed_obj = NULL;
     uint64_t seed = 0;
+    mrl_status rc;
+    mrl_error err;
 
     if (dev == NULL ||
         !MRL_PARSE(args, kwargs, "|$pppO:set_debug", keywords, &shuffle, &serial, &check,
@@ -434,7 +444,9 @@ static PyObject *Device_set_debug(PyObject *self, PyObject *args, PyObject *kwar
         mrl_py_u64(seed_obj, "set_debug: seed", 0, UINT64_MAX, &seed) < 0)
         return NULL;
     mrl_stream_debug debug = {shuffle != 0, serial != 0, check != 0, seed};
-    MRL_NOGIL(mrl_stream_set_debug(dev, &debug));
+    MRL_NOGIL(rc = mrl_stream_set_debug(dev, &debug, &err));
+    if (rc != MRL_OK)
+        return mrl_raise(state_of(self), &err);
     Py_RETURN_NONE;
 }
 
@@ -497,7 +509,7 @@ static PyMethodDef Device_methods[] = {
     {"set_debug", (PyCFunction)(void (*)(void))Device_set_debug, METH_VARARGS | METH_KEYWORDS,
      "set_debug($self, *, shuffle=False, serial=False, check=False, seed=0)\n--\n\n"
      "shuffle: random order between barriers; serial: a barrier after each dispatch; check: "
-     "dispatches may write only what they declared."},
+     "dispatches may write only what they declared (ValueError where the device is not host-visible)."},
     {"inject", (PyCFunction)(void (*)(void))Device_inject, METH_VARARGS | METH_KEYWORDS,
      "inject($self, kind, nth)\n--\n\nMakes the nth submission ('lost'), device allocation "
      "('memory') or host allocation ('host') from now fail; 0 clears. For tests."},
@@ -538,6 +550,9 @@ static PyMethodDef functions[] = {
      "an unusable one lacks."},
     {"vulkan_error", module_vulkan_error, METH_NOARGS,
      "vulkan_error()\n--\n\nWhy list_devices() is empty, with the remedy; None when it is not."},
+    {"fork_remedy", module_fork_remedy, METH_NOARGS,
+     "fork_remedy()\n--\n\nWhat an error about a device should end with, in a process forked from one that had Vulkan "
+     "open; else ''."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -41,15 +41,24 @@ static const char *scale_of(PyObject *obj)
 /* ---- life
  * -------------------------------------------------------------------------------------------- */
 
+int mrl_py_memory(const char *name, const char *what, mrl_memory_kind *out)
+{
+    *out = strcmp(name, "host") == 0 ? MRL_MEMORY_HOST : MRL_MEMORY_DEVICE;
+    if (*out == MRL_MEMORY_HOST || strcmp(name, "device") == 0) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: memory must be device or host, got '%s'", what, name);
+    return -1;
+}
+
 static PyObject *Linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static const char *const keywords[] = {
-        "device", "n", "k", "format", "group", "scale", "zero", "global_scale", NULL};
+        "device", "n", "k", "format", "group", "scale", "zero", "global_scale", "memory", NULL};
     mrl_state *state = PyType_GetModuleState(type);
     mrl_linear_config config = {.format = "f16", .group = -1};
     PyObject *device, *n, *k, *group = Py_None, *global_scale = NULL;
     int64_t group_value = -1;
     double global_value = 1.0;
+    const char *memory = "device";
     int zero = 0;
     mrl_linear *linear;
     mrl_py_linear *self;
@@ -57,8 +66,9 @@ static PyObject *Linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     mrl_error err;
     mrl_status rc;
 
-    if (!MRL_PARSE(args, kwargs, "OOO|s$OzpO:Linear", keywords, &device, &n, &k, &config.format,
-                   &group, &config.scale, &zero, &global_scale) ||
+    if (!MRL_PARSE(args, kwargs, "OOO|s$OzpOs:Linear", keywords, &device, &n, &k, &config.format,
+                   &group, &config.scale, &zero, &global_scale, &memory) ||
+        mrl_py_memory(memory, "Linear", &config.memory) < 0 ||
         (dev = mrl_py_device(state, device, "Linear: device")) == NULL ||
         mrl_py_u32(n, "Linear: n", 1, MRL_LINEAR_N_MAX, &config.n) < 0 ||
         mrl_py_u32(k, "Linear: k", 1, MRL_LINEAR_K_MAX, &config.k) < 0 ||
@@ -557,11 +567,12 @@ static PyType_Slot Linear_slots[] = {
     {Py_tp_getset, Linear_getset},
     {Py_tp_members, mrl_py_members},
     {Py_tp_doc, "Linear(device, n, k, format='f16', *, group=None, scale=None, zero=False, "
-                "global_scale=1.0)\n--\n\n"
+                "global_scale=1.0, memory='device')\n--\n\n"
                 "A weight matrix (n, k) in a weight format, zeros at first. Calling it gives\n"
                 "y = epilogue(norm(x) W^T + bias): x (m, k) or (k) -> (m, n) or (n), n / 2 columns "
                 "with the gated\n"
-                "activations swiglu, geglu and geglu_tanh."},
+                "activations swiglu, geglu and geglu_tanh. memory 'host': the weights lie in host memory, "
+                "and kernels read them\nover the bus."},
     {0, NULL},
 };
 

@@ -3,6 +3,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 #include "ops/mla.h"
 
@@ -25,11 +26,24 @@ static int parse_numbers(PyObject *const given[6], uint32_t context, uint64_t co
     return 0;
 }
 
+static int parse_kernel(const char *name, mrl_kernel *out)
+{
+    static const mrl_kernel known[] = {MRL_KERNEL_mla_decode, MRL_KERNEL_mla_prefill_coopmat};
+
+    *out = MRL_KERNEL_COUNT;
+    if (name == NULL) return 0;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(name, mrl_kernel_name(known[i])) == 0) *out = known[i];
+    if (*out != MRL_KERNEL_COUNT) return 0;
+    PyErr_Format(PyExc_ValueError, "mla: kernel must be mla_decode or mla_prefill_coopmat, got %s", name);
+    return -1;
+}
+
 static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static const char *const keywords[] = {"q",    "kv",   "norm",  "kv_b",  "cache", "layer",      "positions",   "slots",
                                            "freq", "heads", "bound", "eps",   "scale", "rope_scale", "interleaved", "dtype",
-                                           "staged", NULL};
+                                           "staged", "sequence", "kernel", NULL};
     mrl_state *state = mrl_py_state(module);
     PyObject *q, *kv, *norm, *kv_b, *cache, *layer, *positions, *slots, *freq, *dtype_name = NULL, *y;
     PyObject *numbers[6] = {NULL, NULL, NULL, Py_None, NULL, NULL};
@@ -40,11 +54,12 @@ static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
     mrl_status rc;
     mrl_view view;
     uint32_t nope, v_dim;
-    int interleaved = 1, staged = 0;
+    const char *kernel = NULL;
+    int interleaved = 1, staged = 0, sequence = 0;
 
-    if (!MRL_PARSE(args, kwargs, "OOOOOOOOO|$OOOOOpOp:mla", keywords, &q, &kv, &norm, &kv_b, &cache, &layer, &positions,
+    if (!MRL_PARSE(args, kwargs, "OOOOOOOOO|$OOOOOpOppz:mla", keywords, &q, &kv, &norm, &kv_b, &cache, &layer, &positions,
                    &slots, &freq, &numbers[0], &numbers[1], &numbers[2], &numbers[3], &numbers[4], &interleaved,
-                   &dtype_name, &staged) ||
+                   &dtype_name, &staged, &sequence, &kernel) ||
         mrl_py_view(state, q, "mla: q", false, &mla.q) < 0 || mrl_py_view(state, kv, "mla: kv", false, &mla.kv) < 0 ||
         mrl_py_view(state, norm, "mla: norm", false, &mla.norm) < 0 ||
         mrl_py_weight(state, kv_b, "mla: kv_b", &mla.kv_b) < 0 ||
@@ -53,10 +68,11 @@ static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
         mrl_py_view(state, slots, "mla: slots", false, &mla.slots) < 0 ||
         mrl_py_view(state, freq, "mla: freq", false, &mla.freq) < 0 ||
         parse_numbers(numbers, latent.context, mla.q.shape[mla.q.ndim - 1], &mla) < 0 ||
-        mrl_py_dtype(dtype_name, "mla: dtype", mla.q.dtype, &dtype) < 0)
+        mrl_py_dtype(dtype_name, "mla: dtype", mla.q.dtype, &dtype) < 0 || parse_kernel(kernel, &mla.kernel) < 0)
         return NULL;
     mla.interleaved = interleaved != 0;
     mla.staged = staged != 0;
+    mla.sequence = sequence != 0;
     if ((rc = mrl_mla_dims(&latent, &mla, &nope, &v_dim, &err)) != MRL_OK) return mrl_raise(state, &err);
     y = mrl_py_tensor_out(state, mrl_py_device_of(q), NULL, "mla: out", dtype, 2,
                           (uint64_t[]){mla.q.shape[0], (uint64_t)mla.heads * v_dim}, &view);
@@ -72,12 +88,14 @@ static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
 static PyMethodDef functions[] = {
     {"mla", (PyCFunction)(void (*)(void))module_mla, METH_VARARGS | METH_KEYWORDS,
      "mla(q, kv, norm, kv_b, cache, layer, positions, slots, freq, *, heads, bound, eps=1e-06, scale=None, "
-     "rope_scale=1.0, interleaved=True, dtype=None, staged=False)\n--\n\n"
+     "rope_scale=1.0, interleaved=True, dtype=None, staged=False, sequence=False, kernel=None)\n--\n\n"
      "Latent attention -> (rows, heads * v_dim). kv (rows, rank + rope_dim): the latent, normed by norm (rank), "
      "and the shared rope part go to a cache with that rank at (slots[row], positions[row]); then q (rows, heads * "
      "(nope + rope_dim)) attends over positions 0 .. positions[row] of its slot. kv_b: the Linear (heads * (nope + "
      "v_dim), rank) that makes keys and values of latents. bound: positions + 1 stays within it. A row with "
-     "position < 0 gives zeros and writes nothing. staged: CPUs take the kernels of GPUs for kv_b, for tests."},
+     "position < 0 gives zeros and writes nothing. staged: CPUs take the kernels of GPUs for kv_b, for tests. "
+     "sequence: all rows are consecutive positions of one slot; padding rows have negative ones. kernel: mla_decode, "
+     "mla_prefill_coopmat, or None to choose."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -8,7 +8,8 @@
 typedef struct {
     MRL_PY_HEAD
     mrl_moe *moe;
-    /* What moe borrows: Linears, or of EXL3 a tuple of two TrellisLinears and one. They refer to no container. */
+    /* What moe borrows: Linears, or of EXL3 a tuple of two TrellisLinears and one; or a tuple of those for each stack.
+     * They refer to no container. */
     PyObject *router, *gate_up, *down;
 } mrl_py_moe;
 
@@ -40,13 +41,13 @@ static int trellis_of(const mrl_state *state, PyObject *obj, const char *name, P
     return 0;
 }
 
-/* The experts' weights: two Linears, or ((gate, up), down) of TrellisLinears. */
-static int parse_experts(const mrl_state *state, PyObject *gate_up, PyObject *down, PyObject *device,
-                         mrl_moe_config *config)
+/* The experts' weights of a stack: two Linears, or ((gate, up), down) of TrellisLinears. */
+static int parse_stack(const mrl_state *state, PyObject *gate_up, PyObject *down, PyObject *device,
+                       mrl_moe_weights *stack)
 {
     if (!PyTuple_Check(gate_up))
-        return linear_of(state, gate_up, "MoE: gate_up", device, &config->gate_up) < 0 ||
-                       linear_of(state, down, "MoE: down", device, &config->down) < 0
+        return linear_of(state, gate_up, "MoE: gate_up", device, &stack->gate_up) < 0 ||
+                       linear_of(state, down, "MoE: down", device, &stack->down) < 0
                    ? -1
                    : 0;
     if (PyTuple_Size(gate_up) != 2) {
@@ -54,11 +55,74 @@ static int parse_experts(const mrl_state *state, PyObject *gate_up, PyObject *do
                      PyTuple_Size(gate_up));
         return -1;
     }
-    return trellis_of(state, PyTuple_GetItem(gate_up, 0), "MoE: gate", device, &config->trellis[0]) < 0 ||
-                   trellis_of(state, PyTuple_GetItem(gate_up, 1), "MoE: up", device, &config->trellis[1]) < 0 ||
-                   trellis_of(state, down, "MoE: down", device, &config->trellis[2]) < 0
+    return trellis_of(state, PyTuple_GetItem(gate_up, 0), "MoE: gate", device, &stack->trellis[0]) < 0 ||
+                   trellis_of(state, PyTuple_GetItem(gate_up, 1), "MoE: up", device, &stack->trellis[1]) < 0 ||
+                   trellis_of(state, down, "MoE: down", device, &stack->trellis[2]) < 0
                ? -1
                : 0;
+}
+
+/* stacks: a sequence of experts + shared numbers of stacks -> *out, which the caller frees with PyMem_Free. */
+static int parse_stack_of(PyObject *stacks, uint32_t count, uint32_t **out)
+{
+    const Py_ssize_t length = PySequence_Size(stacks);
+
+    if (length < 0)
+        return -1;
+    if (length != (Py_ssize_t)count) {
+        PyErr_Format(PyExc_ValueError, "MoE: stacks must have a number for each of the %u experts, got %zd",
+                     (unsigned int)count, length);
+        return -1;
+    }
+    *out = PyMem_Calloc((size_t)length + 1, sizeof **out);
+    if (*out == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < length; i++) {
+        PyObject *number = PySequence_GetItem(stacks, i);
+        const int failed = number == NULL || mrl_py_u32(number, "MoE: stacks", 0, UINT32_MAX, &(*out)[i]) < 0;
+        Py_XDECREF(number);
+        if (failed)
+            return -1;
+    }
+    return 0;
+}
+
+/* *gate_up and *down as given; where they are lists they become new tuples, one item a stack. The caller decrefs both
+ * and frees config->stack_of, after an error too. */
+static int parse_experts(const mrl_state *state, PyObject **gate_up, PyObject **down, PyObject *stacks,
+                         PyObject *device, mrl_moe_config *config, uint32_t **stack_of)
+{
+    const bool several = PyList_Check(*gate_up);
+
+    if (several != (stacks != NULL && stacks != Py_None) || several != (PyList_Check(*down) != 0)) {
+        Py_INCREF(*gate_up);
+        Py_INCREF(*down);
+        PyErr_SetString(PyExc_TypeError, "MoE: gate_up and down must be lists where stacks is given, and only there");
+        return -1;
+    }
+    *gate_up = several ? PyList_AsTuple(*gate_up) : Py_NewRef(*gate_up);
+    *down = several ? PyList_AsTuple(*down) : Py_NewRef(*down);
+    config->nstacks = 1;
+    if (*gate_up == NULL || *down == NULL)
+        return -1;
+    if (!several)
+        return parse_stack(state, *gate_up, *down, device, &config->stacks[0]);
+    const Py_ssize_t count = PyTuple_Size(*gate_up);
+    if (count < 1 || count > (Py_ssize_t)MRL_MOE_STACKS_MAX || PyTuple_Size(*down) != count) {
+        PyErr_Format(PyExc_ValueError, "MoE: gate_up and down must be lists of 1 to %u stacks, got %zd and %zd",
+                     MRL_MOE_STACKS_MAX, count, PyTuple_Size(*down));
+        return -1;
+    }
+    config->nstacks = (uint32_t)count;
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (parse_stack(state, PyTuple_GetItem(*gate_up, i), PyTuple_GetItem(*down, i), device, &config->stacks[i]) < 0)
+            return -1;
+    if (parse_stack_of(stacks, config->experts + config->shared, stack_of) < 0)
+        return -1;
+    config->stack_of = *stack_of;
+    return 0;
 }
 
 static int parse_scoring(const char *name, bool *sigmoid)
@@ -70,49 +134,19 @@ static int parse_scoring(const char *name, bool *sigmoid)
     return -1;
 }
 
-static PyObject *MoE_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+/* What the arguments say, into a new object that keeps gate_up and down. */
+static PyObject *create(PyTypeObject *type, mrl_state *state, PyObject *device, const mrl_moe_config *config,
+                        PyObject *router, PyObject *gate_up, PyObject *down)
 {
-    static const char *const keywords[] = {"router",     "gate_up",    "down",      "experts",    "top_k",
-                                           "shared",     "scoring",    "normalise", "scale",      "groups",
-                                           "top_groups", "group_best", "bias",      "activation", NULL};
-    mrl_state *state = PyType_GetModuleState(type);
-    mrl_moe_config config = {.groups = 1, .top_groups = 1, .group_best = 2};
-    PyObject *router, *gate_up, *down, *experts = NULL, *top_k = NULL, *shared = NULL, *scale = NULL, *groups = NULL;
-    PyObject *top_groups = NULL, *group_best = NULL, *bias = NULL;
-    const char *scoring = "softmax", *activation = "swiglu";
-    int normalise = 1;
-    double factor = 1.0;
+    mrl_device *dev = mrl_py_device(state, device, "MoE");
     mrl_py_moe *self;
-    mrl_device *dev;
     mrl_error err;
     mrl_status rc;
     mrl_moe *moe;
 
-    if (!MRL_PARSE(args, kwargs, "OOO|$OOOspOOOOOs:MoE", keywords, &router, &gate_up, &down, &experts, &top_k, &shared,
-                   &scoring, &normalise, &scale, &groups, &top_groups, &group_best, &bias, &activation))
+    if (dev == NULL)
         return NULL;
-    if (experts == NULL || top_k == NULL) { /* keywords that PyArg_Parse cannot ask for */
-        PyErr_Format(PyExc_TypeError, "MoE() missing required keyword '%s'", experts == NULL ? "experts" : "top_k");
-        return NULL;
-    }
-    if (linear_of(state, router, "MoE: router", NULL, &config.router) < 0)
-        return NULL;
-    PyObject *device = mrl_py_device_of(router);
-    if ((dev = mrl_py_device(state, device, "MoE")) == NULL ||
-        parse_experts(state, gate_up, down, device, &config) < 0 ||
-        mrl_py_u32(experts, "MoE: experts", 0, UINT32_MAX, &config.experts) < 0 ||
-        mrl_py_u32(top_k, "MoE: top_k", 0, UINT32_MAX, &config.top_k) < 0 ||
-        mrl_py_u32(shared, "MoE: shared", 0, UINT32_MAX, &config.shared) < 0 ||
-        mrl_py_u32(groups, "MoE: groups", 0, UINT32_MAX, &config.groups) < 0 ||
-        mrl_py_u32(top_groups, "MoE: top_groups", 0, UINT32_MAX, &config.top_groups) < 0 ||
-        mrl_py_u32(group_best, "MoE: group_best", 0, UINT32_MAX, &config.group_best) < 0 ||
-        mrl_py_float(scale, "MoE: scale", 0, 1e6, &factor) < 0 ||
-        mrl_py_view(state, bias, "MoE: bias", true, &config.bias) < 0 || parse_scoring(scoring, &config.sigmoid) < 0 ||
-        mrl_py_activation(activation, "MoE", &config.activation) < 0)
-        return NULL;
-    config.scale = (float)factor;
-    config.normalise = normalise;
-    MRL_NOGIL(rc = mrl_moe_create(dev, &config, &moe, &err));
+    MRL_NOGIL(rc = mrl_moe_create(dev, config, &moe, &err));
     if (rc != MRL_OK)
         return mrl_raise(state, &err);
     self = mrl_py_alloc(type, state, device);
@@ -125,6 +159,50 @@ static PyObject *MoE_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->gate_up = Py_NewRef(gate_up);
     self->down = Py_NewRef(down);
     return (PyObject *)self;
+}
+
+static PyObject *MoE_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static const char *const keywords[] = {"router",     "gate_up",    "down",      "experts",    "top_k",
+                                           "shared",     "scoring",    "normalise", "scale",      "groups",
+                                           "top_groups", "group_best", "bias",      "activation", "stacks", NULL};
+    mrl_state *state = PyType_GetModuleState(type);
+    mrl_moe_config config = {.groups = 1, .top_groups = 1, .group_best = 2};
+    PyObject *router, *gate_up, *down, *experts = NULL, *top_k = NULL, *shared = NULL, *scale = NULL, *groups = NULL;
+    PyObject *top_groups = NULL, *group_best = NULL, *bias = NULL, *stacks = NULL, *self = NULL;
+    const char *scoring = "softmax", *activation = "swiglu";
+    uint32_t *stack_of = NULL;
+    int normalise = 1;
+    double factor = 1.0;
+
+    if (!MRL_PARSE(args, kwargs, "OOO|$OOOspOOOOOsO:MoE", keywords, &router, &gate_up, &down, &experts, &top_k, &shared,
+                   &scoring, &normalise, &scale, &groups, &top_groups, &group_best, &bias, &activation, &stacks))
+        return NULL;
+    if (experts == NULL || top_k == NULL) { /* keywords that PyArg_Parse cannot ask for */
+        PyErr_Format(PyExc_TypeError, "MoE() missing required keyword '%s'", experts == NULL ? "experts" : "top_k");
+        return NULL;
+    }
+    if (linear_of(state, router, "MoE: router", NULL, &config.router) < 0)
+        return NULL;
+    PyObject *device = mrl_py_device_of(router);
+    if (mrl_py_u32(experts, "MoE: experts", 0, UINT32_MAX, &config.experts) < 0 ||
+        mrl_py_u32(top_k, "MoE: top_k", 0, UINT32_MAX, &config.top_k) < 0 ||
+        mrl_py_u32(shared, "MoE: shared", 0, UINT32_MAX, &config.shared) < 0 ||
+        mrl_py_u32(groups, "MoE: groups", 0, UINT32_MAX, &config.groups) < 0 ||
+        mrl_py_u32(top_groups, "MoE: top_groups", 0, UINT32_MAX, &config.top_groups) < 0 ||
+        mrl_py_u32(group_best, "MoE: group_best", 0, UINT32_MAX, &config.group_best) < 0 ||
+        mrl_py_float(scale, "MoE: scale", 0, 1e6, &factor) < 0 ||
+        mrl_py_view(state, bias, "MoE: bias", true, &config.bias) < 0 || parse_scoring(scoring, &config.sigmoid) < 0 ||
+        mrl_py_activation(activation, "MoE", &config.activation) < 0)
+        return NULL;
+    config.scale = (float)factor;
+    config.normalise = normalise;
+    if (parse_experts(state, &gate_up, &down, stacks, device, &config, &stack_of) == 0)
+        self = create(type, state, device, &config, router, gate_up, down);
+    Py_XDECREF(gate_up);
+    Py_XDECREF(down);
+    PyMem_Free(stack_of);
+    return self;
 }
 
 static void MoE_dealloc(PyObject *obj)
@@ -292,10 +370,13 @@ static PyObject *MoE_repr(PyObject *obj)
 {
     mrl_py_moe *self = (mrl_py_moe *)obj;
     const mrl_moe_layer *layer = mrl_moe_layer_of(self->moe);
+    PyObject *first = PyTuple_Check(self->gate_up) ? PyTuple_GetItem(self->gate_up, 0) : self->gate_up;
+    const char *format = layer->nstacks > 1                ? "several formats"
+                         : layer->stacks[0].gate_up == NULL ? "exl3"
+                                                            : mrl_linear_format(mrl_py_linear_of(first));
     return PyUnicode_FromFormat("<MoE %u of %u experts (%u, %u) %s%s>", (unsigned int)layer->top_k,
                                 (unsigned int)layer->experts, (unsigned int)layer->hidden, (unsigned int)layer->inner,
-                                layer->gate_up == NULL ? "exl3" : mrl_linear_format(mrl_py_linear_of(self->gate_up)),
-                                layer->shared ? ", shared ones" : "");
+                                format, layer->shared ? ", shared ones" : "");
 }
 
 /* ---- the type ---- */
@@ -334,12 +415,13 @@ static PyType_Slot MoE_slots[] = {
     {Py_tp_members, mrl_py_members},
     {Py_tp_doc,
      "MoE(router, gate_up, down, *, experts, top_k, shared=0, scoring='softmax', normalise=True, scale=1.0, "
-     "groups=1, top_groups=1, group_best=2, bias=None, activation='swiglu')\n--\n\n"
+     "groups=1, top_groups=1, group_best=2, bias=None, activation='swiglu', stacks=None)\n--\n\n"
      "A mixture of experts over three Linears: router (experts [+ 1], hidden) f32, f16 or bf16; gate_up\n"
      "((experts + shared) * 2 * inner, hidden), rows of gate and up alternating in each expert; down\n"
      "((experts + shared) * hidden, inner); or, for EXL3, gate_up is a tuple (gate, up) and all three are TrellisLinears\n"
-     "of experts + shared experts. Calling it with x (rows, hidden) gives residual + the weighted sum of\n"
-     "the experts that the router chooses for norm(x)."},
+     "of experts + shared experts. Experts of several formats: gate_up and down are lists, and stacks says for each\n"
+     "expert, shared ones last, at which place in them it lies; in each the experts keep their order. Calling it with\n"
+     "x (rows, hidden) gives residual + the weighted sum of the experts that the router chooses for norm(x)."},
     {0, NULL},
 };
 

@@ -25,18 +25,20 @@ static const mrl_trellis *weight_of(PyObject *obj)
 
 static PyObject *TrellisLinear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"device", "n", "k", "bits", "codebook", "experts", NULL};
+    static const char *const keywords[] = {"device", "n", "k", "bits", "codebook", "experts", "memory", NULL};
     mrl_state *state = PyType_GetModuleState(type);
     mrl_trellis_config config = {.codebook = "mul1", .experts = 1};
     PyObject *device, *n, *k, *bits, *experts = NULL;
+    const char *memory = "device";
     mrl_trellis_linear *linear;
     mrl_py_trellis *self;
     mrl_device *dev;
     mrl_error err;
     mrl_status rc;
 
-    if (!MRL_PARSE(args, kwargs, "OOOO|sO:TrellisLinear", keywords, &device, &n, &k, &bits, &config.codebook,
-                   &experts) ||
+    if (!MRL_PARSE(args, kwargs, "OOOO|sO$s:TrellisLinear", keywords, &device, &n, &k, &bits, &config.codebook,
+                   &experts, &memory) ||
+        mrl_py_memory(memory, "TrellisLinear", &config.memory) < 0 ||
         (dev = mrl_py_device(state, device, "TrellisLinear: device")) == NULL ||
         mrl_py_u32(n, "TrellisLinear: n", 1, MRL_LINEAR_N_MAX, &config.n) < 0 ||
         mrl_py_u32(k, "TrellisLinear: k", 1, MRL_LINEAR_K_MAX, &config.k) < 0 ||
@@ -423,10 +425,11 @@ static PyType_Slot TrellisLinear_slots[] = {
     {Py_tp_methods, TrellisLinear_methods},
     {Py_tp_getset, TrellisLinear_getset},
     {Py_tp_members, mrl_py_members},
-    {Py_tp_doc, "TrellisLinear(device, n, k, bits, codebook='mul1', experts=1)\n--\n\n"
+    {Py_tp_doc, "TrellisLinear(device, n, k, bits, codebook='mul1', experts=1, *, memory='device')\n--\n\n"
                 "A linear layer of EXL3 trellis weights, zeros at first. Calling it gives\n"
                 "y = epilogue(norm(x) W + bias): x (m, k) or (k) -> (m, n) or (n). experts: matrices of this size that lie one\n"
-                "behind the other, for MoE; every method works on one of them."},
+                "behind the other, for MoE; every method works on one of them. memory 'host': the weights lie in host\n"
+                "memory, and kernels read them over the bus."},
     {0, NULL},
 };
 

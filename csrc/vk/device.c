@@ -157,8 +157,10 @@ static void query_features(VkPhysicalDevice physical, const extensions *have, fe
     VkPhysicalDeviceSubgroupProperties subgroup = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES};
     VkPhysicalDeviceShaderIntegerDotProductPropertiesKHR dot = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES_KHR};
+    VkPhysicalDeviceFloatControlsProperties floats = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FLOAT_CONTROLS_PROPERTIES, .pNext = &subgroup};
     VkPhysicalDeviceProperties2 properties = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
-                                              .pNext = &subgroup};
+                                              .pNext = &floats};
 
     subgroup.pNext = have->int_dot ? &dot : NULL;
     mrl_vk_instance.vkGetPhysicalDeviceProperties2(physical, &properties);
@@ -173,7 +175,9 @@ static void query_features(VkPhysicalDevice physical, const extensions *have, fe
         append_missing(info, "subgroup vote, arithmetic, ballot and shuffle");
     if (chain->v12.shaderFloat16 && info->kind != MRL_DEVICE_SOFTWARE)
         info->features |= MRL_BIT(fp16);
-    if (have->coopmat && chain->coopmat.cooperativeMatrix && has_coopmat_shape(physical))
+    if (have->coopmat && chain->coopmat.cooperativeMatrix && has_coopmat_shape(physical) &&
+        floats.shaderDenormPreserveFloat16 &&
+        floats.denormBehaviorIndependence != VK_SHADER_FLOAT_CONTROLS_INDEPENDENCE_NONE)
         info->features |= MRL_BIT(coopmat);
     if (have->coopmat2 && chain->coopmat2.cooperativeMatrixWorkgroupScope &&
         chain->coopmat2.cooperativeMatrixFlexibleDimensions &&
@@ -374,12 +378,23 @@ done:
     return rc;
 }
 
+/* In a forked child an error of the driver, whatever it says, is one of the device, and names the remedy. */
+static mrl_status explain_fork(mrl_status rc, mrl_error *err)
+{
+    char text[sizeof err->text];
+
+    if (rc == MRL_OK || rc == MRL_ERR_VALUE || mrl_vk_fork_remedy()[0] == 0)
+        return rc;
+    snprintf(text, sizeof text, "%s", err->text);
+    return mrl_fail(err, MRL_ERR_DEVICE, "%.800s%s", text, mrl_vk_fork_remedy());
+}
+
 mrl_status mrl_device_list(mrl_device_info *rows, int capacity, int *count, mrl_error *err)
 {
     candidate *found = calloc(MAX_DEVICES, sizeof *found);
     if (found == NULL)
         return mrl_fail(err, MRL_ERR_MEMORY, "out of host memory");
-    mrl_status rc = list_candidates(found, count, err);
+    mrl_status rc = explain_fork(list_candidates(found, count, err), err);
     for (int i = 0; i < *count && i < capacity; i++)
         rows[i] = found[i].info;
     free(found);
@@ -533,7 +548,7 @@ mrl_status mrl_device_open(int index, uint32_t disable, const char *shaders, con
 done:
     destroy(dev);
     free(found);
-    return rc;
+    return explain_fork(rc, err);
 }
 
 mrl_device *mrl_device_retain(mrl_device *dev)
@@ -556,8 +571,8 @@ mrl_status mrl_device_check(const mrl_device *dev, mrl_error *err)
 {
     if (atomic_load(&dev->lost))
         return mrl_fail(err, MRL_ERR_DEVICE_LOST,
-                        "%s was lost (a driver reset or a crash of its work); open the device again and reload",
-                        dev->info.name);
+                        "%s was lost (a driver reset or a crash of its work); open the device again and reload%s",
+                        dev->info.name, mrl_vk_fork_remedy());
     if (mrl_device_forked(dev))
         return mrl_fail(err, MRL_ERR_DEVICE,
                         "%s was opened before this process was forked; open it again in the child, or start "

@@ -61,7 +61,7 @@ typedef enum mrl_node_kind { MRL_NODE_DISPATCH, MRL_NODE_COPY, MRL_NODE_FILL } m
 typedef struct mrl_node {
     mrl_node_kind kind;
     uint8_t barrier;      /* a barrier stands before it */
-    uint8_t nreads, nwrites;
+    uint8_t nreads, nwrites, beside;
     uint32_t push_offset, push_bytes;
     uint32_t range_offset; /* into recorder->ranges: reads, then writes */
     uint32_t groups[3];

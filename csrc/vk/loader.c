@@ -1,5 +1,7 @@
 #include "vk/loader.h"
 
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +33,7 @@ static const char *const library_names[] = {"libvulkan.so.1", "libvulkan.so"};
 
 static mrl_lock open_lock = PTHREAD_MUTEX_INITIALIZER;
 static int instance_is_open, debug_wanted;
+static atomic_bool instance_was_inherited;
 static pid_t instance_pid;
 
 /* ---- results ---- */
@@ -367,8 +370,17 @@ mrl_status mrl_vk_open(mrl_error *err)
     if (instance_is_open && instance_pid != getpid()) {
         mrl_vk_instance = (mrl_vk_instance_table){0};
         instance_is_open = 0;
+        atomic_store(&instance_was_inherited, true);
     }
     mrl_status status = instance_is_open ? MRL_OK : open_locked(err);
     mrl_lock_release(&open_lock);
     return status;
+}
+
+const char *mrl_vk_fork_remedy(void)
+{
+    return !atomic_load(&instance_was_inherited)
+               ? ""
+               : "; this process was forked from one that had Vulkan open, which not every driver survives: start "
+                 "children with multiprocessing's spawn method";
 }

@@ -105,6 +105,9 @@ extern const char mrl_vk_remedy[];
  * MRL_ERR_DEVICE: no loader, no driver, or older than Vulkan 1.2. */
 mrl_status mrl_vk_open(mrl_error *err);
 
+/* "": or, in a process forked from one that had the instance open, what an error about a device should end with. */
+const char *mrl_vk_fork_remedy(void);
+
 /* Fills a device's table. MRL_ERR_DEVICE names the first function that the driver lacks. */
 mrl_status mrl_vk_device_table_load(VkDevice device, mrl_vk_device_table *table, mrl_error *err);
 

@@ -88,12 +88,12 @@ static void add_spans(mrl_recorder *recorder, const mrl_range *ranges, int count
 
 /* Read after write, write after read and write after write all need a barrier. */
 static bool needs_barrier(const mrl_recorder *recorder, const mrl_range *reads, int nreads,
-                          const mrl_range *writes, int nwrites)
+                          const mrl_range *writes, int nwrites, int beside)
 {
     for (int i = 0; i < nreads; i++)
         if (overlaps(recorder->pending_writes, recorder->nwrites, span_of(&reads[i])))
             return true;
-    for (int i = 0; i < nwrites; i++) {
+    for (int i = beside; i < nwrites; i++) {
         mrl_span span = span_of(&writes[i]);
         if (overlaps(recorder->pending_writes, recorder->nwrites, span) ||
             overlaps(recorder->pending_reads, recorder->nreads, span))
@@ -111,7 +111,7 @@ mrl_status mrl_recorder_add(mrl_recorder *recorder, const mrl_node *node, const 
     if (rc != MRL_OK)
         return rc;
     added.barrier = serial ? recorder->nnodes > 0
-                           : needs_barrier(recorder, reads, node->nreads, writes, node->nwrites);
+                           : needs_barrier(recorder, reads, node->nreads, writes, node->nwrites, node->beside);
     if (added.barrier) {
         recorder->nreads = recorder->nwrites = 0;
         recorder->barriers++;
@@ -368,8 +368,8 @@ static mrl_status run_checked(mrl_device *dev, const mrl_recorder *recorder, siz
     for (mrl_slab *slab = dev->slabs; slab != NULL; slab = slab->next)
         total += slab->mapped ? slab->ranges.size : 0;
     MRL_TRY(mrl_device_wait_value(dev, dev->submitted, err));
-    if (total == 0 || (image = malloc(total)) == NULL) {
-        rc = mrl_fail(err, MRL_ERR_MEMORY, "check mode needs a host-visible device and %" PRIu64 " bytes", total);
+    if ((image = malloc(total + 1)) == NULL) { /* never of 0 bytes, which may be NULL */
+        rc = mrl_fail(err, MRL_ERR_MEMORY, "check mode needs a copy of the device's memory, %" PRIu64 " bytes", total);
         goto done;
     }
     for (mrl_slab *slab = dev->slabs; slab != NULL; slab = slab->next)
@@ -458,6 +458,7 @@ mrl_status mrl_stream_dispatch(mrl_device *dev, const mrl_dispatch *dispatch, mr
                      .groups = {dispatch->groups[0], dispatch->groups[1], dispatch->groups[2]},
                      .nreads = (uint8_t)dispatch->nreads,
                      .nwrites = (uint8_t)dispatch->nwrites,
+                     .beside = (uint8_t)dispatch->beside,
                      .flops = dispatch->flops};
 
     if (dispatch->nreads > MRL_MAX_RANGES || dispatch->nwrites > MRL_MAX_RANGES ||
@@ -499,10 +500,14 @@ void mrl_device_idle(mrl_device *dev)
         dev->vk.vkDeviceWaitIdle(dev->handle);
 }
 
-void mrl_stream_set_debug(mrl_device *dev, const mrl_stream_debug *debug)
+mrl_status mrl_stream_set_debug(mrl_device *dev, const mrl_stream_debug *debug, mrl_error *err)
 {
+    if (debug->check && !mrl_device_has(dev, MRL_BIT(host_visible)))
+        return mrl_fail(err, MRL_ERR_VALUE, "set_debug: check compares memory that the host sees, that of %s is not",
+                        dev->info.name);
     mrl_lock_acquire(&dev->stream_lock);
     dev->debug = *debug;
     dev->shuffle_state = debug->seed;
     mrl_lock_release(&dev->stream_lock);
+    return MRL_OK;
 }

@@ -26,6 +26,8 @@ typedef struct mrl_dispatch {
     const mrl_range *writes;
     int nwrites;
     double flops;            /* for the profile and for cutting submissions; 0 if negligible */
+    int beside;              /* of the first so many writes it touches other elements than the dispatches since the last
+                              * barrier: that their ranges overlap needs no barrier */
 } mrl_dispatch;
 
 mrl_status mrl_stream_dispatch(mrl_device *dev, const mrl_dispatch *dispatch, mrl_error *err);
@@ -35,12 +37,12 @@ mrl_status mrl_stream_copy(mrl_device *dev, mrl_range src, mrl_range dst, mrl_er
 mrl_status mrl_stream_sync(mrl_device *dev, mrl_error *err);
 
 /* Debug modes: shuffle runs the dispatches between two barriers in random order (seed); serial puts a
- * barrier after every dispatch; check verifies on host-visible devices that dispatches write only their
- * declared ranges. All off by default. */
+ * barrier after every dispatch; check verifies that dispatches write only their declared ranges,
+ * and fails with MRL_ERR_VALUE on devices that are not host-visible. All off by default. */
 typedef struct mrl_stream_debug {
     bool shuffle, serial, check;
     uint64_t seed;
 } mrl_stream_debug;
-void mrl_stream_set_debug(mrl_device *dev, const mrl_stream_debug *debug);
+mrl_status mrl_stream_set_debug(mrl_device *dev, const mrl_stream_debug *debug, mrl_error *err);
 
 #endif

@@ -24,7 +24,7 @@ def inspect(
 ) -> None:
     """Tensors, formats and metadata of a checkpoint, from its headers; nothing is loaded.
 
-    Example: marlin inspect models/tale-dense --filter layers.0
+    Example: marlin inspect models/tale-moe --filter layers.0
     """
     from marlin.html import size
     from marlin.inspect import inspect as look_into
@@ -70,19 +70,26 @@ def plan(
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Sequences generated at once.")] = None,
     device: options.Device = None,
+    memory_limit: Annotated[int | None, typer.Option(metavar="BYTES", help="Of device memory. [what is free]")] = None,
+    expert_usage: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="How often experts are chosen, as ExpertUsage.save writes it.")
+    ] = None,
     plot: options.Plot = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """What loading a model would take of the device's memory; works without a device, too.
 
+    Routed experts for which there is no room live in host memory; then it says what reading them costs.
+
     Exit code 4 when it does not fit.
 
-    Example: marlin plan models/tale-dense --format int4 --context 2048
+    Example: marlin plan models/tale-moe --format int4 --context 2048
     """
     from marlin.planning import plan as make_plan
 
-    made = make_plan(model, format=format, dtype=dtype, context=context, kv=kv, slots=slots, device=device)
+    made = make_plan(model, format=format, dtype=dtype, context=context, kv=kv, slots=slots, device=device,
+                     memory_limit=memory_limit, expert_usage=expert_usage)  # fmt: skip
     if json:
         show.print_json(made.to_dict())
     else:
@@ -110,6 +117,8 @@ def _print_plan(made: Any) -> None:
         print(show.clean(line))
     if made.budget:
         print(f"{made.total / made.budget:.1%} of what the device has free")
+    for line in made.lines():
+        print(show.clean(line))
 
 
 def devices(ctx: typer.Context, json: options.Json = False, debug: options.Debug = False) -> None:

@@ -32,7 +32,9 @@ def bench(
     depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens before them.", callback=options.counts)] = "0",
     batch: Annotated[str, typer.Option("--batch", "-b", help="Sequences at once.", callback=options.counts)] = "1",
     repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, help="Measurements a row.")] = 5,
-    profile: Annotated[bool, typer.Option("--profile", help="Also the time by kernel of one decode step.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also the time by kernel of one decode step, and of a prefill.")
+    ] = False,
     plot: options.Plot = None,
     format: options.Format = None,
     dtype: options.Dtype = "f16",
@@ -44,7 +46,7 @@ def bench(
 
     Lists are given as 512,1024. Rows are named as llama-bench names them: tg128 @ d4096.
 
-    Example: marlin bench models/tale-dense -p 128 -n 32 -d 0,1024 --profile
+    Example: marlin bench models/tale-moe -p 128 -n 32 -d 0,1024 --profile
     """
     prompts, gens = (tuple(n for n in options.numbers(text) if n) for text in (prompt, gen))
     depths, batches = options.numbers(depth), options.numbers(batch)
@@ -81,7 +83,11 @@ def bench(
             peak = stream_rate(loaded.device)
     facts = result.to_dict() | {"version": ml.__version__, "commit": commit(), "command": ctx.obj.command}
     if profile:
-        facts |= {"peak_gb_per_s": peak, "profile": shares(result.profile, peak or 0.0)}
+        facts |= {
+            "peak_gb_per_s": peak,
+            "profile": shares(result.profile, peak or 0.0),
+            "prefill_profile": shares(result.prefill_profile, peak or 0.0),
+        }
     if json:
         show.print_json(facts)
     else:
@@ -91,7 +97,7 @@ def bench(
 
 
 def shares(rows: list[dict[str, Any]], peak: float) -> list[dict[str, Any]]:
-    """Rows of a profile with each kernel's share of the step's time and of the peak read rate."""
+    """Rows of a profile with each kernel's share of the whole time and of the peak read rate."""
     total = sum(row["us"] for row in rows) or 1.0
     return [
         row
@@ -117,6 +123,15 @@ def _print_bench(facts: dict[str, Any]) -> None:
     show.print_table(rows, ("test", "tokens/s"), right=(1,))
     if "peak_gb_per_s" not in facts:
         return
+    title = f"by kernel; a streaming read does {facts['peak_gb_per_s']:.1f} GB/s"
+    _print_kernels(facts["profile"], f"One decode step {title}")
+    if facts["prefill_profile"]:
+        longest = max(int(row["test"][2:]) for row in facts["rows"] if row["test"].startswith("pp"))
+        _print_kernels(facts["prefill_profile"], f"A prefill of {longest} tokens {title}")
+    print("GB/s counts the ranges that a kernel may touch: an upper bound for attention and embedding.")
+
+
+def _print_kernels(rows: list[dict[str, Any]], title: str) -> None:
     print()
     kernels = [
         (
@@ -128,15 +143,10 @@ def _print_bench(facts: dict[str, Any]) -> None:
             f"{row['tflop_per_s']:.3f}",
             f"{row['peak_share']:.0%}" if row["peak_share"] <= 1 else "–",
         )
-        for row in facts["profile"]
+        for row in rows
     ]
-    show.print_table(
-        kernels,
-        ("kernel", "calls", "µs", "share", "GB/s", "TFLOP/s", "of peak"),
-        right=range(1, 7),
-        title=f"One decode step by kernel; a streaming read does {facts['peak_gb_per_s']:.1f} GB/s",
-    )
-    print("GB/s counts the ranges that a kernel may touch: an upper bound for attention and embedding.")
+    head = ("kernel", "calls", "µs", "share", "GB/s", "TFLOP/s", "of peak")
+    show.print_table(kernels, head, right=range(1, 7), title=title)
 
 
 def perplexity(
@@ -153,7 +163,7 @@ def perplexity(
 ) -> None:
     """How well a model predicts a text: exp of the mean negative log-likelihood of its tokens.
 
-    Example: marlin perplexity models/tale-dense story.txt --format int4
+    Example: marlin perplexity models/tale-moe story.txt --format int4
     """
     text = _read(file)
     import marlin as ml

@@ -45,7 +45,7 @@ def run(
 ) -> None:
     """Continue a prompt; the text streams to standard output.
 
-    Example: marlin run models/tale-dense "Once upon a time" --seed 1
+    Example: marlin run models/tale-moe "Once upon a time" --seed 1
     """
     chosen = options.temperature_of(temperature, greedy)
     text = _prompt(prompt)
@@ -103,7 +103,7 @@ def chat(
     Ctrl-C stops an answer, at the prompt it ends. Piped input is answered line by line;
     --json prints one line of JSON for each answer.
 
-    Example: marlin chat models/tale-dense --system "You tell short tales."
+    Example: marlin chat models/tale-moe --system "You tell short tales."
     """
     chosen = options.temperature_of(temperature, greedy)
     import marlin as ml

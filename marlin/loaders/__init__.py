@@ -15,11 +15,12 @@ from typing import Final
 
 from marlin.errors import MarlinError, ModelFormatError, UnsupportedModelError
 from marlin.loaders import safetensors
-from marlin.loaders.base import Checkpoint, QuantizedTensor, TensorInfo, TrellisTensor, read_json, show
+from marlin.loaders.base import Checkpoint, QuantizedTensor, RowTrellis, TensorInfo, TrellisTensor, read_json, show
 
 __all__ = [
     "Checkpoint",
     "QuantizedTensor",
+    "RowTrellis",
     "TensorInfo",
     "TrellisTensor",
     "find_folder",

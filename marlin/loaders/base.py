@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from marlin.errors import ModelFormatError
 
 READ_LIMIT: Final = 1 << 28  # bytes that Checkpoint.read accepts: weights go through C, not through here
+ROWS_NUMBERS: Final = 1 << 21  # of an embedding that are decoded at a time
 JSON_DEPTH: Final = 64
 JSON_BYTES: Final = 32 << 20
 JSON_VALUES: Final = 4 << 20  # separators in a JSON text: bounds the memory that parsing it can take
@@ -212,6 +213,47 @@ class TrellisTensor:
         return suh, svh
 
 
+@dataclass(frozen=True)
+class RowTrellis:
+    """An embedding as EXL3 codes it: rows that can be decoded one by one (marlin.trellis.decode_rows)."""
+
+    name: str
+    bits: int
+    trellis: TensorInfo
+    signs: TensorInfo
+
+    codebook = "mul1"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns), columns rounded up to a multiple of 256."""
+        return self.trellis.shape[0], 256 * self.signs.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors in the files."""
+        return self.trellis.nbytes + self.signs.nbytes
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The first row and the decoded rows of one block after the other. ModelFormatError for scales inf or nan."""
+        from marlin.trellis import decode_rows
+
+        signs = self.signs.read()
+        rows, columns = self.shape
+        row_bytes = self.trellis.nbytes // rows
+        step = max(1, ROWS_NUMBERS // columns)
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            part = replace(
+                self.trellis, shape=(count, self.trellis.shape[1]), nbytes=count * row_bytes,
+                offset=self.trellis.offset + first * row_bytes,
+            )  # fmt: skip
+            try:
+                yield first, decode_rows(part.read().view(np.uint16), signs)
+            except ValueError as error:
+                raise ModelFormatError(f"tensor {show(self.trellis.name)}: {error}") from error
+
+
 def unpack_words(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
     """(rows, words) uint32 -> (rows, words * 32 / bits) codes; code j lies at bit j * bits % 32.
     bits 4 or 8."""
@@ -225,7 +267,8 @@ class Checkpoint:
     """An opened model: every tensor by name, with nothing read but headers.
 
     tensors     what lies in the files, planes of quantized weights included
-    quantized   quantized weights, by the name of their module ("model.layers.0.mlp.up_proj"); trellis likewise
+    quantized   quantized weights, by the name of their module ("model.layers.0.mlp.up_proj"); trellis and
+                row_trellis likewise
     config      config.json ({} if the folder has none); generation_config likewise
     """
 
@@ -236,6 +279,7 @@ class Checkpoint:
     generation_config: dict[str, Any] = field(default_factory=dict)
     quantized: dict[str, QuantizedTensor] = field(default_factory=dict)
     trellis: dict[str, TrellisTensor] = field(default_factory=dict)
+    row_trellis: dict[str, RowTrellis] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -255,9 +299,12 @@ class Checkpoint:
             self._missing(name)
         return self.tensors[name]
 
-    def linear(self, module: str) -> TensorInfo | QuantizedTensor | TrellisTensor:
+    def linear(self, module: str) -> TensorInfo | QuantizedTensor | TrellisTensor | RowTrellis:
         """The weight of a module, in whichever form the checkpoint has it."""
-        return self.quantized.get(module) or self.trellis.get(module) or self.tensor(module + ".weight")
+        for coded in (self.quantized, self.trellis, self.row_trellis):
+            if module in coded:
+                return coded[module]
+        return self.tensor(module + ".weight")
 
     def read(self, name: str) -> NDArray[Any]:
         """A small tensor as an array."""

@@ -9,6 +9,11 @@ What lies in the files for a linear layer X of k inputs and n outputs, both roun
   X.bias            F16 (n)                       optional
   X.scale                                         in very old files; means nothing
 
+An embedding may be coded in rows instead (marlin.trellis.decode_rows):
+
+  X.trellis         I16 (rows, groups * (1 + 16 * bits))   bits 1 .. 8; groups of 256 columns, the last padded
+  X.signs           F16 (groups, 256)
+
 A module without X.trellis has X.weight, as in any checkpoint. Everything follows from names and shapes:
 quantization_config.json and the bits that config.json names are not needed and not believed.
 """
@@ -22,7 +27,7 @@ from typing import Final
 
 from marlin.errors import ModelFormatError
 from marlin.loaders import safetensors
-from marlin.loaders.base import Checkpoint, TensorInfo, TrellisTensor, read_json, show
+from marlin.loaders.base import Checkpoint, RowTrellis, TensorInfo, TrellisTensor, read_json, show
 from marlin.trellis import BLOCK, HALF_RATES, RATES
 
 SUFFIX: Final = ".trellis"
@@ -44,8 +49,10 @@ def open(path: Path) -> Checkpoint:
     """The checkpoint of a folder, its trellises in `trellis`. Raises ModelFormatError naming the tensor."""
     plain = safetensors.open(path)
     modules = [name.removesuffix(SUFFIX) for name in plain.tensors if name.endswith(SUFFIX)]
-    trellis = {module: _module(module, plain.tensors) for module in modules}
-    return dataclasses.replace(plain, loader="exl3", trellis=trellis)
+    by_rows = {module for module in modules if f"{module}.signs" in plain.tensors}
+    trellis = {module: _module(module, plain.tensors) for module in modules if module not in by_rows}
+    row_trellis = {module: _rows(module, plain.tensors) for module in modules if module in by_rows}
+    return dataclasses.replace(plain, loader="exl3", trellis=trellis, row_trellis=row_trellis)
 
 
 def _module(module: str, tensors: Mapping[str, TensorInfo]) -> TrellisTensor:
@@ -71,6 +78,23 @@ def _module(module: str, tensors: Mapping[str, TensorInfo]) -> TrellisTensor:
         suh=_scales(module, "su", 16 * codes.shape[0], tensors),
         svh=_scales(module, "sv", 16 * codes.shape[1], tensors),
     )
+
+
+def _rows(module: str, tensors: Mapping[str, TensorInfo]) -> RowTrellis:
+    codes, signs = tensors[module + SUFFIX], tensors[f"{module}.signs"]
+    if signs.dtype != "f16" or len(signs.shape) != 2 or signs.shape[0] == 0 or signs.shape[1] != 256:
+        raise ModelFormatError(
+            f"tensor {show(signs.name)}: expected f16 of shape (groups, 256), got {signs.dtype} {signs.shape}"
+        )
+    groups = signs.shape[0]
+    words = codes.shape[1] // groups - 1 if len(codes.shape) == 2 else 0
+    fits = words in range(16, 129, 16) and codes.shape[1] == groups * (1 + words)
+    if codes.dtype not in ("i16", "u16") or not fits or codes.shape[0] == 0:
+        raise ModelFormatError(
+            f"tensor {show(codes.name)}: expected i16 of shape (rows, {groups} * (1 + 16 * bits)), bits 1 to 8, got "
+            f"{codes.dtype} {codes.shape}"
+        )
+    return RowTrellis(name=f"{module}.weight", bits=words // 16, trellis=codes, signs=signs)
 
 
 def _codebook(module: str, tensors: Mapping[str, TensorInfo]) -> str:

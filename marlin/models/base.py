@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -19,13 +19,13 @@ from marlin import _C
 from marlin.config import ModelConfig, rope_frequencies
 from marlin.errors import ModelFormatError, UnsupportedModelError
 from marlin.linear import WeightFormat, global_scale
-from marlin.loaders.base import Checkpoint, QuantizedTensor, TensorInfo, TrellisTensor, open_file, show
+from marlin.loaders.base import Checkpoint, QuantizedTensor, RowTrellis, TensorInfo, TrellisTensor, open_file, show
 from marlin.tensors import to_numpy, upload
 from marlin.trellis import TrellisFormat, padded, trellis_bytes
 
 GATED: Final = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
 DENSE: Final = ("f32", "f16", "bf16")
-Weight = TensorInfo | QuantizedTensor | TrellisTensor  # as a checkpoint has it
+Weight = TensorInfo | QuantizedTensor | TrellisTensor | RowTrellis  # as a checkpoint has it
 BLOCK_BYTES: Final = 32 << 20  # of a file held in host memory at a time
 FILL_NUMBERS: Final = 1 << 20  # random numbers made on the host for a matrix, and repeated on the device
 
@@ -62,6 +62,7 @@ class Module:
     """A named part of a network; `watch`, when set, sees every result (`Model.trace`)."""
 
     kind: ClassVar[str] = ""  # the row of the memory plan that its bytes belong to
+    memory: str = "device"  # or "host", which is not in those rows
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -154,12 +155,24 @@ class Source:
         found = self.checkpoint.linear(module)
         if isinstance(found, TrellisTensor):
             self._check(found.name, found.shape, (padded(rows), padded(columns)))
+        elif isinstance(found, RowTrellis):
+            self._check(found.name, found.shape, (rows, -(-columns // 256) * 256))
         else:
             self._check(found.name, found.shape, (rows, columns))
         if isinstance(found, TensorInfo):
             self._check_dense(found)
         self._used.add(found.name if isinstance(found, TensorInfo) else module + ".")
         return found
+
+    def kind(self, stored: Weight | None) -> Hashable:
+        """What a matrix will be on the device, as far as it decides which others can lie in one with it."""
+        as_it_is = self.format is None or isinstance(self.format, TrellisFormat)
+        if isinstance(stored, TrellisTensor):
+            return (stored.bits, stored.codebook) if as_it_is else self.format
+        if isinstance(stored, QuantizedTensor):
+            form = stored_format(stored)
+            return form if as_it_is or self.format.accepts(form) else self.format  # type: ignore[union-attr]
+        return self.format
 
     def has(self, name: str) -> bool:
         return self.checkpoint is not None and name in self.checkpoint.tensors
@@ -279,9 +292,9 @@ class Linear(Module):
     row before the next s: 2 is how gated activations want gate and up. bias: whether the modules have one.
     EXL3 trellises stay apart, for each has its own scales on x: one kernel a part, with the same result.
     as_stored: not rounded to the source's format; dense: nor kept quantized; whole: always one matrix, in f16 where
-    it would be trellises. experts: the parts, or pairs of gate and up, are experts; their trellises lie in one
-    TrellisLinear, or one of gate and one of up.
-    Raises UnsupportedModelError when parts are stored in different weight formats.
+    it would be trellises. experts: the parts, or pairs of gate and up, are experts of one kind (Source.kind); their
+    trellises lie in one TrellisLinear, or one of gate and one of up. memory: "device" or "host".
+    Raises UnsupportedModelError when parts are stored in different weight formats and are not to be rounded to one.
     """
 
     kind = "layers"
@@ -300,9 +313,10 @@ class Linear(Module):
         dense: bool = False,
         whole: bool = False,
         experts: bool = False,
+        memory: str = "device",
     ) -> None:
         super().__init__(name)
-        self.experts, self.interleaved = experts, interleaved
+        self.experts, self.interleaved, self.memory = experts, interleaved, memory
         self.parts: list[Part] = []
         above = 0  # rows of the groups before
         for index, (module, rows) in enumerate(parts):
@@ -346,10 +360,11 @@ class Linear(Module):
             dense = {part.weight.dtype for part in self.parts if isinstance(part.weight, TensorInfo)}
             return WeightFormat("f32" if "f32" in dense else "f16"), 1.0
         forms = {stored_format(tensor) for tensor in stored}
-        if len(forms) > 1 or len(stored) < len(self.parts):
+        alike = len(forms) == 1 and len(stored) == len(self.parts)
+        if not alike and wanted is None:
             raise self._mixed()
         form = forms.pop()
-        if wanted is not None and not wanted.accepts(form):
+        if wanted is not None and not (alike and wanted.accepts(form)):
             return wanted, 1.0
         scales = {tensor.global_scale for tensor in stored}
         if len(scales) > 1:  # one global scale a matrix: multiply it into scales that can hold the product
@@ -360,9 +375,6 @@ class Linear(Module):
         codebooks = {tensor.codebook for tensor in stored}
         if len(stored) < len(self.parts) or len(codebooks) > 1:
             raise self._mixed()
-        for place in range(self.interleaved if self.experts else 0):
-            if len({tensor.bits for tensor in stored[place :: self.interleaved]}) > 1:
-                raise self._mixed()
         weights = [tensor.shape[0] for tensor in stored]
         bits = sum(tensor.bits * n for tensor, n in zip(stored, weights, strict=True)) / sum(weights)
         return TrellisFormat(bits, codebooks.pop())
@@ -386,6 +398,15 @@ class Linear(Module):
     @property
     def parameters_here(self) -> int:
         return self.n * self.k + (self.n if self.parts[0].bias else 0)
+
+    @property
+    def note(self) -> str:
+        """What the plan says where codes of the file become numbers on the device; empty where they stay codes."""
+        coded = [part.weight for part in self.parts if isinstance(part.weight, TrellisTensor | RowTrellis)]
+        if not coded or isinstance(self.form, TrellisFormat):
+            return ""
+        kinds = dict.fromkeys(str(TrellisFormat(weight.bits, weight.codebook)) for weight in coded)
+        return f"{self.part_kind}: {'; '.join(kinds)} in the file, {self.form} on the device"
 
     def load(self, device: _C.Device) -> None:
         if isinstance(self.form, TrellisFormat):
@@ -414,7 +435,7 @@ class Linear(Module):
         scale = self.global_scale
         if form.scale == "e4m3" and not all(keeps(form, part.weight) for part in self.parts):
             scale = global_scale(form, max(peak(part.weight) for part in self.parts))
-        weight = form.create(device, self.n, self.k, global_scale=scale)
+        weight = form.create(device, self.n, self.k, global_scale=scale, memory=self.memory)
         if self.parts[0].weight is None:
             fill(weight)
             return weight
@@ -427,7 +448,12 @@ class Linear(Module):
             elif isinstance(stored, TrellisTensor):
                 decoded = load_trellis(device, stored, part.rows, self.k).dequantize("f32")
                 weight.set_rows(np.ascontiguousarray(to_numpy(decoded).T), "f32", part.rows, **where)
-            elif keeps(form, stored):
+            elif isinstance(stored, RowTrellis):
+                for first, rows in stored.blocks():
+                    at = part.start + first * part.stride
+                    mine = np.ascontiguousarray(rows[:, : self.k])
+                    weight.set_rows(mine, "f32", len(rows), row_start=at, row_stride=part.stride)
+            elif isinstance(stored, QuantizedTensor) and keeps(form, stored):
                 load_planes(weight, stored, where)
             else:
                 weight.set_rows(stored.dequantize(), "f32", part.rows, **where)
@@ -490,7 +516,9 @@ class Linear(Module):
         assert isinstance(self.form, TrellisFormat)
         parts = self.parts[place :: self.interleaved]
         bits = self._bits(parts[0])
-        stack = _C.TrellisLinear(device, parts[0].rows, self.k, bits, self.form.codebook, len(parts))
+        stack = _C.TrellisLinear(
+            device, parts[0].rows, self.k, bits, self.form.codebook, len(parts), memory=self.memory
+        )
         random = random_codes(stack) if parts[0].weight is None else None
         for expert, part in enumerate(parts):
             if isinstance(part.weight, TrellisTensor):
@@ -508,7 +536,8 @@ class Linear(Module):
         names = list(dict.fromkeys(part.module.rpartition(".")[2] for part in self.parts))
         times = f"{len(self.parts) // len(names)} × " if len(self.parts) > len(names) else ""
         parts = f" [{times}{' + '.join(names)}]" if len(self.parts) > 1 else ""
-        return f"({self.n}, {self.k}) {self.form}{parts}"
+        place = ", in host memory" if self.memory == "host" else ""
+        return f"({self.n}, {self.k}) {self.form}{parts}{place}"
 
 
 class Rope(Module):
@@ -601,7 +630,7 @@ class CausalLM(Module):
         result: dict[str, int] = {}
         for module in self.modules():
             kind = module.part_kind if isinstance(module, Linear) else module.kind
-            if module.nbytes:
+            if module.nbytes and module.memory == "device":
                 result[kind] = result.get(kind, 0) + module.nbytes
         return result
 
@@ -697,6 +726,8 @@ def peak(stored: Weight | None) -> float:
         return 0.1
     if isinstance(stored, QuantizedTensor):
         return float(np.abs(stored.dequantize()).max())
+    if isinstance(stored, RowTrellis):
+        return max(float(np.abs(rows).max()) for _, rows in stored.blocks())
     if isinstance(stored, TrellisTensor):
         raise UnsupportedModelError(f"{stored.name}: an EXL3 trellis cannot become e4m3-scaled fp4")
     # The magnitudes of floats order like the integers of their bits.
@@ -727,7 +758,7 @@ def _different(parts: Sequence[Part]) -> list[Part]:
 
 
 def _kind_of(stored: Weight | None) -> str:
-    if isinstance(stored, TrellisTensor):
+    if isinstance(stored, TrellisTensor | RowTrellis):
         return f"({TrellisFormat(stored.bits, stored.codebook)})"
     if isinstance(stored, QuantizedTensor):
         return f"({stored_format(stored)})"

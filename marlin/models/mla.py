@@ -62,6 +62,7 @@ class LatentAttention(Module):
             q, kv, self.kv_norm.weight, self.kv_b.weight, run.cache, self.layer, run.positions, run.slots,
             self.rope.freq, heads=self.heads, bound=run.bound, eps=latent.norm_eps, scale=latent.softmax_scale,
             rope_scale=self.rope.scale, interleaved=latent.interleaved, dtype=run.dtype,
+            sequence=run.sequence,
         )  # fmt: skip
         return self.o(self.seen(a), residual=h)
 

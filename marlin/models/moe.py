@@ -6,22 +6,26 @@
 
 All experts of a layer lie in two matrices, gate_up (experts * 2 inner, hidden) with the rows of gate and up
 interleaved, and down (experts * hidden, inner), so that an expert is an offset. EXL3 trellises have scales on x, so
-gate and up are a TrellisLinear each, of all experts. Shared experts of the same width, and as trellises of the same
-bits, stand behind the routed ones in them; others are ordinary Linears.
+gate and up are a TrellisLinear each, of all experts. Experts that are stored in different formats, or trellises of
+different bits, lie in a stack each: such matrices for each format. Shared experts of the same width and of a format
+that routed ones have stand behind those; others are ordinary Linears.
 Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 section 2.1.2; names as in transformers.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from typing import Final
 
 from marlin import _C
 from marlin.config import ModelConfig
-from marlin.loaders.base import TrellisTensor
+from marlin.errors import UnsupportedModelError
+from marlin.experts import Experts
 from marlin.models.base import GATED, Linear, Module, Source, Vector
 from marlin.trellis import TrellisFormat
+
+MAX_STACKS: Final = 32  # of a layer (MRL_MOE_STACKS_MAX)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class MoE(Module):
     """h + mixture(norm(h)): router, chosen experts and shared ones.
 
     name: that of the checkpoint ("model.layers.3.mlp"). Raises ModelFormatError for tensors that are missing or of
-    unequal shapes, UnsupportedModelError for experts stored in different weight formats.
+    unequal shapes, UnsupportedModelError where gate and up of one expert are stored in different weight formats, or
+    the experts of the layer in more than 32, or where some but not all of gate, up and down are trellises.
     """
 
     def __init__(self, source: Source, name: str, config: ModelConfig, names: Names = DEEPSEEK) -> None:
@@ -59,21 +64,25 @@ class MoE(Module):
         routed = range(experts.count)
 
         split_fused(source, name, experts.count, hidden, inner, names)
-        fused = experts.shared_inner == inner and codes_alike(source, name, names, hidden, inner)
+        triples = [
+            (f"{name}.{names.gate.format(i)}", f"{name}.{names.up.format(i)}", f"{name}.{names.down.format(i)}")
+            for i in routed
+        ]
+        kinds = [kind_of(source, triple, hidden, inner) for triple in triples]
+        shared = f"{name}.{names.shared}"
+        shared_triple = (f"{shared}.gate_proj", f"{shared}.up_proj", f"{shared}.down_proj")
+        fused = experts.shared_inner == inner and kind_of(source, shared_triple, hidden, inner) in kinds
         rows, gate = [(f"{name}.{names.router}", experts.count)], (f"{name}.{names.shared_gate}", 1)
         gated = experts.shared_gate and experts.shared_inner > 0
         if gated and fused:
             rows.append(gate)
         self.router = Linear(source, f"{name}.router", rows, hidden, kind="router", dense=True)
         self.bias = Vector(source, f"{name}.{names.bias}", experts.count, fill=0.0) if experts.bias else None
-        gate_up = [(f"{name}.{part.format(i)}", inner) for i in routed for part in (names.gate, names.up)]
-        down = [(f"{name}.{names.down.format(i)}", hidden) for i in routed]
-        shared = f"{name}.{names.shared}"
         if fused:
-            gate_up += [(f"{shared}.gate_proj", inner), (f"{shared}.up_proj", inner)]
-            down.append((f"{shared}.down_proj", hidden))
-        self.gate_up = Linear(source, f"{name}.gate_up", gate_up, hidden, interleaved=2, kind="experts", experts=True)
-        self.down = Linear(source, f"{name}.down", down, inner, kind="experts", experts=True)
+            triples.append(shared_triple)
+            kinds.append(kind_of(source, shared_triple, hidden, inner))
+        self.source, self.triples, self.kinds, self.hidden, self.inner = source, triples, kinds, hidden, inner
+        self.place(set())
         self.shared_gate_up: Linear | None = None
         self.shared_down: Linear | None = None
         self.shared_router: Linear | None = None
@@ -87,12 +96,53 @@ class MoE(Module):
             if gated:
                 self.shared_router = Linear(source, f"{shared}.router", [gate], hidden, kind="router", dense=True)
         # Last: they are made of what was loaded before.
-        self.core = Core(f"{name}.core", (self.router, self.gate_up, self.down), config, shared=int(fused))
+        self.core = Core(f"{name}.core", self, experts, self.activation, shared=int(fused))
         self.core.bias = self.bias
         self.shared_core: Core | None = None
         if self.shared_router is not None and self.shared_gate_up is not None and self.shared_down is not None:
-            matrices = (self.shared_router, self.shared_gate_up, self.shared_down)
-            self.shared_core = Core(f"{shared}.core", matrices, config, alone=True)
+            parts = Matrices(self.shared_router, [self.shared_gate_up], [self.shared_down], [0])
+            one = replace(
+                experts, count=1, top_k=1, scoring="sigmoid", normalise=False, scale=1.0, groups=1, top_groups=1
+            )
+            self.shared_core = Core(f"{shared}.core", parts, one, self.activation)
+
+    def place(self, host: set[int]) -> None:
+        """Make the matrices of all experts, a pair for each of their kinds; those of `host` in host memory.
+
+        Before anything is loaded.
+        """
+        kinds = [(kind, i in host) for i, kind in enumerate(self.kinds)]
+        found = list(dict.fromkeys(kinds))
+        if len(found) > MAX_STACKS:
+            raise UnsupportedModelError(
+                f"{self.name}: its experts are stored in {len(found)} combinations of formats, at most "
+                f"{MAX_STACKS} are supported"
+            )
+        self.stacks = [found.index(kind) for kind in kinds]
+        self.gate_up: list[Linear] = []
+        self.down: list[Linear] = []
+        for stack, (_, in_host) in enumerate(found):
+            members = [triple for triple, at in zip(self.triples, self.stacks, strict=True) if at == stack]
+            memory = "host" if in_host else "device"
+            end = f".{stack}" if len(found) > 1 else ""
+            both = [(module, self.inner) for gate, up, _ in members for module in (gate, up)]
+            last = [(down, self.hidden) for _, _, down in members]
+            gate_up = Linear(
+                self.source, f"{self.name}.gate_up{end}", both, self.hidden, interleaved=2, kind="experts",
+                experts=True, memory=memory,
+            )  # fmt: skip
+            down = Linear(
+                self.source, f"{self.name}.down{end}", last, self.inner, kind="experts", experts=True, memory=memory
+            )
+            if isinstance(gate_up.form, TrellisFormat) != isinstance(down.form, TrellisFormat):
+                raise UnsupportedModelError(f"{members[0][2]}: must be a trellis if gate and up are, and only then")
+            self.gate_up.append(gate_up)
+            self.down.append(down)
+
+    def expert_bytes(self) -> list[int]:
+        """Of each expert, shared ones last."""
+        members = [self.stacks.count(stack) for stack in range(len(self.gate_up))]
+        return [(self.gate_up[at].nbytes + self.down[at].nbytes) // members[at] for at in self.stacks]
 
     def __call__(
         self, h: _C.Tensor, *, norm: Vector | None = None, dtype: str = "f16", positions: _C.Tensor | None = None
@@ -134,37 +184,37 @@ class MoE(Module):
         return f"{c.top_k} of {c.count} experts{shared}, {c.scoring}"
 
 
-class Core(Module):
-    """The marlin._C.MoE over the matrices of a mixture: router, gate and up, down.
+@dataclass
+class Matrices:
+    """What a Core is made of: the router; gate and up, and down, of each stack of experts; the stack of each expert."""
 
-    alone: of a shared expert that lies apart, as a mixture of one whose weight is the sigmoid of its gate.
+    router: Linear
+    gate_up: list[Linear]
+    down: list[Linear]
+    stacks: list[int]
+
+
+class Core(Module):
+    """The marlin._C.MoE over the matrices of a mixture, which are another's children.
+
+    A shared expert that lies apart is a mixture of one whose weight is the sigmoid of its gate.
     """
 
-    def __init__(
-        self, name: str, matrices: tuple[Linear, Linear, Linear], config: ModelConfig, *, shared: int = 0,
-        alone: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, name: str, parts: MoE | Matrices, experts: Experts, activation: str, *, shared: int = 0) -> None:
         super().__init__(name)
-        assert config.experts is not None
-        self.matrices = matrices  # a tuple: they are the mixture's children
-        self.config, self.activation, self.shared = config.experts, GATED[config.activation], shared
-        if alone:
-            self.config = dataclasses.replace(
-                config.experts, count=1, top_k=1, scoring="sigmoid", normalise=False, scale=1.0, groups=1, top_groups=1
-            )
+        self.parts, self.config, self.activation, self.shared = parts, experts, activation, shared
         self.bias: Vector | None = None
         self.raw: _C.MoE | None = None
 
     def load(self, device: _C.Device) -> None:
-        router, gate_up, down = self.matrices
-        both: _C.Linear | tuple[_C.TrellisLinear, _C.TrellisLinear] | None = gate_up.weight
-        if gate_up.trellises:
-            both = (gate_up.trellises[0], gate_up.trellises[1])
-        last = down.trellises[0] if down.trellises else down.weight
-        assert router.weight is not None and both is not None and last is not None
+        parts = self.parts
+        both: list[_C.Linear | tuple[_C.TrellisLinear, _C.TrellisLinear]] = [
+            (w.trellises[0], w.trellises[1]) if w.trellises else loaded(w) for w in parts.gate_up
+        ]
+        last: list[_C.Linear | _C.TrellisLinear] = [w.trellises[0] if w.trellises else loaded(w) for w in parts.down]
         c = self.config
         self.raw = _C.MoE(
-            router.weight, both, last, experts=c.count, top_k=c.top_k, shared=self.shared,
+            loaded(parts.router), both, last, stacks=parts.stacks, experts=c.count, top_k=c.top_k, shared=self.shared,
             scoring=c.scoring, normalise=c.normalise, scale=c.scale, groups=c.groups, top_groups=c.top_groups,
             group_best=c.group_best, bias=self.bias.weight if self.bias else None, activation=self.activation,
         )  # fmt: skip
@@ -173,25 +223,17 @@ class Core(Module):
         return "router and expert kernels"
 
 
-def codes_alike(source: Source, name: str, names: Names, hidden: int, inner: int) -> bool:
-    """Whether the shared expert's matrices, as wide as those of expert 0, can lie behind them.
+def loaded(linear: Linear) -> _C.Linear:
+    """The weight of a layer that is no trellis."""
+    assert linear.weight is not None
+    return linear.weight
 
-    Trellises can where bits and codebooks are the same, or where all are decoded for another format.
-    """
-    if source.format is not None and not isinstance(source.format, TrellisFormat):
-        return True
-    shared = f"{name}.{names.shared}"
-    for leaf, own, rows, columns in (
-        ("gate_proj", names.gate, inner, hidden),
-        ("up_proj", names.up, inner, hidden),
-        ("down_proj", names.down, hidden, inner),
-    ):
-        pair = [source.matrix(f"{shared}.{leaf}", rows, columns),
-                source.matrix(f"{name}.{own.format(0)}", rows, columns)]  # fmt: skip
-        codes = [(w.bits, w.codebook) if isinstance(w, TrellisTensor) else None for w in pair]
-        if codes[0] != codes[1]:
-            return False
-    return True
+
+def kind_of(source: Source, triple: tuple[str, str, str], hidden: int, inner: int) -> Hashable:
+    """The formats that gate, up and down of an expert will have: experts of equal kinds can lie in one stack."""
+    gate, up, down = triple
+    sizes = ((gate, inner, hidden), (up, inner, hidden), (down, hidden, inner))
+    return tuple(source.kind(source.matrix(module, rows, columns)) for module, rows, columns in sizes)
 
 
 def split_fused(source: Source, name: str, count: int, hidden: int, inner: int, names: Names) -> None:

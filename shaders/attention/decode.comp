@@ -16,6 +16,7 @@
 // Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; the split over
 // workgroups is Dao et al. 2023, "Flash-Decoding".
 #include "include/rope.glsl"
+#include "include/arrive.glsl"
 
 layout(constant_id = 7) const uint OUT = ACT_F16;
 layout(constant_id = 8) const uint GROUP = 1;
@@ -38,23 +39,19 @@ const uint BLOCKS = (RATIO + GROUP - 1) / GROUP;
 const uint MERGE = PIPELINED ? 8 : 1; // chunks whose results are loaded at once
 const float LOG2_E = 1.4426950408889634;
 
-// A chunk's result: GROUP * DIM / 2 pairs of O, then (maximum, sum) of each head. nonprivate: workgroups
-// tell each other. It stands at the member: glslang ignores it before the block of a buffer reference.
+// A chunk's result: GROUP * DIM / 2 pairs of O, then (maximum, sum) of each head, as
+// arrive.glsl wants it. The qualifier stands at the member: glslang ignores it before a block of a buffer reference.
 layout(buffer_reference, scalar, buffer_reference_align = 8) buffer BufPartial {
-    nonprivate vec2 v[];
+    devicecoherent vec2 v[];
 };
 layout(buffer_reference, scalar, buffer_reference_align = 16) buffer BufPartial4 {
-    nonprivate vec4 v[];
-};
-layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufCount {
-    nonprivate uint v[];
+    devicecoherent vec4 v[];
 };
 
 shared float work[WORK];
 shared vec2 stats[SUBGROUPS * TILE]; // maximum and sum of each subgroup's heads
 shared float raw[DIM];               // k of this position ...
 shared uvec4 fresh[4 * HEAD_UNITS];  // ... and, with v, as the cache holds it: a and b of each unit
-shared uint ticket;
 
 // Where element e of head h lies in shared memory: lanes that hold successive units meet different
 // banks.
@@ -350,21 +347,8 @@ void main()
         return;
 
     // The last to arrive combines, always in the same order.
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer,
-                  gl_SemanticsRelease | gl_SemanticsMakeAvailable);
-    barrier();
-    if (gl_LocalInvocationIndex == 0)
-        ticket = atomicAdd(BufCount(p.partial).v[group], 1u, gl_ScopeDevice,
-                           gl_StorageSemanticsBuffer,
-                           gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable |
-                               gl_SemanticsMakeVisible);
-    barrier();
-    if (ticket != busy - 1)
+    if (!last_to_arrive(p.partial, group, busy))
         return;
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer,
-                  gl_SemanticsAcquire | gl_SemanticsMakeVisible);
-    if (gl_LocalInvocationIndex == 0)
-        BufCount(p.partial).v[group] = 0; // for the next dispatch
     uint quads = heads * DIM / 4, shares = gl_WorkGroupSize.x / quads;
     vec4 sum_o;
     float highest, sum;

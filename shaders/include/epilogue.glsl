@@ -39,3 +39,30 @@ void store_pair(uint m, uint n, float a, float b, bool second)
     if (second)
         store_act(p.y, at + 1, Y_TYPE, y.y);
 }
+
+// Whether rows of y and of the residual can be written and read by fours.
+bool stores_eight() { return (p.n & 7u) == 0 && ((p.y.x | p.residual.x) & 15u) == 0; }
+
+// Columns n .. n + 7 of row m, n a multiple of 8, where stores_eight().
+void store_eight(uint m, uint n, const float v[8])
+{
+    if (is_gated(ACTIVATION)) {
+        const uint at = m * (p.n / 2) + n / 2;
+        vec4 y;
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            y[j] = activate(ACTIVATION, v[2 * j]) * v[2 * j + 1];
+        if (!is_null(p.residual))
+            y += BufF32x4(p.residual).v[at / 4];
+        store_act4(p.y, at, Y_TYPE, y);
+        return;
+    }
+    [[unroll]] for (uint h = 0; h < 8; h += 4) {
+        const uint at = m * p.n + n + h;
+        vec4 y;
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            y[j] = activate(ACTIVATION, v[h + j]);
+        if (!is_null(p.residual))
+            y += BufF32x4(p.residual).v[at / 4];
+        store_act4(p.y, at, Y_TYPE, y);
+    }
+}

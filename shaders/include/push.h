@@ -53,7 +53,7 @@ PUSH_STRUCT(mrl_push_moe)
     ADDR residual;    /* moe_down: (rows, n) f32 */
     ADDR y;           /* (pairs, n_out); moe_down: (rows, n) */
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
-    ADDR weights;     /* (pairs) f32: moe_down */
+    ADDR weights;     /* moe_down: (pairs) f32; else places of the experts in this stack, as below, or 0 */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
     ADDR order;       /* (pairs) u32: pairs sorted by expert */
     UINT m;           /* rows of x */
@@ -153,7 +153,7 @@ PUSH_STRUCT(mrl_push_trellis)
     ADDR residual;    /* (m, n) f32 or 0, added to the result */
     ADDR gate;        /* (m, n) in the type of y: gated activations multiply by act(gate) */
     ADDR y;           /* (m, y_stride), from its first column on */
-    ADDR partial;     /* (splits, m, n_padded) f32 sums of workgroups; or what lies between two dispatches */
+    ADDR partial;     /* (splits, m, n_padded + n_padded / 128) f32: what workgroups tell; or what lies between two dispatches */
     ADDR counters;    /* (n_padded / 128) u32, zero between calls */
     UINT m;
     UINT n;
@@ -176,16 +176,17 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
     ADDR order;       /* (pairs) u32: pairs sorted by expert */
-    ADDR gate;        /* (pairs, n) in the type of y: gated activations multiply by act(gate) */
+    ADDR places;      /* (experts of the layer) i32: where an expert lies here, negative: elsewhere; 0: in their order */
+    ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
     ADDR y;           /* (pairs, n) */
-    ADDR partial;     /* (pairs or tiles, splits, rows of a tile, n_padded) f32 sums of workgroups */
+    ADDR partial;     /* (pairs or tiles, splits, rows of a tile, n_padded + n_padded / 128) f32: what workgroups tell */
     ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */
     UINT n;
     UINT k;
     UINT k_padded;
     UINT n_padded;
     UINT slots;       /* pairs that share a row of x */
-    FLOAT eps;
+    FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
 };
 
 /* A trellis in the file's layout to kernel layout or back, or decoded. */
@@ -263,7 +264,7 @@ PUSH_STRUCT(mrl_push_mla)
     ADDR freq;        /* (rope_dim / 2) f32 */
     ADDR norm;        /* (rank) f32, of the latent */
     ADDR cache;       /* (slots * context, rank + rope_dim) */
-    ADDR quant;       /* kv_b (heads * (nope + v_dim), rank): planes as in mrl_push_matmul */
+    ADDR quant;       /* kv_b (heads * (nope + v_dim), rank): planes as in mrl_push_matmul; prefill_coopmat: of it */
     ADDR scale;
     ADDR zero;
     UINT context;     /* positions a slot */
@@ -275,6 +276,7 @@ PUSH_STRUCT(mrl_push_mla)
     FLOAT softmax;    /* scale of the scores */
     FLOAT rope_scale; /* multiplies cos and sin (YaRN) */
     UINT rows;
+    UINT first_head;  /* prefill_coopmat: that of workgroup (., 0) */
 };
 
 /* A gated delta net, all kernels of shaders/delta (delta.glsl draws the rows). Sizes are specialization constants. */

@@ -41,8 +41,12 @@ uint tail_of(uint word, uint tile) { return ((tile + 1) * TILE_BITS & 31) == 0 ?
 
 uint tail_word(uint tile) { return ((tile + 1) * TILE_BITS - 16) / 32; }
 
-// The words of one tile straight from memory: the tail of the lane before in the low half of w[0], then the stream.
-void load_tile(uvec2 trellis, uint base, uint lane, uint tile, out uint w[TILE_WORDS])
+// The words that states are taken from: the tail of the lane before in the low half of w[0], then the lane's stream of
+// one tile. At file scope, because compilers leave arrays that are passed to functions in memory.
+uint w[TILE_WORDS];
+
+// One tile straight from memory.
+void load_tile(uvec2 trellis, uint base, uint lane, uint tile)
 {
     const uint first = tile * TILE_BITS / 32;
     w[0] = tail_of(load_word(trellis, base, lane_before(lane), tail_word(tile)), tile);
@@ -53,13 +57,16 @@ void load_tile(uvec2 trellis, uint base, uint lane, uint tile, out uint w[TILE_W
             w[i] = (w[i] << 16) | (w[min(i + 1, TILE_WORDS - 1)] >> 16);
 }
 
-// The state of code c, a constant: 16 bits that end where the code does. One funnel shift and one shift.
-uint state_of(const uint w[TILE_WORDS], uint c)
+// The low word of high:low >> shift, 0 .. 31.
+uint funnel(uint high, uint low, uint shift) { return shift == 0 ? low : (high << (32 - shift)) | (low >> shift); }
+
+// The state of code c, a constant: the 16 bits that end where the code does. The stream moves by less than 16 bits, once
+// for the two codes that need the same move, so that states are halves of words: one instruction each, and the moves.
+uint state_of(uint c)
 {
-    const uint at = 16 + (c + 1) * RATE2 / 2, i = at / 32, shift = at % 32;
-    if (shift <= 16)
-        return (w[i] << shift) >> 16;
-    return ((w[i] << shift) | (w[min(i + 1, TILE_WORDS - 1)] >> (32 - shift))) >> 16;
+    const uint end = 32 + (c + 1) * RATE2 / 2, i = (end - 1) / 32, right = 31 - (end - 1) % 32;
+    const uint moved = funnel(w[i - 1], w[i], right % 16);
+    return right < 16 ? moved & 0xffffu : moved >> 16;
 }
 
 // The product whose bits make the value.

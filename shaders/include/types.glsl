@@ -72,6 +72,18 @@ void store_act(uvec2 address, uint i, uint type, float value)
         BufU16(address).v[i] = uint16_t(type == ACT_F16 ? float_to_half(value) : bf16_bits(value));
 }
 
+// Four at once, as load_act4 reads them.
+void store_act4(uvec2 address, uint i, uint type, vec4 x)
+{
+    if (type == ACT_F32)
+        BufF32x4(address).v[i >> 2] = x;
+    else if (type == ACT_F16)
+        BufU32x2(address).v[i >> 2] = uvec2(packHalf2x16(x.xy), packHalf2x16(x.zw));
+    else
+        BufU32x2(address).v[i >> 2] =
+            uvec2(bf16_bits(x.x) | bf16_bits(x.y) << 16, bf16_bits(x.z) | bf16_bits(x.w) << 16);
+}
+
 // Four at once; i in elements, a multiple of 4, address aligned to 16 (f32) or 8 bytes.
 vec4 load_act4(uvec2 address, uint i, uint type)
 {

@@ -31,9 +31,17 @@ void store_row_pair(uint m, uint n, float a, float b, bool second)
         store_pair(m, n, a, b, second);
 }
 
+void store_row_eight(uint m, uint n, const float v[8])
+{
+    if (m < p.m)
+        store_eight(m, n, v);
+}
+
 #define M0 (gl_WorkGroupID.y * BM)
 #define X_GUARD
 #define X_ROW(i) min(M0 + gl_LocalInvocationIndex / 2 + (i) * 128, p.m - 1)
 #define W_ROW(column) min(column, p.n - 1)
 #define STORE_PAIR(i, n, a, b, second) store_row_pair(M0 + (i), n, a, b, second)
+#define STORE_EIGHT(i, n, v) store_row_eight(M0 + (i), n, v)
+#define TILE_ROWS (p.m - M0)
 #include "matmul/gemm_coopmat.glsl"

@@ -5,7 +5,14 @@
 //   HEIGHT              subgroups above each other
 //   X_FETCH             sixteens of x that a thread fetches
 //   X_GUARD             nothing, or an `if` for the threads whose fetches of x lie in the tile
+//   TILE_ROWS           rows of the tile that there are
+//   STORE_EIGHT(i, n, v)   stores columns n .. n + 7 like STORE_PAIR
 //   X_ROW(i)            row of x of fetch i of this thread: row gl_LocalInvocationIndex / 2 + i * 128 of the tile
+#ifdef FMT_SUBNORMAL
+#extension GL_EXT_spirv_intrinsics : require
+spirv_execution_mode(extensions = ["SPV_KHR_float_controls"], capabilities = [4464], 4459, 16); // DenormPreserve 16
+#endif
+
 #define BK 32
 #define PITCH (BK + 8)              // halves; the pad spreads rows over the banks
 const uint X_TILE = BM * PITCH / 8; // uvec4s
@@ -63,7 +70,11 @@ uvec4 decode_w8(const Weights w, uint k, uint h)
         fmt_decode8z(source, piece, A(w.zero), v);
     else
 #endif
+#ifdef FMT_SUBNORMAL
+        fmt_decode8_subnormal(source, piece, v);
+#else
         fmt_decode8(source, piece, v);
+#endif
     [[unroll]] for (uint j = 0; j < 4; j++) { // pairs back to the order of the row
         const uint a = fmt_slot(2 * j), b = fmt_slot(2 * j + 1);
         f16vec2 pair = f16vec2((a & 1) == 0 ? v[a / 2].x : v[a / 2].y, (b & 1) == 0 ? v[b / 2].x : v[b / 2].y);
@@ -81,7 +92,9 @@ void main()
     const uint t = gl_LocalInvocationIndex, n0 = gl_WorkGroupID.x * BN;
     const uint row = t / 2, part = (t % 2) * 16; // what this thread fetches of a step
     const uint slot = (row * PITCH + part) / 8;
-    const uint sm = gl_SubgroupID % HEIGHT * 64, sn = gl_SubgroupID / HEIGHT * (COLUMNS * 16);
+    // Successive subgroups, which work side by side, stand beside each other: where a tile is not full, those above
+    // work on and those below leave the matrix units to them.
+    const uint across = 8 / HEIGHT, sm = gl_SubgroupID / across * 64, sn = gl_SubgroupID % across * (COLUMNS * 16);
     const uint steps = p.k_padded / BK;
     MatC acc[ROWS * COLUMNS];
     uvec4 x[2 * X_FETCH];
@@ -111,32 +124,41 @@ void main()
             [[unroll]] for (uint i = 0; i < W_FETCH; i++)
                 w[i] = load_w16(W_ROW(n0 + row + i * 128), k + BK);
         }
-        [[unroll]] for (uint i = 0; i < BK; i += 16) {
-            MatA a[ROWS];
-            MatB b;
-            [[unroll]] for (uint r = 0; r < ROWS; r++)
-                coopMatLoad(a[r], tiles, xt + ((sm + r * 16) * PITCH + i) / 8, PITCH / 8,
-                            gl_CooperativeMatrixLayoutRowMajor);
-            [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-                coopMatLoad(b, tiles, wt + ((sn + c * 16) * PITCH + i) / 8, PITCH / 8,
-                            gl_CooperativeMatrixLayoutColumnMajor);
+        if (sm < TILE_ROWS) // the same for a whole subgroup
+            [[unroll]] for (uint i = 0; i < BK; i += 16) {
+                MatA a[ROWS];
+                MatB b;
                 [[unroll]] for (uint r = 0; r < ROWS; r++)
-                    acc[r * COLUMNS + c] = coopMatMulAdd(a[r], b, acc[r * COLUMNS + c]);
+                    coopMatLoad(a[r], tiles, xt + ((sm + r * 16) * PITCH + i) / 8, PITCH / 8,
+                                gl_CooperativeMatrixLayoutRowMajor);
+                [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
+                    coopMatLoad(b, tiles, wt + ((sn + c * 16) * PITCH + i) / 8, PITCH / 8,
+                                gl_CooperativeMatrixLayoutColumnMajor);
+                    [[unroll]] for (uint r = 0; r < ROWS; r++)
+                        acc[r * COLUMNS + c] = coopMatMulAdd(a[r], b, acc[r * COLUMNS + c]);
+                }
             }
-        }
     }
     barrier();
     // Each subgroup passes its matrices through 1 KiB of shared memory: lane l gets 8 columns of row l / 2.
     const uint base = gl_SubgroupID * 64, lane = gl_SubgroupInvocationID;
+    const bool eights = stores_eight();
     [[unroll]] for (uint i = 0; i < ROWS * COLUMNS; i++) {
         coopMatStore(acc[i], tiles, base, 4, gl_CooperativeMatrixLayoutRowMajor);
         subgroupBarrier();
         const uint m = sm + i / COLUMNS * 16 + lane / 2, n = n0 + sn + i % COLUMNS * 16 + lane % 2 * 8;
         vec4 a = uintBitsToFloat(tiles[base + lane * 2]), b = uintBitsToFloat(tiles[base + lane * 2 + 1]);
-        const float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        [[unroll]] for (uint j = 0; j < 8; j += 2)
-            if (n + j < p.n)
-                STORE_PAIR(m, n + j, finish(v[j], n + j), finish(v[j + 1], min(n + j + 1, p.n - 1)), n + j + 1 < p.n);
+        float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+        [[unroll]] for (uint j = 0; j < 8; j++)
+            v[j] = finish(v[j], min(n + j, p.n - 1));
+        if (eights) {
+            if (n < p.n)
+                STORE_EIGHT(m, n, v);
+        } else {
+            [[unroll]] for (uint j = 0; j < 8; j += 2)
+                if (n + j < p.n)
+                    STORE_PAIR(m, n + j, v[j], v[j + 1], n + j + 1 < p.n);
+        }
         subgroupBarrier();
     }
 }

@@ -21,10 +21,11 @@ void load_weights8(uint n, uint k, out float w[8])
     }
 }
 
-// All weights of a unit of row n, k the first one's: read once. scaled: times group scales, else the caller's affair.
-void load_weights_unit(uint n, uint k, const bool scaled, out float w[FMT_UNIT])
+uvec4 load_unit(uint n, uint k) { return fmt_load(BufU32x4(p.quant), n * (p.k_padded / FMT_UNIT) + k / FMT_UNIT); }
+
+// The weights of such a unit of row n, k the first one's. scaled: times group scales, else the caller's affair.
+void decode_unit(uvec4 bits, uint n, uint k, const bool scaled, out float w[FMT_UNIT])
 {
-    const uvec4 bits = fmt_load(BufU32x4(p.quant), n * (p.k_padded / FMT_UNIT) + k / FMT_UNIT);
     float scale = 1.0, zero = 0.0;
 
     [[unroll]] for (uint at = 0; at < FMT_UNIT; at += FMT_CHUNK) {
@@ -45,4 +46,10 @@ void load_weights_unit(uint n, uint k, const bool scaled, out float w[FMT_UNIT])
             w[at + fmt_pair(j).y] = float(v[j].y) * scale;
         }
     }
+}
+
+// All weights of a unit of row n: read once.
+void load_weights_unit(uint n, uint k, const bool scaled, out float w[FMT_UNIT])
+{
+    decode_unit(load_unit(n, k), n, k, scaled, w);
 }

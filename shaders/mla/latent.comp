@@ -4,29 +4,54 @@
 #include "include/mla.glsl"
 #include "include/reduce.glsl"
 
+layout(constant_id = 11) const uint HELD = 1; // units of a row that a lane has at most
+
+// Elements 8 unit .. of a row of kv.
+void load_unit(uvec2 kv, uint unit, out float v[8])
+{
+    if ((kv.x & 15u) == 0) {
+        const vec4 low = load_act4(kv, 8 * unit, X), high = load_act4(kv, 8 * unit + 4, X);
+        [[unroll]] for (uint j = 0; j < 4; j++) {
+            v[j] = low[j];
+            v[4 + j] = high[j];
+        }
+    } else {
+        [[unroll]] for (uint j = 0; j < 8; j++)
+            v[j] = load_act(kv, 8 * unit + j, X);
+    }
+}
+
 void main()
 {
     uint row = gl_WorkGroupID.x;
-    int position = BufI32(p.positions).v[row], slot = BufI32(p.slots).v[row];
-    if (!mla_valid(slot, position))
-        return;
     uvec2 kv = address_at(p.x, row, ROW * act_bytes(X));
-    uint first = mla_unit(uint(slot), uint(position));
-    float squares = 0.0;
+    float x[8 * HELD], norm[8 * HELD], squares = 0.0;
 
-    for (uint i = gl_LocalInvocationIndex; i < RANK; i += gl_WorkGroupSize.x) {
-        float x = load_act(kv, i, X);
-        squares += x * x;
+    // Everything is on its way before the position, which says where it goes, has come.
+    int position = BufI32(p.positions).v[row], slot = BufI32(p.slots).v[row];
+    [[unroll]] for (uint h = 0; h < HELD; h++) {
+        const uint unit = gl_LocalInvocationIndex + h * gl_WorkGroupSize.x;
+        float v[8];
+        load_unit(kv, min(unit, ROW_UNITS - 1), v);
+        [[unroll]] for (uint j = 0; j < 8; j++) {
+            x[8 * h + j] = v[j];
+            norm[8 * h + j] = unit < RANK / 8 ? BufF32(p.norm).v[8 * unit + j] : 0.0;
+            squares += unit < RANK / 8 ? v[j] * v[j] : 0.0;
+        }
+        if (unit >= RANK / 8 && unit < ROW_UNITS)
+            [[unroll]] for (uint j = 0; j < 8; j++)
+                x[8 * h + j] = mla_turned(kv, RANK, 8 * unit + j - RANK, max(position, 0));
     }
     float factor = inversesqrt(workgroup_add(squares) / float(RANK) + p.eps);
-    for (uint unit = gl_LocalInvocationIndex; unit < ROW_UNITS; unit += gl_WorkGroupSize.x) {
+    if (!mla_valid(slot, position))
+        return;
+    uint first = mla_unit(uint(slot), uint(position));
+    [[unroll]] for (uint h = 0; h < HELD; h++) {
+        const uint unit = gl_LocalInvocationIndex + h * gl_WorkGroupSize.x;
         uint bits[8];
-        [[unroll]] for (uint j = 0; j < 8; j++) {
-            uint e = unit * 8 + j;
-            float x = e < RANK ? load_act(kv, e, X) * factor * BufF32(p.norm).v[e]
-                               : mla_turned(kv, RANK, e - RANK, position);
-            bits[j] = kv_bits(x);
-        }
-        kv_store(p.cache, first + unit, kv_pack(bits));
+        [[unroll]] for (uint j = 0; j < 8; j++)
+            bits[j] = kv_bits(unit < RANK / 8 ? x[8 * h + j] * factor * norm[8 * h + j] : x[8 * h + j]);
+        if (unit < ROW_UNITS)
+            kv_store(p.cache, first + unit, kv_pack(bits));
     }
 }

@@ -16,6 +16,7 @@ layout(constant_id = 13) const uint GROUP = 0;
 layout(constant_id = 14) const uint SPLIT = 1;
 layout(constant_id = 15) const uint ACROSS = 8; // lanes along the columns: local size / SPLIT
 layout(constant_id = 16) const uint BROADCAST = 0;
+layout(constant_id = 17) const uint BATCH = 1; // rows whose loads are under way together
 #include "matmul/load_weights.glsl"
 
 const uint COLUMNS = 8 * ACROSS;
@@ -75,15 +76,16 @@ void main()
     float acc[8];
     [[unroll]] for (uint j = 0; j < 8; j++)
         acc[j] = 0.0;
-    for (uint n = part; n < NOPE; n += SPLIT) {
-        float w[8], x = load_act(q, q_head + n, X) * factor * p.global_scale;
-        uint w_row = head * (NOPE + VALUES) + n;
-        if (SCALE != SCALE_NONE && GROUP == 0)
-            x *= load_scale(p.scale, w_row, SCALE);
-        load_weights8(w_row, column, w);
-        [[unroll]] for (uint j = 0; j < 8; j++)
-            acc[j] = fma(x, w[j], acc[j]);
-    }
+    for (uint base = 0; base < NOPE; base += BATCH * SPLIT)
+        [[unroll]] for (uint i = 0; i < BATCH; i++) {
+            uint n = min(base + i * SPLIT + part, NOPE - 1), w_row = head * (NOPE + VALUES) + n;
+            float w[8], x = load_act(q, q_head + n, X) * factor * p.global_scale;
+            if (SCALE != SCALE_NONE && GROUP == 0)
+                x *= load_scale(p.scale, w_row, SCALE);
+            load_weights8(w_row, column, w);
+            [[unroll]] for (uint j = 0; j < 8; j++)
+                acc[j] = fma(base + i * SPLIT + part < NOPE ? x : 0.0, w[j], acc[j]);
+        }
     if (SPLIT == 1) {
         if (tile + lane * 8 < RANK)
             [[unroll]] for (uint j = 0; j < 8; j++)
@@ -95,7 +97,7 @@ void main()
     barrier();
     for (uint i = gl_LocalInvocationIndex; i < COLUMNS && tile + i < RANK; i += gl_WorkGroupSize.x) {
         float sum = 0.0;
-        for (uint s = 0; s < SPLIT; s++)
+        [[unroll]] for (uint s = 0; s < SPLIT; s++)
             sum += sums[s * COLUMNS + i % 8 * ACROSS + i / 8];
         y.v[tile + i] = sum;
     }

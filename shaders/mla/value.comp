@@ -5,6 +5,9 @@
 // (every workgroup of the head does, that spares a dispatch), then a subgroup owns ROWS rows at a time.
 // Grid (row tiles, HEADS, rows). Idle rows get zeros.
 //
+// All loads are under way before anything is waited for: the weights, results of chunks whether they count or not, and
+// the position that tells which do. SHARES threads deal out the chunks of four elements.
+//
 // On a CPU (BROADCAST) a lane owns ROWS rows and the latent is shared by broadcasts: matmul/broadcast.glsl. TURNS is 1.
 // Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.2 (W_uv absorbed into the output).
 #include "include/mla.glsl"
@@ -16,40 +19,114 @@ layout(constant_id = 14) const uint ROWS = 1;  // a subgroup, at a time
 layout(constant_id = 15) const uint TURNS = 1; // times a workgroup takes ROWS rows a subgroup
 layout(constant_id = 16) const uint MERGE = 1; // chunks whose results are loaded at once
 layout(constant_id = 17) const uint BROADCAST = 0;
+layout(constant_id = 18) const uint SHARES = 1;
+layout(constant_id = 19) const uint HELD = 1;  // units of a row that a lane has at most
 #include "matmul/load_weights.glsl"
 
 const uint QUADS = RANK / 4;
 const uint SCALES = GROUP != 0 && GROUP < FMT_UNIT ? FMT_UNIT / GROUP : 1; // groups in a unit
 
-shared vec4 latent[QUADS];
+const uint UNITS = RANK / FMT_UNIT + (RANK % FMT_UNIT == 0 ? 0 : 1);
+const uint LATENT_QUADS = UNITS * FMT_UNIT / 4 > QUADS ? UNITS * FMT_UNIT / 4 : QUADS; // the tail of a unit is zeros
+const uint HELD_BITS = ROWS * HELD;
 
-// Quad i of the attention over all chunks.
-vec4 merged(uint row, uint head, uint busy, uint i)
+shared vec4 latent[LATENT_QUADS];
+shared vec4 share_quads[SHARES > 1 ? SHARES * QUADS : 1];
+shared vec2 share_stats[SHARES]; // maximum and sum
+
+// Chunks share, share + SHARES ... of quad i: O, maximum and sum of the weights.
+void merge(uint row, uint head, uint busy, uint i, uint share, out vec4 o, out vec2 stats)
 {
-    vec4 o = vec4(0.0);
-    float highest = LOWEST, sum = 0.0;
-    for (uint c = 0; c < busy; c += MERGE) {
+    o = vec4(0.0);
+    stats = vec2(LOWEST, 0.0);
+    for (uint c = share; c < p.chunks; c += MERGE * SHARES) {
         vec4 x[MERGE];
         vec2 stat[MERGE];
-        float top = highest;
         [[unroll]] for (uint j = 0; j < MERGE; j++) {
-            BufF32x4 from = BufF32x4(mla_partial(p.x, row, head, min(c + j, busy - 1)));
+            BufF32x4 from = BufF32x4(mla_partial(p.x, row, head, min(c + j * SHARES, p.chunks - 1)));
             x[j] = from.v[i];
             stat[j] = from.v[QUADS].xy;
         }
+        float top = stats.x;
         [[unroll]] for (uint j = 0; j < MERGE; j++)
-            top = max(top, stat[j].x);
-        float shrink = exp2(highest - top);
+            top = max(top, c + j * SHARES < busy ? stat[j].x : LOWEST);
+        const float shrink = exp2(stats.x - top);
         o *= shrink;
-        sum *= shrink;
-        [[unroll]] for (uint j = 0; j < MERGE; j++) {
-            float weight = c + j < busy ? exp2(stat[j].x - top) : 0.0;
-            o += weight * x[j];
-            sum += weight * stat[j].y;
-        }
-        highest = top;
+        stats = vec2(top, stats.y * shrink);
+        [[unroll]] for (uint j = 0; j < MERGE; j++)
+            if (c + j * SHARES < busy) { // what others hold may be NaN
+                const float weight = exp2(stat[j].x - top);
+                o += weight * x[j];
+                stats.y += weight * stat[j].y;
+            }
     }
-    return o / sum;
+}
+
+// The attention over all chunks to shared memory.
+void merge_chunks(uint row, uint head, uint busy)
+{
+    for (uint base = 0; base < SHARES * QUADS; base += gl_WorkGroupSize.x) {
+        const uint item = base + gl_LocalInvocationIndex, i = item % QUADS, share = min(item / QUADS, SHARES - 1);
+        vec4 o;
+        vec2 stats;
+        merge(row, head, busy, i, share, o, stats);
+        if (item >= SHARES * QUADS)
+            continue;
+        if (SHARES == 1) {
+            latent[i] = o / stats.y;
+            continue;
+        }
+        share_quads[item] = o;
+        if (i == 0)
+            share_stats[share] = stats;
+    }
+    for (uint i = QUADS + gl_LocalInvocationIndex; i < LATENT_QUADS; i += gl_WorkGroupSize.x)
+        latent[i] = vec4(0.0);
+    barrier();
+    if (SHARES == 1)
+        return;
+    for (uint i = gl_LocalInvocationIndex; i < QUADS; i += gl_WorkGroupSize.x) {
+        float top = LOWEST, sum = 0.0;
+        vec4 o = vec4(0.0);
+        [[unroll]] for (uint s = 0; s < SHARES; s++)
+            top = max(top, share_stats[s].x);
+        [[unroll]] for (uint s = 0; s < SHARES; s++) {
+            const float weight = exp2(share_stats[s].x - top);
+            o += weight * share_quads[s * QUADS + i];
+            sum += weight * share_stats[s].y;
+        }
+        latent[i] = o / sum;
+    }
+    barrier();
+}
+
+// Units lane, lane + subgroup size ... of ROWS rows of the head from row0 on; those behind the last are never used.
+void load_rows(uint head, uint row0, out uvec4 bits[HELD_BITS])
+{
+    [[unroll]] for (uint r = 0; r < ROWS; r++)
+        [[unroll]] for (uint h = 0; h < HELD; h++) {
+            const uint unit = min(gl_SubgroupInvocationID + h * gl_SubgroupSize, UNITS - 1);
+            bits[r * HELD + h] = load_unit(head * (NOPE + VALUES) + NOPE + min(row0 + r, VALUES - 1), unit * FMT_UNIT);
+        }
+}
+
+// This lane's share of the products of those rows with the latent.
+void multiply_rows(const uvec4 bits[HELD_BITS], uint head, uint row0, out float acc[ROWS])
+{
+    [[unroll]] for (uint r = 0; r < ROWS; r++)
+        acc[r] = 0.0;
+    [[unroll]] for (uint h = 0; h < HELD; h++) {
+        const uint unit = gl_SubgroupInvocationID + h * gl_SubgroupSize;
+        if (unit >= UNITS)
+            continue;
+        [[unroll]] for (uint r = 0; r < ROWS; r++) {
+            const uint w_row = head * (NOPE + VALUES) + NOPE + min(row0 + r, VALUES - 1);
+            float w[FMT_UNIT];
+            decode_unit(bits[r * HELD + h], w_row, unit * FMT_UNIT, SCALE != SCALE_NONE && GROUP != 0, w);
+            [[unroll]] for (uint j = 0; j < FMT_UNIT; j += 4)
+                acc[r] += dot(latent[unit * (FMT_UNIT / 4) + j / 4], vec4(w[j], w[j + 1], w[j + 2], w[j + 3]));
+        }
+    }
 }
 
 // ---- the same by broadcasts
@@ -126,36 +203,33 @@ void main()
 {
     uint head = gl_WorkGroupID.y, row = gl_WorkGroupID.z;
     uint step = (BROADCAST != 0 ? gl_WorkGroupSize.x : gl_NumSubgroups) * ROWS, first = gl_WorkGroupID.x * step * TURNS;
+    uint row0 = first + gl_SubgroupID * ROWS;
+    uvec4 bits[HELD_BITS];
+    if (BROADCAST == 0)
+        load_rows(head, row0, bits);
     int position = BufI32(p.positions).v[row];
+    bool idle = !mla_valid(BufI32(p.slots).v[row], position);
     uvec2 y = address_at(p.y, row * HEADS + head, VALUES * act_bytes(OUT));
+    uint count = idle ? 1 : uint(position) + 1, length = mla_chunk_length(count), busy = (count + length - 1) / length;
 
-    if (!mla_valid(BufI32(p.slots).v[row], position)) {
-        for (uint i = first + gl_LocalInvocationIndex; i < min(first + step * TURNS, VALUES);
-             i += gl_WorkGroupSize.x)
+    if (BROADCAST == 0)
+        merge_chunks(row, head, busy);
+    if (idle) {
+        for (uint i = first + gl_LocalInvocationIndex; i < min(first + step * TURNS, VALUES); i += gl_WorkGroupSize.x)
             store_act(y, i, OUT, 0.0);
         return;
     }
-    uint count = uint(position) + 1, length = mla_chunk_length(count), busy = (count + length - 1) / length;
     if (BROADCAST != 0) {
         walk_broadcast(row, head, first, busy, y);
         return;
     }
-    for (uint i = gl_LocalInvocationIndex; i < QUADS; i += gl_WorkGroupSize.x)
-        latent[i] = merged(row, head, busy, i);
-    barrier();
     for (uint turn = 0; turn < TURNS; turn++) {
-        uint row0 = first + turn * step + gl_SubgroupID * ROWS;
-        float acc[ROWS];
-        [[unroll]] for (uint r = 0; r < ROWS; r++)
-            acc[r] = 0.0;
-        for (uint k = gl_SubgroupInvocationID * 8; k < RANK; k += gl_SubgroupSize * 8) {
-            vec4 low = latent[k / 4], high = latent[k / 4 + 1];
-            [[unroll]] for (uint r = 0; r < ROWS; r++) {
-                float w[8];
-                load_weights8(head * (NOPE + VALUES) + NOPE + min(row0 + r, VALUES - 1), k, w);
-                acc[r] += dot(low, vec4(w[0], w[1], w[2], w[3])) + dot(high, vec4(w[4], w[5], w[6], w[7]));
-            }
+        if (turn > 0) {
+            row0 += step;
+            load_rows(head, row0, bits);
         }
+        float acc[ROWS];
+        multiply_rows(bits, head, row0, acc);
         [[unroll]] for (uint r = 0; r < ROWS; r++) {
             float sum = subgroupAdd(acc[r]) * p.global_scale;
             uint n = row0 + r;

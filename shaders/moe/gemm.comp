@@ -9,6 +9,7 @@ layout(constant_id = 5) const uint GROUP = 0;
 layout(constant_id = 6) const uint ACTIVATION = 0;
 
 layout(push_constant, scalar) uniform Push { mrl_push_moe p; };
+#define PLACES p.weights
 #include "moe/tile.glsl"
 #define ROW_SCALE(n) load_scale(p.scale, expert_row + (n), SCALE)
 #include "include/epilogue.glsl"

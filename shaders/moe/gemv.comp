@@ -3,6 +3,7 @@
 // an expert is read once for M pairs.
 #include "matmul/gemv_constants.glsl"
 layout(push_constant, scalar) uniform Push { mrl_push_moe p; };
+#define PLACES p.weights
 #include "moe/tile.glsl"
 #define ROW_SCALE(n) load_scale(p.scale, expert_row + (n), SCALE)
 #include "include/epilogue.glsl"

@@ -12,8 +12,21 @@ layout(constant_id = 2) const uint TILE = 64;
 
 layout(push_constant, scalar) uniform Push { mrl_push_moe_plan p; };
 
+#define AT_ONCE 8
+
 shared uint count[EXPERTS];
 shared uint cursor[EXPERTS]; // where the expert's next pair goes
+
+// Experts of pairs first, first + threads ...; -1 behind the last pair. All loads are under way before one is needed.
+int[AT_ONCE] load_ids(uint first)
+{
+    int experts[AT_ONCE];
+    [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
+        const uint pair = first + i * gl_WorkGroupSize.x;
+        experts[i] = pair < p.pairs ? BufI32(p.ids).v[pair] : -1;
+    }
+    return experts;
+}
 
 void main()
 {
@@ -21,12 +34,12 @@ void main()
     for (uint i = t; i < EXPERTS; i += threads)
         count[i] = 0;
     barrier();
-    for (uint base = 0; base < p.pairs; base += threads)
-        if (base + t < p.pairs) {
-            const int expert = BufI32(p.ids).v[base + t];
-            if (expert >= 0)
-                atomicAdd(count[expert], 1u);
-        }
+    for (uint base = 0; base < p.pairs; base += AT_ONCE * threads) {
+        const int experts[AT_ONCE] = load_ids(base + t);
+        [[unroll]] for (uint i = 0; i < AT_ONCE; i++)
+            if (experts[i] >= 0)
+                atomicAdd(count[experts[i]], 1u);
+    }
     barrier();
     BufU32 tiles = BufU32(p.tiles);
     uint all = 0;
@@ -53,10 +66,10 @@ void main()
     for (uint i = all + t; i < p.bound; i += threads)
         tiles.v[3 * i + 2] = 0;
     barrier();
-    for (uint base = 0; base < p.pairs; base += threads)
-        if (base + t < p.pairs) {
-            const int expert = BufI32(p.ids).v[base + t];
-            if (expert >= 0)
-                BufU32(p.order).v[atomicAdd(cursor[expert], 1u)] = base + t;
-        }
+    for (uint base = 0; base < p.pairs; base += AT_ONCE * threads) {
+        const int experts[AT_ONCE] = load_ids(base + t);
+        [[unroll]] for (uint i = 0; i < AT_ONCE; i++)
+            if (experts[i] >= 0)
+                BufU32(p.order).v[atomicAdd(cursor[experts[i]], 1u)] = base + t + i * threads;
+    }
 }

@@ -13,6 +13,7 @@
 // there already; workgroup (0, row) chooses.
 // Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 section 2.1.2 (bias, groups).
 #include "include/reduce.glsl"
+#include "include/arrive.glsl"
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint X_TYPE = 0;
@@ -29,13 +30,12 @@ layout(constant_id = 11) const uint NORMALISE = 0;
 layout(constant_id = 12) const uint GROUPS = 1;
 layout(constant_id = 13) const uint TOP_GROUPS = 1;
 layout(constant_id = 14) const uint GROUP_BEST = 2;
+layout(constant_id = 15) const uint ROUNDS = 0;   // of the workgroup along k, all loads issued at once; 0: a loop
 
 layout(push_constant, scalar) uniform Push { mrl_push_router p; };
 
-// What workgroups tell each other must not be private to them. The word stands at the member: glslang ignores it before
-// the block of a buffer reference.
-layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufLogits { nonprivate float v[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufCount { nonprivate uint v[]; };
+// What workgroups tell each other, as arrive.glsl wants it.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufLogits { devicecoherent float v[]; };
 
 const uint ROWS = EXPERTS + SHARED_GATE; // of W
 
@@ -43,7 +43,7 @@ shared float score[EXPERTS];
 shared uint key[EXPERTS];       // orders the experts; 0: not to be chosen
 shared uint group_key[GROUPS];
 shared uint chosen[TOP_K];
-shared uint ticket;
+shared vec2 sums[64]; // of the subgroups: products, squares
 
 float nan() { return uintBitsToFloat(0x7fc00000u); }
 bool is_nan(float x) { return (floatBitsToUint(x) & 0x7fffffffu) > 0x7f800000u; }
@@ -76,26 +76,44 @@ float workgroup_max(float x)
 
 float logit(uint row, uint expert) { return BufLogits(p.logits).v[row * ROWS + expert]; }
 
-// One logit by the whole workgroup. Every invocation gets it.
+// Products and squares of elements k .. k + STEP - 1.
+void add_step(uint row, uint expert, uint k, inout vec2 sum)
+{
+    if (STEP == 4) {
+        const vec4 x = load_act4(p.x, row * p.k + k, X_TYPE), w = load_act4(p.w, expert * p.k_padded + k, W_TYPE);
+        sum += vec2(dot(NORM == 0 ? x : x * BufF32x4(p.norm).v[k >> 2], w), dot(x, x));
+    } else {
+        const float x = load_act(p.x, row * p.k + k, X_TYPE), w = load_act(p.w, expert * p.k_padded + k, W_TYPE);
+        sum += vec2((NORM == 0 ? x : x * BufF32(p.norm).v[k]) * w, x * x);
+    }
+}
+
+// One logit by the whole workgroup. Invocation 0 gets it.
 float compute_logit(uint row, uint expert)
 {
-    float sum = 0.0, squares = 0.0;
-    for (uint base = 0; base < p.k; base += gl_WorkGroupSize.x * STEP) {
-        const uint k = base + gl_LocalInvocationIndex * STEP;
-        if (k >= p.k)
-            continue;
-        if (STEP == 4) {
-            const vec4 x = load_act4(p.x, row * p.k + k, X_TYPE), w = load_act4(p.w, expert * p.k_padded + k, W_TYPE);
-            squares += dot(x, x);
-            sum += dot(NORM == 0 ? x : x * BufF32x4(p.norm).v[k >> 2], w);
-        } else {
-            const float x = load_act(p.x, row * p.k + k, X_TYPE), w = load_act(p.w, expert * p.k_padded + k, W_TYPE);
-            squares = fma(x, x, squares);
-            sum = fma(NORM == 0 ? x : x * BufF32(p.norm).v[k], w, sum);
+    const uint own = gl_LocalInvocationIndex * STEP, step = gl_WorkGroupSize.x * STEP;
+    vec2 sum = vec2(0.0);
+    if (ROUNDS != 0) {
+        [[unroll]] for (uint i = 0; i < ROUNDS; i++) {
+            vec2 part = vec2(0.0);
+            add_step(row, expert, min(own + i * step, p.k - STEP), part);
+            sum += own + i * step < p.k ? part : vec2(0.0);
         }
+    } else {
+        for (uint base = 0; base < p.k; base += step)
+            if (base + own < p.k)
+                add_step(row, expert, base + own, sum);
     }
-    sum = workgroup_add(sum);
-    return NORM == 0 ? sum : sum * inversesqrt(workgroup_add(squares) / float(p.k) + p.eps);
+    sum = vec2(subgroupAdd(sum.x), subgroupAdd(sum.y));
+    if (gl_NumSubgroups > 1) {
+        if (subgroupElect())
+            sums[gl_SubgroupID] = sum;
+        barrier();
+        sum = vec2(0.0);
+        for (uint i = 0; i < gl_NumSubgroups; i++)
+            sum += sums[i];
+    }
+    return NORM == 0 ? sum.x : sum.x * inversesqrt(sum.y / float(p.k) + p.eps);
 }
 
 // Leaves the keys of all but the best TOP_GROUPS groups 0.
@@ -124,14 +142,16 @@ void choose_groups()
     barrier();
 }
 
-// The expert with r others before it goes to place r.
+// The expert with r others before it goes to place r. Where several fit a group of loads they are issued together.
 void choose_experts()
 {
+    const uint together = EXPERTS % 8 == 0 ? 8 : 1;
     for (uint base = 0; base < EXPERTS; base += gl_WorkGroupSize.x) {
         const uint expert = min(base + gl_LocalInvocationIndex, EXPERTS - 1), own = key[expert];
         uint rank = 0;
-        for (uint i = 0; i < EXPERTS; i++)
-            rank += uint(key[i] > own || (key[i] == own && i < expert));
+        for (uint i = 0; i < EXPERTS; i += together)
+            [[unroll]] for (uint j = 0; j < together; j++)
+                rank += uint(key[i + j] > own || (key[i + j] == own && i + j < expert));
         if (rank < TOP_K)
             chosen[rank] = expert;
     }
@@ -143,7 +163,10 @@ float score_experts(uint row)
 {
     float highest = -1e38, bad = 0.0, sum = 0.0;
     for (uint base = 0; base < EXPERTS; base += gl_WorkGroupSize.x) {
-        const float x = logit(row, min(base + gl_LocalInvocationIndex, EXPERTS - 1));
+        const uint expert = min(base + gl_LocalInvocationIndex, EXPERTS - 1);
+        const float x = logit(row, expert);
+        if (base + gl_LocalInvocationIndex < EXPERTS)
+            score[expert] = x; // read again by this very invocation
         if (is_nan(x))
             bad = 1.0;
         else
@@ -155,7 +178,7 @@ float score_experts(uint row)
         const uint expert = base + gl_LocalInvocationIndex;
         if (expert >= EXPERTS)
             continue;
-        const float x = logit(row, expert);
+        const float x = score[expert];
         float s, rated;
         if (SIGMOID == 0) {
             s = exp(x - highest);
@@ -181,7 +204,7 @@ void choose(uint row)
         choose_groups();
     choose_experts();
     float total = 0.0;
-    for (uint i = 0; i < TOP_K; i++)
+    [[unroll]] for (uint i = 0; i < TOP_K; i++)
         total += score[chosen[i]];
     const uint slots = TOP_K + SHARED;
     for (uint base = 0; base < slots; base += gl_WorkGroupSize.x) {
@@ -216,25 +239,19 @@ void mark_idle(uint row)
 void main()
 {
     const uint row = gl_WorkGroupID.y;
-    if (!is_null(p.positions) && BufI32(p.positions).v[row] < 0) {
+    // Not waited for before the logit's loads are under way.
+    const bool idle = !is_null(p.positions) && BufI32(p.positions).v[row] < 0;
+    const float x = LOGITS == 0 ? compute_logit(row, gl_WorkGroupID.x) : 0.0;
+    if (idle) {
         if (gl_WorkGroupID.x == 0)
             mark_idle(row);
         return;
     }
     if (LOGITS == 0) {
-        const float x = compute_logit(row, gl_WorkGroupID.x);
-        if (gl_LocalInvocationIndex == 0) {
-            BufLogits(p.logits).v[row * ROWS + gl_WorkGroupID.x] = x;
-            memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
-            ticket = atomicAdd(BufCount(p.counters).v[row], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
-                               gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
-        }
-        barrier();
-        if (ticket != ROWS - 1)
-            return;
-        memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
         if (gl_LocalInvocationIndex == 0)
-            BufCount(p.counters).v[row] = 0; // for the next dispatch
+            BufLogits(p.logits).v[row * ROWS + gl_WorkGroupID.x] = x;
+        if (!last_to_arrive(p.counters, row, ROWS))
+            return;
     }
     choose(row);
 }

@@ -25,12 +25,11 @@ void main()
     const uint t = gl_LocalInvocationIndex, tile = t / 8, m = t % 8, units = p.k / UNIT_ROWS;
     const uint block = p.row / 8 + gl_WorkGroupID.y;
     const uint unit = block * (128 / UNIT_ROWS) + tile / TILES, lane = gl_WorkGroupID.x % 8 * 8 + m;
-    uint w[TILE_WORDS];
 
-    load_tile(p.trellis, unit_at(gl_WorkGroupID.x / 8, unit, units), lane, tile % TILES, w);
+    load_tile(p.trellis, unit_at(gl_WorkGroupID.x / 8, unit, units), lane, tile % TILES);
     [[unroll]] for (uint c = 0; c < 32; c++) {
         const uint column = m + c / 4 % 2 * 8, row = c / 8 * 2 + c / 2 % 2 * 8 + c % 2;
-        work[column * HADAMARD_PITCH + tile * 16 + row] = value_of(state_of(w, c));
+        work[column * HADAMARD_PITCH + tile * 16 + row] = value_of(state_of(c));
     }
     barrier();
     if (LEFT != 0)

@@ -29,13 +29,12 @@ void main()
     [[unroll]] for (uint i = 0; i < 16; i++)
         acc[i] = 0.0;
     for (uint step = first; step < first + steps; step++) {
-        uint w[TILE_WORDS];
         const uint tile = step * 4 + g;
-        load_tile(p.trellis, unit_at(gl_WorkGroupID.x, tile / TILES, units), lane, tile % TILES, w);
+        load_tile(p.trellis, unit_at(gl_WorkGroupID.x, tile / TILES, units), lane, tile % TILES);
         [[unroll]] for (uint c = 0; c < 32; c += 2) {
             const uint column = lane / 8 * 16 + lane % 8 + c / 4 % 2 * 8, row = c / 8 * 2 + c / 2 % 2 * 8;
             ws[(g * 8 + row / 2) * W_PITCH + column] =
-                packHalf2x16(vec2(value_of(state_of(w, c)), value_of(state_of(w, c + 1))));
+                packHalf2x16(vec2(value_of(state_of(c)), value_of(state_of(c + 1))));
         }
         // Thread t brings 8 elements of row t / 8 of x.
         const uint m = min(m0 + t / 8, p.m - 1), k = t % 8 * 8;

@@ -5,6 +5,8 @@
 // columns, while the words of the next step are on their way. Subgroups stand in HEIGHT rows; each owns BM / HEIGHT
 // rows and 16 * HEIGHT columns as matrices of 16 x 16. f16 operands, f32 sums.
 #extension GL_KHR_cooperative_matrix : require
+#extension GL_EXT_integer_dot_product : require
+#define DOT
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint RATE2 = 8;
@@ -14,6 +16,7 @@ layout(constant_id = 4) const uint BM = 64;   // 16, 32, 64 or 128
 
 layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #include "include/trellis.glsl"
+#include "include/trellis_f16.glsl"
 #include "include/address.glsl"
 
 #define BK 64
@@ -32,21 +35,10 @@ shared uvec4 tiles[X_TILE + W_TILE];
 #define MatB coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB>
 #define MatC coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>
 
-uint value_pair(uint s0, uint s1)
-{
-    const uint x0 = product(s0), x1 = product(s1);
-    if (CODEBOOK == CODEBOOK_MUL1) {
-        const uint sums = (byte_sum(x0) | byte_sum(x1) << 16) + 0x64006400u; // 1024 + sum, as f16
-        return packFloat2x16(fma(unpackFloat2x16(sums), A2(A(0.00676727294921875)), A2(A(-10.3828125))));
-    }
-    const A2 v0 = unpackFloat2x16(halves(x0)), v1 = unpackFloat2x16(halves(x1));
-    return packFloat2x16(A2(v0.x, v1.x) + A2(v0.y, v1.y));
-}
-
-void load_words(uint step, uint g, uint lane, out uint w[TILE_WORDS])
+void load_words(uint step, uint g, uint lane)
 {
     const uint tile = step * 4 + g, units = p.k_padded / UNIT_ROWS;
-    load_tile(p.trellis, unit_at(gl_WorkGroupID.x, tile / TILES, units), lane, tile % TILES, w);
+    load_tile(p.trellis, unit_at(gl_WorkGroupID.x, tile / TILES, units), lane, tile % TILES);
 }
 
 uvec4 load_x(uint step, uint i)
@@ -63,13 +55,12 @@ void main()
     const uint column = lane / 8 * 16 + lane % 8;
     MatC acc[MATRICES];
     uvec4 x[X_FETCH];
-    uint w[TILE_WORDS];
 
     [[unroll]] for (uint i = 0; i < MATRICES; i++)
         acc[i] = MatC(0.0);
     [[unroll]] for (uint i = 0; i < X_FETCH; i++)
         x[i] = load_x(first, i);
-    load_words(first, g, lane, w);
+    load_words(first, g, lane);
     for (uint step = first; step < last; step++) {
         barrier(); // the step before has been read
         [[unroll]] for (uint i = 0; i < X_FETCH; i++) {
@@ -81,14 +72,14 @@ void main()
             [[unroll]] for (uint r = 0; r < 2; r++) {
                 uvec4 rows; // eight rows of column + 8 h
                 [[unroll]] for (uint q = 0; q < 4; q++)
-                    rows[q] = value_pair(state_of(w, 8 * q + 4 * h + 2 * r), state_of(w, 8 * q + 4 * h + 2 * r + 1));
+                    rows[q] = packFloat2x16(pair_of(state_of(8 * q + 4 * h + 2 * r), state_of(8 * q + 4 * h + 2 * r + 1)));
                 tiles[X_TILE + ((column + 8 * h) * PITCH + 16 * g) / 8 + r] = rows;
             }
         barrier();
         if (step + 1 < last) {
             [[unroll]] for (uint i = 0; i < X_FETCH; i++)
                 x[i] = load_x(step + 1, i);
-            load_words(step + 1, g, lane, w);
+            load_words(step + 1, g, lane);
         }
         [[unroll]] for (uint i = 0; i < BK; i += 16) {
             MatA a[ROWS];

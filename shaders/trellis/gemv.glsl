@@ -10,7 +10,7 @@
 //   group of 64        every GROUPS-th unit of the rows
 //
 //   first units' words requested | x * suh, Hadamard -> xs | decode and multiply | sums of the groups
-//     | SPLIT: the last of the workgroups of 128 columns adds their sums | Hadamard, svh, bias .. -> y
+//     | SPLIT: the last of the workgroups of 128 columns adds their sums | Hadamard, 1 / rms, svh, bias .. -> y
 //
 // A lane has all 16 rows of its columns, so products need no reduction across lanes; x is the same for the whole
 // subgroup. Per 128 rows x is scaled by a power of two to at most 16: chains of 16 f16 products then cannot overflow,
@@ -33,7 +33,7 @@ layout(constant_id = 6) const uint Y_TYPE = 0;
 layout(constant_id = 7) const uint NORM = 0;
 layout(constant_id = 8) const uint ACTIVATION = 0;
 layout(constant_id = 9) const uint SPLIT = 0;    // 1: several workgroups share 128 columns
-layout(constant_id = 10) const uint PREFETCH = 0; // 1: whole units in registers, the next one in flight (f16 only)
+layout(constant_id = 10) const uint PREFETCH = 0; // 1: units in registers, the next one in flight (f16 only)
 layout(constant_id = 11) const uint SHUFFLE = 0; // 1: subgroups of 8 lanes or more: tails come from registers
 layout(constant_id = 12) const uint INT8 = 0;
 layout(constant_id = 13) const uint FOURS = 0;   // 1: four elements of x at once
@@ -44,16 +44,14 @@ void finish_column(uint m, uint n, float sum); // what has been through the outp
 
 #include "include/trellis.glsl"
 #include "include/address.glsl"
+#include "include/activation.glsl"
+#include "include/arrive.glsl"
 
 #define HADAMARD_PITCH 132
 const uint GROUPS = LANES / 64;
 const uint ROUND = LANES / 16; // blocks that are transformed at a time
 const uint SUMS = 2 * M;
 const bool LOOPS = MATH_F16 == 0;
-
-// What workgroups tell each other. nonprivate stands at the member: glslang ignores it before the block.
-layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufShared { nonprivate float v[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufCount { nonprivate uint v[]; };
 
 #if MATH_F16
 const uint WORK = HADAMARD_PITCH * (ROUND > M ? ROUND : M);
@@ -62,122 +60,123 @@ const uint WORK = HADAMARD_PITCH * M * BLOCKS;
 #endif
 shared float work[WORK];
 shared float scales[BLOCKS * M]; // what the staged x was divided by, a block of 128
-shared float partial[M > 1 ? LANES / 4 * M : LANES / 2];
-shared uint ticket;
+shared float squares[NORM != 0 ? BLOCKS * M : 1]; // sums of squares of the staged x before norm and suh
+
+// At file scope like w of trellis.glsl: sums of the lane's two columns for all rows.
+float acc[SUMS];
 
 #include "include/hadamard_work.glsl"
 
 // ---- x ----
 
+// Element k of row m; with X_GATE, the address of an operand of the same shape and type: activation(gate) * x.
+float x_at(uint m, uint k)
+{
+    const uint at = X_ROW(m) * p.k + k;
+    float x = load_act(p.x, at, X_TYPE);
+#ifdef X_GATE
+    if (is_gated(ACTIVATION))
+        x *= activate(ACTIVATION, load_act(X_GATE, at, X_TYPE));
+#endif
+    return x;
+}
+
 #if MATH_F16
+// Four of them, where FOURS allows it.
+vec4 x_at4(uint m, uint k)
+{
+    const uint at = X_ROW(m) * p.k + k;
+    vec4 x = load_act4(p.x, at, X_TYPE);
+#ifdef X_GATE
+    if (is_gated(ACTIVATION)) {
+        const vec4 gate = load_act4(X_GATE, at, X_TYPE);
+        [[unroll]] for (uint i = 0; i < 4; i++)
+            x[i] *= activate(ACTIVATION, gate[i]);
+    }
+#endif
+    return x;
+}
+
 void load_x(uint m, uint k, out float v[8])
 {
     if (FOURS != 0 && k + 8 <= p.k) {
-        [[unroll]] for (uint i = 0; i < 8; i += 4) {
-            const vec4 x = load_act4(p.x, X_ROW(m) * p.k + k + i, X_TYPE);
-            [[unroll]] for (uint j = 0; j < 4; j++)
-                v[i + j] = x[j];
-        }
+        const vec4 a = x_at4(m, k), b = x_at4(m, k + 4);
+        v = float[8](a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w);
         return;
     }
     [[unroll]] for (uint i = 0; i < 8; i++)
-        v[i] = k + i < p.k ? load_act(p.x, X_ROW(m) * p.k + k + i, X_TYPE) : 0.0;
+        v[i] = k + i < p.k ? x_at(m, k + i) : 0.0;
 }
 #endif
 
-// 1 / rms of every row of x; the whole workgroup takes part. In shared memory, because M is not a small constant.
-shared float factors[M];
-void norm_factors()
-{
-    const uint t = gl_LocalInvocationIndex;
-    float sum[M];
-    [[unroll]] for (uint m = 0; m < M; m++)
-        sum[m] = 0.0;
-#if MATH_F16
-    for (uint base = 0; base < p.k; base += LANES * 8)
-        [[unroll]] for (uint m = 0; m < M; m++)
-            if (base + t * 8 < p.k) {
-                float v[8];
-                load_x(m, base + t * 8, v);
-                [[unroll]] for (uint i = 0; i < 8; i++)
-                    sum[m] = fma(v[i], v[i], sum[m]);
-            }
-#else
-    for (uint base = 0; base < p.k; base += LANES)
-        [[unroll]] for (uint m = 0; m < M; m++) {
-            const float v = base + t < p.k ? load_act(p.x, X_ROW(m) * p.k + min(base + t, p.k - 1), X_TYPE) : 0.0;
-            sum[m] = fma(v, v, sum[m]);
-        }
-#endif
-    [[unroll]] for (uint m = 0; m < M; m++) {
-        sum[m] = subgroupAdd(sum[m]);
-        if (subgroupElect())
-            partial[gl_SubgroupID * M + m] = sum[m];
-    }
-    barrier();
-    float total = 0.0;
-    for (uint i = 0; i < gl_NumSubgroups; i++)
-        total += partial[i * M + min(t, M - 1)];
-    if (t < M)
-        factors[t] = inversesqrt(total / float(p.k) + p.eps);
-    barrier();
-}
-
+#include "trellis/stream.glsl"
 #if MATH_F16
 #include "trellis/products_f16.glsl"
 #else
 #include "trellis/products_f32.glsl"
 #endif
 
-void load_unit(uint base, uint lane, out uint words[UNIT_WORDS])
+// ---- sums ----
+
+// Of row m over the workgroup's blocks.
+float row_squares(uint m, uint blocks)
 {
-    [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
-        const uvec4 v = BufU32x4(TRELLIS).v[base + i * 64 + lane];
-        [[unroll]] for (uint j = 0; j < 4; j++)
-            words[4 * i + j] = v[j];
+    float sum = 0.0;
+    for (uint b = 0; b < blocks; b++)
+        sum += squares[b * M + m];
+    return sum;
+}
+
+void clear_sums()
+{
+    [[unroll]] for (uint i = 0; i < SUMS; i++)
+        acc[i] = 0.0;
+}
+
+// The lane's sums to work, or onto what is there.
+void add_sums(bool first, uint lane, uint blocks)
+{
+    [[unroll]] for (uint i = 0; i < SUMS; i++) {
+        const uint at = i % M * HADAMARD_PITCH + lane / 8 * 16 + lane % 8 + i / M * 8;
+        work[at] = first ? acc[i] + product_offset(i % M, blocks) : work[at] + acc[i];
     }
 }
 
-// ---- sums ----
-
 // Sums of all groups and, with SPLIT, of all workgroups of these columns -> work [m][128]; false: others will finish.
-bool gather(uint group, uint lane, uint blocks, const float acc[SUMS])
+bool gather(uint group, uint lane, uint blocks)
 {
-    const uint t = gl_LocalInvocationIndex, c = lane / 8 * 16 + lane % 8;
+    const uint t = gl_LocalInvocationIndex;
     barrier(); // in f32, work has been x
     for (uint g = 0; g < GROUPS; g++) {
         if (group == g)
-            [[unroll]] for (uint i = 0; i < SUMS; i++) {
-                const uint at = i % M * HADAMARD_PITCH + c + i / M * 8;
-                work[at] = g == 0 ? acc[i] + product_offset(i % M, blocks) : work[at] + acc[i];
-            }
+            add_sums(g == 0, lane, blocks);
         barrier();
     }
     if (SPLIT == 0)
         return true;
-    const uint stride = p.n_padded * M, columns = gl_WorkGroupID.x * 128;
+    // A row of a share: its columns, then the sum of squares as each 128 columns have it.
+    const uint pitch = p.n_padded + gl_NumWorkGroups.x, stride = pitch * M, columns = gl_WorkGroupID.x * 128;
     const uint all = gl_WorkGroupID.z * gl_NumWorkGroups.y * stride, share = all + gl_WorkGroupID.y * stride;
-    const uint counter = gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x;
     for (uint i = t; i < 128 * M; i += LANES)
-        BufShared(p.partial).v[share + i / 128 * p.n_padded + columns + i % 128] =
-            work[i / 128 * HADAMARD_PITCH + i % 128];
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
-    barrier();
-    if (t == 0)
-        ticket = atomicAdd(BufCount(p.counters).v[counter], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
-                           gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
-    barrier();
-    if (ticket != gl_NumWorkGroups.y - 1)
+        BufTold(p.partial).v[share + i / 128 * pitch + columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
+    const uint row = min(t, M - 1); // all threads take part in loops before barriers
+    if (NORM != 0) {
+        const float sum = row_squares(row, blocks);
+        if (t < M)
+            BufTold(p.partial).v[share + t * pitch + p.n_padded + gl_WorkGroupID.x] = sum;
+    }
+    if (!last_to_arrive(p.counters, gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x, gl_NumWorkGroups.y))
         return false;
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
-    if (t == 0)
-        BufCount(p.counters).v[counter] = 0; // for the next call
     for (uint i = t; i < 128 * M; i += LANES) {
-        const uint at = i / 128 * p.n_padded + columns + i % 128;
-        float sum = 0.0;
-        for (uint s = 0; s < gl_NumWorkGroups.y; s++) // always in this order
-            sum += BufShared(p.partial).v[all + s * stride + at];
-        work[i / 128 * HADAMARD_PITCH + i % 128] = sum;
+        const uint start = all + i / 128 * pitch, at = start + columns + i % 128;
+        vec2 sums = vec2(0.0);
+        if (NORM != 0)
+            sums = told_sums(p.partial, at, start + p.n_padded + gl_WorkGroupID.x, stride, gl_NumWorkGroups.y);
+        else
+            sums.x = told_sum(p.partial, at, stride, gl_NumWorkGroups.y);
+        work[i / 128 * HADAMARD_PITCH + i % 128] = sums.x;
+        if (NORM != 0 && i % 128 == 0)
+            squares[i / 128] = sums.y;
     }
     barrier();
     return true;
@@ -186,32 +185,32 @@ bool gather(uint group, uint lane, uint blocks, const float acc[SUMS])
 void main()
 {
     const uint t = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
-    const uint group = t / 64, lane = t % 64, units = p.k_padded / UNIT_ROWS;
+#if MATH_F16
+    const uint group = subgroupBroadcastFirst(t / 64); // that it is uniform is news to compilers
+#else
+    const uint group = t / 64;
+#endif
+    const uint lane = t % 64, units = p.k_padded / UNIT_ROWS;
     if (!gemv_prologue())
         return;
     const uint first = gl_WorkGroupID.y * BLOCKS, blocks = min(BLOCKS, p.k_padded / 128 - first);
     const uint first_unit = first * 128 / UNIT_ROWS, count = blocks * 128 / UNIT_ROWS;
-    float acc[SUMS];
-    uint words[UNIT_WORDS], next[UNIT_WORDS];
 
-    [[unroll]] for (uint i = 0; i < SUMS; i++)
-        acc[i] = 0.0;
-    if (PREFETCH != 0)
-        load_unit(unit_at(gl_WorkGroupID.x, first_unit + min(group, count - 1), units), lane, words);
+    clear_sums();
+    const uint base = unit_at(gl_WorkGroupID.x, first_unit, units);
+    request_unit(TRELLIS, base, lane, group, count);
     stage_x(first, blocks);
-    for (uint base = 0; base < count; base += GROUPS) {
-        const uint unit = base + group, after = min(unit + GROUPS, count - 1);
-        if (PREFETCH != 0)
-            load_unit(unit_at(gl_WorkGroupID.x, first_unit + after, units), lane, next);
+    [[dont_unroll]] for (uint unit = group; unit - group < count; unit += GROUPS)
         if (unit < count)
-            multiply_unit(words, unit_at(gl_WorkGroupID.x, first_unit + unit, units), lane, unit, acc);
-        if (PREFETCH != 0)
-            [[unroll]] for (uint i = 0; i < UNIT_WORDS; i++)
-                words[i] = next[i];
-    }
-    if (!gather(group, lane, blocks, acc))
+            take_unit(TRELLIS, base, lane, unit, count);
+    if (!gather(group, lane, blocks))
         return;
     hadamard_work(M);
-    for (uint i = gl_LocalInvocationIndex; i < 128 * M; i += LANES)
-        finish_column(i / 128, gl_WorkGroupID.x * 128 + i % 128, work[i / 128 * HADAMARD_PITCH + i % 128]);
+    for (uint i = gl_LocalInvocationIndex; i < 128 * M; i += LANES) {
+        const uint m = i / 128;
+        float sum = work[m * HADAMARD_PITCH + i % 128];
+        if (NORM != 0)
+            sum *= inversesqrt((SPLIT != 0 ? squares[m] : row_squares(m, blocks)) / float(p.k) + p.eps);
+        finish_column(m, gl_WorkGroupID.x * 128 + i % 128, sum);
+    }
 }

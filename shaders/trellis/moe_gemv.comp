@@ -1,18 +1,19 @@
-// y[pair] = epilogue(norm(x[pair / slots]) W[expert of the pair]): gemv.glsl for experts whose trellises and scales lie
-// one behind the other. Workgroup (c, s, z) has pair z, or tile z of at most M pairs that chose the same expert, so that
-// it is decoded once for them. Pairs of idle rows are left out.
+// y[pair] = norm(x[pair / slots]) W[expert of the pair], or of activation(gate) * x: gemv.glsl for experts whose trellises
+// and scales lie one behind the other. Workgroup (c, s, z) has pair z, or tile z of at most M pairs that chose the same
+// expert, so that it is decoded once for them. Pairs of idle rows and of experts in other stacks are left out.
 #ifdef DOT
 #extension GL_EXT_integer_dot_product : require
 #endif
 
 layout(push_constant, scalar) uniform Push { mrl_push_trellis_moe p; };
 uvec2 expert_trellis, expert_suh, expert_svh;
+#define PLACES p.places
 #include "moe/tile.glsl"
 #define TRELLIS expert_trellis
 #define SUH expert_suh
 #define X_ROW(m) (tile_pair(m) / p.slots)
+#define X_GATE p.gate
 #include "trellis/gemv.glsl"
-#include "include/activation.glsl"
 
 bool gemv_prologue()
 {
@@ -29,8 +30,5 @@ void finish_column(uint m, uint n, float sum)
     if (n >= p.n || m >= tile_rows)
         return;
     const uint at = tile_pair(m) * p.n + n;
-    float y = sum * half_to_float(uint(BufU16(expert_svh).v[n]));
-    if (is_gated(ACTIVATION)) // gate's own product was computed before
-        y *= activate(ACTIVATION, load_act(p.gate, at, Y_TYPE));
-    store_act(p.y, at, Y_TYPE, y);
+    store_act(p.y, at, Y_TYPE, sum * half_to_float(uint(BufU16(expert_svh).v[n])));
 }

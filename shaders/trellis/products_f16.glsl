@@ -5,21 +5,13 @@
 const uint X_VECS = INT8 != 0 ? 4 : 2; // uvec4s of 16 elements of x
 const bool APART = CODEBOOK != CODEBOOK_MUL1 && M <= 2;
 
+#include "include/trellis_f16.glsl"
+
 shared uvec4 xs[BLOCKS * M * 8 * X_VECS];
 shared float offsets[INT8 != 0 ? BLOCKS * M : 1]; // scale * sum of a block of int8 x
-
-#ifdef DOT
-int dot4(uint a, int b, int c) { return dotPacked4x8EXT(int(a), b) + c; }
-uint dot_bytes(uint x) { return dotPacked4x8EXT(x, 0x01010101u); }
-#else
-int dot4(uint a, int b, int c)
-{
-    // b is one number four times.
-    const ivec4 bytes = (ivec4(int(a)) << ivec4(24, 16, 8, 0)) >> 24;
-    return (bytes.x + bytes.y + bytes.z + bytes.w) * (b >> 24) + c;
-}
-uint dot_bytes(uint x) { return byte_sum(x); }
-#endif
+shared float peaks[LANES / 2];
+shared float eight_squares[NORM != 0 ? LANES : 1];
+shared float parts[INT8 != 0 ? BLOCKS * M * 16 : 1]; // sums of eight of them
 
 // second_pass, and the largest magnitude that it leaves.
 float second_pass_peak(bool mine, uint block, uint i)
@@ -59,12 +51,17 @@ void store_x(uint m, uint b, uint part, float most, const float v[8])
     }
     // A row with inf or nan becomes nan whole: its scale is.
     const float scale = most > 0.0 ? most / 127.0 : 1.0;
+    float total = 0.0;
     [[unroll]] for (uint j = 0; j < 2; j++) {
         uvec4 word;
-        [[unroll]] for (uint i = 0; i < 4; i++)
-            word[i] = finite ? (uint(int(roundEven(v[4 * j + i] / scale))) & 255u) * 0x01010101u : 0u;
+        [[unroll]] for (uint i = 0; i < 4; i++) {
+            const float whole_x = finite ? roundEven(v[4 * j + i] / scale) : 0.0;
+            total += whole_x;
+            word[i] = (uint(int(whole_x)) & 255u) * 0x01010101u;
+        }
         xs[at + j] = word;
     }
+    parts[of * 16 + part] = total;
     if (part == 0)
         scales[of] = finite ? scale : uintBitsToFloat(0x7fc00000u);
 }
@@ -73,20 +70,21 @@ void store_x(uint m, uint b, uint part, float most, const float v[8])
 void stage_x(uint first, uint count)
 {
     const uint t = gl_LocalInvocationIndex, rounds = (count * M + ROUND - 1) / ROUND;
-    if (NORM != 0)
-        norm_factors();
-    for (uint round = 0; round < rounds; round++) {
+    [[dont_unroll]] for (uint round = 0; round < rounds; round++) {
         float v[8], most;
         uint task = round * ROUND + t / 16, m = task / count, b = task % count;
         const uint part = t % 16, k = (first + b) * 128 + part * 8, at = t / 16 * HADAMARD_PITCH + part * 8;
         const bool mine = task < count * M;
         if (mine) {
             load_x(m, k, v);
+            if (NORM != 0)
+                eight_squares[t] = dot(vec4(v[0], v[1], v[2], v[3]), vec4(v[0], v[1], v[2], v[3])) +
+                                   dot(vec4(v[4], v[5], v[6], v[7]), vec4(v[4], v[5], v[6], v[7]));
             const uvec4 suh = BufU32x4(SUH).v[k / 8];
             [[unroll]] for (uint j = 0; j < 8; j++) {
                 const vec2 pair = unpackHalf2x16(suh[j / 2]);
                 if (NORM != 0)
-                    v[j] *= factors[m] * (k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0);
+                    v[j] *= k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0;
                 v[j] *= pair[j % 2];
             }
             butterflies8(v);
@@ -98,158 +96,116 @@ void stage_x(uint first, uint count)
         task = round * ROUND + t / 8;
         most = second_pass_peak(t < 8 * ROUND && task < count * M, t / 8, t % 8);
         if (t < 8 * ROUND)
-            partial[t] = most;
+            peaks[t] = most;
         barrier();
         if (mine) {
             most = 0.0;
             [[unroll]] for (uint j = 0; j < 8; j++) {
-                const float other = partial[t / 16 * 8 + j];
+                const float other = peaks[t / 16 * 8 + j];
                 most = isnan(most) || isnan(other) ? uintBitsToFloat(0x7fc00000u) : max(most, other);
             }
             [[unroll]] for (uint j = 0; j < 8; j++)
                 v[j] = work[at + j];
             store_x(m, b, part, most, v);
+            if (NORM != 0 && part == 0) {
+                float sum = 0.0;
+                [[unroll]] for (uint j = 0; j < 16; j++)
+                    sum += eight_squares[t + j];
+                squares[b * M + m] = sum;
+            }
         }
         barrier();
     }
-    if (INT8 != 0) {
-        for (uint base = 0; base < count * M; base += LANES) {
-            const uint of = min(base + t, count * M - 1), m = of % M, b = of / M;
-            int sum = 0;
-            for (uint i = 0; i < 128; i++)
-                sum += int(xs[((b * 8 + i / 16) * M + m) * X_VECS + i / 4 % 4][i % 4]) >> 24;
-            offsets[of] = float(sum) * scales[of];
-        }
-        barrier();
+    if (INT8 != 0 && t < count * M) { // read behind the next barrier
+        float total = 0.0;
+        [[unroll]] for (uint i = 0; i < 16; i++)
+            total += parts[t * 16 + i];
+        offsets[t] = total * scales[t];
     }
 }
 
 // ---- products ----
 
-// Exact values of two states.
-A2 pair_of(uint s0, uint s1)
-{
-    const uint x0 = product(s0), x1 = product(s1);
-    if (CODEBOOK == CODEBOOK_MUL1) {
-        const uint sums = (dot_bytes(x0) + 0x64006400u) + (dot_bytes(x1) << 16); // 1024 + sum, as f16
-        return fma(unpackFloat2x16(sums), A2(A(0.00676727294921875)), A2(A(-10.3828125)));
-    }
-    const A2 v0 = unpackFloat2x16(halves(x0)), v1 = unpackFloat2x16(halves(x1));
-    return A2(v0.x, v1.x) + A2(v0.y, v1.y);
-}
+// The sums of one unit: of f16 products, or of INT8 ones.
+float sum[SUMS];
+int whole[SUMS];
 
-// Elements 2 j, 2 j + 1 of 16 of row m of x.
-void read_x(uint tile, uint m, out A2 x[8])
-{
-    const uint at = (tile * M + m) * X_VECS;
-    [[unroll]] for (uint i = 0; i < 2; i++) {
-        const uvec4 word = xs[at + i];
-        [[unroll]] for (uint j = 0; j < 4; j++)
-            x[4 * i + j] = unpackFloat2x16(word[j]);
-    }
-}
+// Pair i of row m of x, of the 16 rows of a tile.
+#define X_AT(tile, m, i) xs[((tile) * M + (m)) * X_VECS + (i)]
 
-// sum += the products of a tile (of the staged x) for the lane's two columns.
-void multiply_tile(const uint w[TILE_WORDS], uint tile, inout float sum[SUMS])
+// Eight rows at a time, so that few values are alive at once.
+void multiply_pairs(uint tile)
 {
-    A2 v[16]; // [h][row / 2]
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        const uint h = i / 8, q = i % 4, r = i / 4 % 2, c = 8 * q + 4 * h + 2 * r;
-        v[i] = pair_of(state_of(w, c), state_of(w, c + 1));
-    }
-    [[unroll]] for (uint m = 0; m < M; m++) {
-        A2 x[8];
-        read_x(tile, m, x);
-        [[unroll]] for (uint h = 0; h < 2; h++) {
-            A2 chain = v[8 * h] * x[0];
-            [[unroll]] for (uint j = 1; j < 8; j++)
-                chain = fma(v[8 * h + j], x[j], chain);
-            sum[h * M + m] += float(chain.x) + float(chain.y);
+    A2 chain[SUMS];
+    [[unroll]] for (uint r = 0; r < 16; r += 8) {
+        A2 v[8]; // [h][row / 2]
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            v[i] = pair_of(state_of(code_of(i / 4, r + i % 4 * 2)), state_of(code_of(i / 4, r + i % 4 * 2 + 1)));
+        [[unroll]] for (uint m = 0; m < M; m++) {
+            const uvec4 x = X_AT(tile, m, r / 8);
+            [[unroll]] for (uint h = 0; h < 2; h++)
+                [[unroll]] for (uint j = 0; j < 4; j++)
+                    chain[h * M + m] = r == 0 && j == 0 ? v[4 * h] * unpackFloat2x16(x[0])
+                                                        : fma(v[4 * h + j], unpackFloat2x16(x[j]), chain[h * M + m]);
         }
-    }
-}
-
-void multiply_tile_apart(const uint w[TILE_WORDS], uint tile, inout float sum[SUMS])
-{
-    A2 chain[SUMS], x[8 * M];
-    [[unroll]] for (uint m = 0; m < M; m++) {
-        A2 row[8];
-        read_x(tile, m, row);
-        [[unroll]] for (uint j = 0; j < 8; j++)
-            x[8 * m + j] = row[j];
-    }
-    [[unroll]] for (uint i = 0; i < SUMS; i++)
-        chain[i] = A2(A(0.0));
-    [[unroll]] for (uint c = 0; c < 32; c++) {
-        const uint h = c / 4 % 2, j = c / 8 + c / 2 % 2 * 4;
-        const A2 value = unpackFloat2x16(halves(product(state_of(w, c))));
-        [[unroll]] for (uint m = 0; m < M; m++)
-            chain[h * M + m] = fma(value, A2((c & 1) == 0 ? x[8 * m + j].x : x[8 * m + j].y), chain[h * M + m]);
     }
     [[unroll]] for (uint i = 0; i < SUMS; i++)
         sum[i] += float(chain[i].x) + float(chain[i].y);
 }
 
-// The bytes less 128, as signed numbers: the sum that a value needs is 4 * 128 more.
-void multiply_tile_int8(const uint w[TILE_WORDS], uint tile, inout int sum[SUMS])
+void multiply_apart(uint tile)
 {
-    uint v[32]; // [h][row]
-    [[unroll]] for (uint c = 0; c < 32; c++)
-        v[c / 4 % 2 * 16 + c / 8 * 2 + c / 2 % 2 * 8 + c % 2] = product(state_of(w, c)) ^ 0x80808080u;
-    [[unroll]] for (uint m = 0; m < M; m++)
-        [[unroll]] for (uint i = 0; i < 4; i++) {
-            const uvec4 x = xs[(tile * M + m) * X_VECS + i];
-            [[unroll]] for (uint j = 0; j < 4; j++)
-                [[unroll]] for (uint h = 0; h < 2; h++)
-                    sum[h * M + m] = dot4(v[16 * h + 4 * i + j], int(x[j]), sum[h * M + m]);
+    A2 chain[SUMS];
+    [[unroll]] for (uint i = 0; i < SUMS; i++)
+        chain[i] = A2(A(0.0));
+    [[unroll]] for (uint r = 0; r < 16; r += 8)
+        [[unroll]] for (uint m = 0; m < M; m++) {
+            const uvec4 x = X_AT(tile, m, r / 8);
+            [[unroll]] for (uint i = 0; i < 16; i++) {
+                const A2 pair = unpackFloat2x16(x[i / 4]);
+                const A2 value = unpackFloat2x16(halves(product(state_of(code_of(i % 2, r + i / 2)))));
+                chain[i % 2 * M + m] = fma(value, A2(i / 2 % 2 == 0 ? pair.x : pair.y), chain[i % 2 * M + m]);
+            }
         }
+    [[unroll]] for (uint i = 0; i < SUMS; i++)
+        sum[i] += float(chain[i].x) + float(chain[i].y);
 }
 
-void multiply_any(const uint w[TILE_WORDS], uint tile, inout float sum[SUMS], inout int whole[SUMS])
+// Four rows at a time.
+void multiply_int8(uint tile)
+{
+    [[unroll]] for (uint r = 0; r < 16; r += 4) {
+        uint v[8]; // [h][row]
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            v[i] = product(state_of(code_of(i / 4, r + i % 4)));
+        [[unroll]] for (uint m = 0; m < M; m++) {
+            const uvec4 x = X_AT(tile, m, r / 4);
+            [[unroll]] for (uint i = 0; i < 8; i++)
+                whole[i / 4 * M + m] = dot4(v[i], int(x[i % 4]), whole[i / 4 * M + m]);
+        }
+    }
+}
+
+void multiply_tile(uint tile)
 {
     if (INT8 != 0)
-        multiply_tile_int8(w, tile, whole);
+        multiply_int8(tile);
     else if (APART)
-        multiply_tile_apart(w, tile, sum);
+        multiply_apart(tile);
     else
-        multiply_tile(w, tile, sum);
+        multiply_pairs(tile);
 }
 
-// acc += unit `unit` of the staged ones; words: of the unit, where they were loaded before.
-void multiply_unit(const uint words[UNIT_WORDS], uint base, uint lane, uint unit, inout float acc[SUMS])
+void begin_unit()
 {
-    float sum[SUMS];
-    int whole[SUMS];
-    uint w[TILE_WORDS];
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
         sum[i] = 0.0;
         whole[i] = 0;
     }
-    if (PREFETCH != 0) {
-        uint tails = 0;
-        [[unroll]] for (uint tile = 0; tile < TILES; tile++) {
-            if (SHUFFLE == 0) {
-                w[0] = tail_of(load_word(TRELLIS, base, lane_before(lane), tail_word(tile)), tile);
-            } else {
-                if (tile % 2 == 0) // the tails of two tiles at once
-                    tails = subgroupShuffle(tail_of(words[tail_word(tile)], tile) |
-                                                tail_of(words[tail_word(tile + 1)], tile + 1) << 16,
-                                            lane_before(gl_SubgroupInvocationID));
-                w[0] = tile % 2 == 0 ? tails & 0xffffu : tails >> 16;
-            }
-            const uint first = tile * TILE_BITS / 32;
-            [[unroll]] for (uint i = 1; i < TILE_WORDS; i++) {
-                const uint a = words[min(first + i - 1, UNIT_WORDS - 1)], b = words[min(first + i, UNIT_WORDS - 1)];
-                w[i] = RATE2 % 2 == 1 && tile % 2 == 1 ? (a << 16) | (b >> 16) : a;
-            }
-            multiply_any(w, unit * TILES + tile, sum, whole);
-        }
-    } else {
-        for (uint tile = 0; tile < TILES; tile++) {
-            load_tile(TRELLIS, base, lane, tile, w);
-            multiply_any(w, unit * TILES + tile, sum, whole);
-        }
-    }
+}
+
+void end_unit(uint unit)
+{
     const uint block = unit * UNIT_ROWS / 128;
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
         const float found = INT8 != 0 ? 0.00676727294921875 * float(whole[i]) : sum[i];
@@ -257,12 +213,12 @@ void multiply_unit(const uint words[UNIT_WORDS], uint base, uint lane, uint unit
     }
 }
 
-// What every value of an INT8 product has besides its byte sum less 512, times x, summed over the blocks of row m.
+// What every value of an INT8 product has besides its byte sum, times x, summed over the blocks of row m.
 float product_offset(uint m, uint blocks)
 {
     float offset = 0.0;
     if (INT8 != 0)
         for (uint b = 0; b < blocks; b++)
             offset += offsets[b * M + m];
-    return offset * (1536.0 * 0.00676727294921875 - 10.3828125);
+    return offset * (1024.0 * 0.00676727294921875 - 10.3828125);
 }

@@ -3,22 +3,37 @@
 //
 // The staged x lies in work: [block of 128][m][HADAMARD_PITCH]. INT8: whole numbers there, scales beside them.
 
+// Sums of squares of the blocks, a thread a block.
+void sum_squares(uint first, uint all)
+{
+    for (uint base = 0; base < all; base += LANES) {
+        const uint of = min(base + gl_LocalInvocationIndex, all - 1);
+        float sum = 0.0;
+        for (uint i = 0; i < 128; i++) {
+            const uint k = (first + of / M) * 128 + i;
+            const float v = k < p.k ? x_at(of % M, k) : 0.0;
+            sum = fma(v, v, sum);
+        }
+        squares[of] = sum;
+    }
+}
+
 // Blocks first .. first + count - 1 of all rows of x.
 void stage_x(uint first, uint count)
 {
     const uint t = gl_LocalInvocationIndex, all = count * M;
-    if (NORM != 0)
-        norm_factors();
     for (uint i = t; i < all * 128; i += LANES) {
         const uint m = i / 128 % M, k = (first + i / 128 / M) * 128 + i % 128;
         float v = 0.0;
         if (k < p.k) {
-            v = load_act(p.x, X_ROW(m) * p.k + k, X_TYPE) * half_to_float(uint(BufU16(SUH).v[k]));
+            v = x_at(m, k) * half_to_float(uint(BufU16(SUH).v[k]));
             if (NORM != 0)
-                v *= factors[m] * BufF32(p.norm).v[k];
+                v *= BufF32(p.norm).v[k];
         }
         work[i / 128 * HADAMARD_PITCH + i % 128] = v;
     }
+    if (NORM != 0)
+        sum_squares(first, all);
     barrier();
     hadamard_work(all);
     if (INT8 == 0)
@@ -49,27 +64,25 @@ float value_at(uint state)
     return value_of(state);
 }
 
-// acc += unit `unit` of the staged ones. words are not used: tiles are loaded one by one.
-void multiply_unit(const uint words[UNIT_WORDS], uint base, uint lane, uint unit, inout float acc[SUMS])
+void begin_unit() { }
+void end_unit(uint unit) { }
+
+void multiply_tile(uint tile)
 {
-    for (uint tile = 0; tile < TILES; tile++) {
-        const uint row = (unit * TILES + tile) * 16;
-        uint w[TILE_WORDS];
-        float v[32]; // [h][row]
-        load_tile(TRELLIS, base, lane, tile, w);
-        [[unroll]] for (uint c = 0; c < 32; c++)
-            v[c / 4 % 2 * 16 + c / 8 * 2 + c / 2 % 2 * 8 + c % 2] = value_at(state_of(w, c));
-        [[unroll]] for (uint m = 0; m < M; m++) {
-            const uint of = row / 128 * M + m;
-            float sum[2] = {0.0, 0.0};
-            [[unroll]] for (uint i = 0; i < 16; i++) {
-                const float x = work[of * HADAMARD_PITCH + row % 128 + i];
-                sum[0] = fma(v[i], x, sum[0]);
-                sum[1] = fma(v[16 + i], x, sum[1]);
-            }
-            [[unroll]] for (uint h = 0; h < 2; h++)
-                acc[h * M + m] += INT8 != 0 ? sum[h] * scales[of] : sum[h];
+    const uint row = tile * 16;
+    float v[32]; // [h][row]
+    [[unroll]] for (uint c = 0; c < 32; c++)
+        v[c / 4 % 2 * 16 + c / 8 * 2 + c / 2 % 2 * 8 + c % 2] = value_at(state_of(c));
+    [[unroll]] for (uint m = 0; m < M; m++) {
+        const uint of = row / 128 * M + m;
+        float sum[2] = {0.0, 0.0};
+        [[unroll]] for (uint i = 0; i < 16; i++) {
+            const float x = work[of * HADAMARD_PITCH + row % 128 + i];
+            sum[0] = fma(v[i], x, sum[0]);
+            sum[1] = fma(v[16 + i], x, sum[1]);
         }
+        [[unroll]] for (uint h = 0; h < 2; h++)
+            acc[h * M + m] += INT8 != 0 ? sum[h] * scales[of] : sum[h];
     }
 }
 

@@ -92,6 +92,27 @@ def inner(trellis: Array, name: str) -> NDArray[np.float16]:
     return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3)).reshape(a * TILE, b * TILE)
 
 
+def embedding(words: Array, signs: Array) -> NDArray[np.float64]:
+    """Rows that are coded one by one, (rows, groups * (1 + 16 * bits)) u16 -> (rows, groups * 256).
+
+    signs (groups, 256). A ring for each group: a scale, f16, then 256 codes, the lowest bits first. A state is the
+    code with those before it above.
+    """
+    values = codebook("mul1").astype(np.float64)
+    found = np.empty((len(words), *signs.shape))
+    for row, stored in enumerate(words.view(np.uint16).reshape(len(words), len(signs), -1)):
+        for group, ring in enumerate(stored):
+            bits = (len(ring) - 1) // 16
+            stream = sum(int(word) << 16 * i for i, word in enumerate(ring[1:]))
+            codes = [stream >> i * bits & (1 << bits) - 1 for i in range(CODES)]
+            states = [sum(codes[i - back] << back * bits for back in range(16)) & 0xFFFF for i in range(CODES)]
+            found[row, group] = values[states] * float(ring[:1].view(np.float16)[0])
+    for stride in 1 << np.arange(8):
+        pairs = found.reshape(-1, 2, stride)
+        found = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1)
+    return (found.reshape(len(words), *signs.shape) / 16 * signs).reshape(len(words), -1)
+
+
 def hadamard(x: Array, dtype: Any = np.float64) -> Array:
     """x P along the last axis, in blocks of 128: butterflies of stride 1, 2, .. 64, then one multiplication."""
     y = x.astype(dtype).reshape(-1, BLOCK)

@@ -1,0 +1,58 @@
+// Workgroups that share a result: each tells its part, and the last to arrive puts the parts together.
+//
+// What is told is written and read through BufTold, coherent across the device access by access. So one thread's
+// release and acquire suffice behind a barrier of the workgroup; a fence of every thread waits for memory twice more.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufTold { devicecoherent float v[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufArrivals { nonprivate uint v[]; };
+
+shared uint arrival;
+
+void told_barrier()
+{
+    controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, gl_StorageSemanticsBuffer | gl_StorageSemanticsShared,
+                   gl_SemanticsAcquireRelease);
+}
+
+// True in the last of `count` workgroups, for all its threads; all threads of a workgroup call, after they told. The
+// counter, zero before, is zero again for the next dispatch.
+bool last_to_arrive(uvec2 counters, uint counter, uint count)
+{
+    told_barrier();
+    if (gl_LocalInvocationIndex == 0) {
+        arrival = atomicAdd(BufArrivals(counters).v[counter], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
+                            gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
+        if (arrival == count - 1)
+            BufArrivals(counters).v[counter] = 0;
+    }
+    told_barrier();
+    return arrival == count - 1;
+}
+
+// Two numbers of every workgroup, each always added in the same order; sixteen are on their way at once.
+vec2 told_sums(uvec2 told, uint at, uint at_other, uint stride, uint count)
+{
+    vec2 sums = vec2(0.0);
+    for (uint s = 0; s < count; s += 8) {
+        vec2 v[8];
+        [[unroll]] for (uint i = 0; i < 8; i++) {
+            const uint here = (s + i) * stride;
+            v[i] = s + i < count ? vec2(BufTold(told).v[at + here], BufTold(told).v[at_other + here]) : vec2(0.0);
+        }
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            sums += v[i];
+    }
+    return sums;
+}
+
+float told_sum(uvec2 told, uint at, uint stride, uint count)
+{
+    float sum = 0.0;
+    for (uint s = 0; s < count; s += 16) {
+        float v[16];
+        [[unroll]] for (uint i = 0; i < 16; i++)
+            v[i] = s + i < count ? BufTold(told).v[at + (s + i) * stride] : 0.0;
+        [[unroll]] for (uint i = 0; i < 16; i++)
+            sum += v[i];
+    }
+    return sum;
+}

@@ -1,0 +1,114 @@
+// y = epilogue(x W) on KHR cooperative matrices, for up to M rows of x that went through the input transform before: a
+// product of few rows with EXL3 weights that is as fast for 2 rows as for 16. Shared by gemv_coopmat.comp and
+// moe_gemv_coopmat.comp, which declare the push block p, define coopmat_prologue and finish_column behind this file, and
+// say before it where things are: TRELLIS, FIRST_ROW and ROWS, those of x.
+//
+//   workgroup (c, s, z) columns 128 c .. 128 c + 127, BLOCKS blocks of 128 rows of Q (k) from s * BLOCKS on
+//   group of 64 lanes   every GROUPS-th unit of the rows, as in gemv.glsl
+//   subgroup of 32      decodes 16 rows of its 64 columns into shared memory of its own and multiplies them at once, so
+//                       that nobody else waits; its sums stay in matrices till the end
+//
+// x (rows, k_padded) f16 is read where it is. Rows behind the last one hold anything: a row of x makes one row of y.
+layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint RATE2 = 8;
+layout(constant_id = 2) const uint CODEBOOK = 0;
+layout(constant_id = 3) const uint M = 16;       // 16, 32 or 64
+layout(constant_id = 4) const uint BLOCKS = 1;
+layout(constant_id = 5) const uint Y_TYPE = 0;
+layout(constant_id = 6) const uint ACTIVATION = 0;
+layout(constant_id = 7) const uint SPLIT = 0;    // 1: several workgroups share 128 columns: y is made by others
+layout(constant_id = 8) const uint LANES = 128;  // the local size
+
+bool coopmat_prologue();                       // false: nothing to do, for the whole workgroup
+void finish_column(uint m, uint n, float sum);
+
+const uint PREFETCH = 1, SHUFFLE = 1, GROUPS = LANES / 64, HEIGHT = M / 16;
+const bool LOOPS = false;
+#define HADAMARD_PITCH 132
+#define STAGE_PITCH 3 // uvec4s of a column: 16 halves and a pad, so that neither writes nor loads meet in a bank
+
+#include "include/trellis.glsl"
+#include "include/trellis_f16.glsl"
+#include "include/address.glsl"
+
+shared uvec4 stage[LANES / 32 * 64 * STAGE_PITCH];
+shared float work[HADAMARD_PITCH * M];
+#include "include/hadamard_work.glsl"
+#include "trellis/stream.glsl"
+
+#define MatA coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA>
+#define MatB coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB>
+#define MatC coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>
+MatC acc[HEIGHT * 4]; // [row][column] of 16 x 16
+
+void begin_unit() { }
+void end_unit(uint unit) { }
+
+void multiply_tile(uint tile)
+{
+    const uint l = gl_SubgroupInvocationID, base = gl_SubgroupID * 64 * STAGE_PITCH;
+    const uint column = base + (l / 8 * 16 + l % 8) * STAGE_PITCH;
+    const uint pitch = p.k_padded / 8, at = FIRST_ROW * pitch + (gl_WorkGroupID.y * BLOCKS * 8 + tile) * 2;
+    MatA a[HEIGHT];
+    [[unroll]] for (uint i = 0; i < HEIGHT; i++)
+        coopMatLoad(a[i], BufU32x4(p.x).v, at + 16 * i * pitch, pitch, gl_CooperativeMatrixLayoutRowMajor);
+    [[unroll]] for (uint h = 0; h < 2; h++)
+        [[unroll]] for (uint r = 0; r < 16; r += 8) {
+            uvec4 rows;
+            [[unroll]] for (uint j = 0; j < 4; j++)
+                rows[j] = packFloat2x16(pair_of(state_of(code_of(h, r + 2 * j)), state_of(code_of(h, r + 2 * j + 1))));
+            stage[column + 8 * h * STAGE_PITCH + r / 8] = rows;
+        }
+    subgroupBarrier();
+    [[unroll]] for (uint j = 0; j < 4; j++) {
+        MatB b;
+        coopMatLoad(b, stage, base + 16 * j * STAGE_PITCH, STAGE_PITCH, gl_CooperativeMatrixLayoutColumnMajor);
+        [[unroll]] for (uint i = 0; i < HEIGHT; i++)
+            acc[i * 4 + j] = coopMatMulAdd(a[i], b, acc[i * 4 + j]);
+    }
+    subgroupBarrier();
+}
+
+// Sums of all groups -> work [row][128].
+void gather(uint group)
+{
+    for (uint g = 0; g < GROUPS; g++) {
+        if (group == g)
+            [[unroll]] for (uint i = 0; i < HEIGHT * 4; i++) {
+                const uint at = i / 4 * 16 * HADAMARD_PITCH + gl_SubgroupID % 2 * 64 + i % 4 * 16;
+                MatC before;
+                if (g > 0) {
+                    coopMatLoad(before, work, at, HADAMARD_PITCH, gl_CooperativeMatrixLayoutRowMajor);
+                    acc[i] = acc[i] + before;
+                }
+                coopMatStore(acc[i], work, at, HADAMARD_PITCH, gl_CooperativeMatrixLayoutRowMajor);
+            }
+        barrier();
+    }
+}
+
+void main()
+{
+    const uint group = gl_SubgroupID / 2, lane = gl_SubgroupID % 2 * 32 + gl_SubgroupInvocationID;
+    if (!coopmat_prologue())
+        return;
+    const uint first = gl_WorkGroupID.y * BLOCKS, blocks = min(BLOCKS, p.k_padded / 128 - first);
+    const uint count = blocks * 128 / UNIT_ROWS;
+    const uint base = unit_at(gl_WorkGroupID.x, first * 128 / UNIT_ROWS, p.k_padded / UNIT_ROWS);
+
+    request_unit(TRELLIS, base, lane, group, count);
+    [[unroll]] for (uint i = 0; i < HEIGHT * 4; i++)
+        acc[i] = MatC(0.0);
+    [[dont_unroll]] for (uint unit = group; unit < count; unit += GROUPS)
+        take_unit(TRELLIS, base, lane, unit, count);
+    gather(group);
+    if (SPLIT != 0) { // hadamard.comp adds the shares and goes on
+        for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES)
+            BufF32(p.partial).v[(gl_WorkGroupID.y * ROWS + i / 128) * p.n_padded + gl_WorkGroupID.x * 128 + i % 128] =
+                work[i / 128 * HADAMARD_PITCH + i % 128];
+        return;
+    }
+    hadamard_work(ROWS);
+    for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES)
+        finish_column(i / 128, gl_WorkGroupID.x * 128 + i % 128, work[i / 128 * HADAMARD_PITCH + i % 128] / X_SCALE);
+}

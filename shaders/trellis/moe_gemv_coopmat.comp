@@ -1,0 +1,30 @@
+// y[pair] = x[place] W[expert of the pair] for the pairs of a tile, places of which follow each other: gemv_coopmat.glsl for
+// experts whose trellises and scales lie one behind the other. moe_hadamard.comp makes x.
+#extension GL_KHR_cooperative_matrix : require
+#extension GL_EXT_integer_dot_product : require
+#define DOT
+
+layout(push_constant, scalar) uniform Push { mrl_push_trellis_moe p; };
+uvec2 expert_trellis, expert_svh;
+#define PLACES p.places
+#include "moe/tile.glsl"
+#define TRELLIS expert_trellis
+#define FIRST_ROW tile_first
+#define ROWS tile_rows
+#define X_SCALE p.eps
+#include "trellis/gemv_coopmat.glsl"
+
+bool coopmat_prologue()
+{
+    if (!find_tile(gl_WorkGroupID.z))
+        return false;
+    expert_trellis = address_at(p.trellis, tile_expert, p.k_padded / 16 * p.n_padded * RATE2);
+    expert_svh = address_at(p.svh, tile_expert, 2 * p.n_padded);
+    return true;
+}
+
+void finish_column(uint m, uint n, float sum)
+{
+    if (n < p.n)
+        store_act(p.y, tile_pair(m) * p.n + n, Y_TYPE, sum * half_to_float(uint(BufU16(expert_svh).v[n])));
+}

@@ -1,0 +1,66 @@
+// How 64 lanes walk the units of 128 columns: every GROUPS-th one, its words in registers, those of the next in flight.
+// Needs PREFETCH, SHUFFLE and GROUPS, and for each unit calls begin_unit, multiply_tile for its tiles and end_unit, which
+// the kernel defines. Words are at file scope like w of trellis.glsl.
+uint words[UNIT_WORDS];
+uvec4 next[UNIT_VECS];
+
+void begin_unit();
+void multiply_tile(uint tile); // whose words are in w; counted from the first unit
+void end_unit(uint unit);
+
+// base: of unit 0, of `count`. Before anything else, so that memory is waited for beside other work.
+void request_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
+{
+    if (PREFETCH != 0 && unit < count)
+        [[unroll]] for (uint i = 0; i < UNIT_VECS; i++)
+            next[i] = BufU32x4(trellis).v[base + (unit * UNIT_VECS + i) * 64 + lane];
+}
+
+// Tile `tile`, a constant, of the unit in words, which begins at `base`.
+void take_tile(uvec2 trellis, uint base, uint lane, uint unit, uint tile)
+{
+    const uint first = tile * TILE_BITS / 32;
+    if (tile >= TILES)
+        return;
+    if (SHUFFLE == 0)
+        w[0] = tail_of(load_word(trellis, base, lane_before(lane), tail_word(tile)), tile);
+    else
+        w[0] = subgroupShuffle(tail_of(words[tail_word(tile)], tile), lane_before(gl_SubgroupInvocationID));
+    [[unroll]] for (uint i = 1; i < TILE_WORDS; i++) {
+        w[i] = words[first + i <= UNIT_WORDS ? first + i - 1 : 0];
+        if (RATE2 % 2 == 1 && tile % 2 == 1)
+            w[i] = (w[i] << 16) | (words[first + i < UNIT_WORDS ? first + i : 0] >> 16);
+    }
+    multiply_tile(unit * TILES + tile);
+}
+
+// The products of a unit that was requested; the next one is.
+void take_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
+{
+    const uint here = base + unit * UNIT_VECS * 64;
+    begin_unit();
+    if (PREFETCH != 0) {
+        [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
+            words[4 * i] = next[i].x;
+            words[4 * i + 1] = next[i].y;
+            words[4 * i + 2] = next[i].z;
+            words[4 * i + 3] = next[i].w;
+        }
+        request_unit(trellis, base, lane, unit + GROUPS, count);
+        // One by one: a long loop is unrolled so late that its arrays stay in memory.
+        take_tile(trellis, here, lane, unit, 0);
+        take_tile(trellis, here, lane, unit, 1);
+        take_tile(trellis, here, lane, unit, 2);
+        take_tile(trellis, here, lane, unit, 3);
+        take_tile(trellis, here, lane, unit, 4);
+        take_tile(trellis, here, lane, unit, 5);
+        take_tile(trellis, here, lane, unit, 6);
+        take_tile(trellis, here, lane, unit, 7);
+    } else {
+        for (uint tile = 0; tile < TILES; tile++) {
+            load_tile(trellis, here, lane, tile);
+            multiply_tile(unit * TILES + tile);
+        }
+    }
+    end_unit(unit);
+}
