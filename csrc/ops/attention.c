@@ -75,7 +75,7 @@ static mrl_status too_little_shared(const mrl_device_info *info, const mrl_kv *k
                     kv->dim);
 }
 
-/* Bytes of decode.comp's shared memory beside `work`: stats, raw, fresh and ticket. */
+/* Bytes of decode.comp's shared memory beside `work`: stats, raw, fresh and arrival. */
 static uint32_t decode_fixed_bytes(uint32_t subgroups, uint32_t tile, uint32_t dim)
 {
     return subgroups * tile * 8 + dim * 12 + 4;
@@ -217,7 +217,7 @@ bool mrl_attention_coopmat_plan(mrl_device *dev, mrl_kernel kernel, uint32_t k_d
 
     if (!mrl_pipeline_available(dev, kernel, MRL_FORMAT_NONE, MRL_MATH_F16) || k_dim % 16 != 0 ||
         v_dim % (16 * share) != 0 || k_dim > MRL_HEAD_DIM_MAX || v_dim > MRL_HEAD_DIM_MAX ||
-        (size != 8 && size != 16 && size != 32))
+        (size != 16 && size != 32) || info->subgroup_min != info->subgroup_max)
         return false;
     for (uint32_t subgroups = 8; subgroups >= 2; subgroups /= 2) {
         /* uvec4s of the shader's pool: 32 keys, values, and of each line 32 scores and weights; or the queries. */

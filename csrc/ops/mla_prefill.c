@@ -13,8 +13,10 @@ bool mrl_mla_expands(const mla_call *call, const mrl_view *y)
 {
     mrl_coopmat_attention division;
     const uint32_t rope_dim = call->kv->dim - call->kv->rank;
+    const uint64_t gathered = (uint64_t)call->args->bound * (call->kv->rank / 8);
 
-    return call->args->sequence && call->kv->dtype == MRL_DTYPE_f16 && call->kv->rank % 8 == 0 &&
+    return call->args->sequence && gathered / ROWS_LANES < call->info->max_groups[0] &&
+           call->kv->dtype == MRL_DTYPE_f16 && call->kv->rank % 8 == 0 &&
            call->nope % 8 == 0 && call->v_dim % 8 == 0 && mrl_view_address(y) % 16 == 0 &&
            mrl_attention_coopmat_plan(call->dev, MRL_KERNEL_mla_prefill_coopmat, call->nope + rope_dim, call->v_dim,
                                       &division);

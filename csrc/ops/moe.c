@@ -44,6 +44,13 @@ static bool has_trellises(const mrl_moe_layer *layer)
             return true;
     return false;
 }
+static bool has_matrices(const mrl_moe_layer *layer)
+{
+    bool found = false;
+    for (uint32_t i = 0; i < layer->nstacks; i++)
+        found |= !is_trellis(&layer->stacks[i]);
+    return found;
+}
 static uint32_t router_rows(const mrl_moe_layer *layer) { return layer->router->n; }
 static bool software(mrl_device *dev) { return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE; }
 
@@ -349,7 +356,8 @@ static mrl_status plan_tiles(const routed *r, mrl_error *err)
     mrl_status rc;
     mrl_pipeline *pipeline;
     const mrl_device_info *info = mrl_device_info_of(r->dev);
-    const uint32_t lanes = software(r->dev) ? info->subgroup_max : info->max_workgroup < 1024 ? info->max_workgroup : 1024;
+    const uint32_t most = info->max_workgroup < 1024 ? info->max_workgroup : 1024;
+    const uint32_t lanes = software(r->dev) ? info->subgroup_max : most;
     const uint32_t spec[] = {lanes, r->args->layer->experts + r->args->layer->shared, r->how.tile};
     const mrl_push_moe_plan push = {.ids = mrl_view_address(&r->ids),
                                     .tiles = mrl_view_address(&r->tiles),
@@ -460,12 +468,13 @@ static mrl_status check_trellises(const mrl_moe_layer *layer, const mrl_moe_stac
 /* ---- all stacks ---- */
 
 /* One product of every stack that has it, beside each other: GATE for trellises; UP into the activations, for trellises
- * without the gate, so that both run beside each other; DOWN, which multiplies by the gate there, into the parts. */
-static mrl_status stacks_product(const routed *r, int which, const mrl_view *gate, const mrl_view *y, mrl_error *err)
+ * without the gate, so that both run beside each other; DOWN, which multiplies by the gate there, into the parts. sums:
+ * what workgroups tell each other, a buffer a stack; to be kept while another product shall run beside this one. */
+static mrl_status stacks_product(const routed *r, int which, const mrl_view *gate, const mrl_view *y,
+                                 mrl_buffer **sums, mrl_error *err)
 {
     mrl_status rc = MRL_OK;
     const mrl_moe_layer *layer = r->args->layer;
-    mrl_buffer *sums[MRL_MOE_STACKS_MAX] = {0};
     bool beside = false;
 
     for (uint32_t i = 0; i < layer->nstacks; i++) {
@@ -481,8 +490,6 @@ static mrl_status stacks_product(const routed *r, int which, const mrl_view *gat
         beside = true;
     }
 done:
-    for (uint32_t i = 0; i < layer->nstacks; i++)
-        mrl_buffer_release(sums[i]);
     return rc;
 }
 
@@ -492,21 +499,25 @@ static mrl_status mix_pairs(const routed *r, mrl_error *err)
     mrl_status rc;
     const mrl_moe_layer *layer = r->args->layer;
     const bool fused = layer->nstacks == 1 && !is_trellis(&layer->stacks[0]) && r->how.tile == 0;
+    mrl_buffer *sums[3][MRL_MOE_STACKS_MAX] = {0};
     mrl_view gate = {0}, parts = {0};
 
     if (has_trellises(layer)) {
         MRL_TRY(temporary(r->dev, r->args->dtype, r->pairs, r->inner, &gate, err));
-        MRL_TRY(stacks_product(r, GATE, NULL, &gate, err));
+        MRL_TRY(stacks_product(r, GATE, NULL, &gate, sums[GATE], err));
     }
-    MRL_TRY(stacks_product(r, UP, NULL, &r->act, err));
+    MRL_TRY(stacks_product(r, UP, NULL, &r->act, sums[UP], err));
     if (fused) {
         MRL_TRY(down_by_rows(r, err));
         goto done;
     }
     MRL_TRY(temporary(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));
-    MRL_TRY(stacks_product(r, DOWN, &gate, &parts, err));
+    MRL_TRY(stacks_product(r, DOWN, &gate, &parts, sums[DOWN], err));
     MRL_TRY(combine(r, &parts, err));
 done:
+    for (int which = GATE; which <= DOWN; which++)
+        for (uint32_t i = 0; i < layer->nstacks; i++)
+            mrl_buffer_release(sums[which][i]);
     mrl_buffer_release(gate.buffer);
     mrl_buffer_release(parts.buffer);
     return rc;
@@ -570,7 +581,10 @@ static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, stra
 {
     const uint64_t rows = args->x.shape[0], experts = args->layer->experts, pairs = rows * args->layer->top_k;
     const mrl_dtype x = args->norm.buffer != NULL ? normal_dtype(dev, args) : args->x.dtype;
-    const bool matrices = mrl_trellis_matrices(dev) && x != MRL_DTYPE_f32 && args->dtype != MRL_DTYPE_f32;
+    const bool alone = !has_matrices(args->layer); /* others go through moe_gemv, 8 pairs at most */
+    const bool matrices =
+        alone && mrl_trellis_matrices(dev) && x == MRL_DTYPE_f16 && args->dtype == MRL_DTYPE_f16;
+    const uint32_t most = matrices ? 64 : alone ? 16 : 8;
     char name[32] = "";
     uint32_t tile = 0;
 
@@ -582,7 +596,8 @@ static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, stra
                    : pairs <= 24 * experts ? 16
                    : pairs <= 48 * experts ? 32
                                            : 64;
-    } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > (matrices ? 64 : 16) || (tile & (tile - 1)) != 0 ||
+    } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > most ||
+               (tile & (tile - 1)) != 0 ||
                strcmp(name, mrl_kernel_name(MRL_KERNEL_trellis_moe_gemv)) != 0 || splits_asked(args) > 65535) {
         return mrl_fail(err, MRL_ERR_VALUE, "moe: there is no kernel %s for trellises", args->kernel);
     }
@@ -770,7 +785,7 @@ static void release(routed *r, const mrl_view *normalised)
 }
 
 /* Checked rows whose pairs fit one walk. */
-static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
+static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, const strategy *how, mrl_error *err)
 {
     mrl_status rc;
     const mrl_moe_layer *layer = args->layer;
@@ -783,15 +798,16 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
                 .inner = layer->inner,
                 .hidden = layer->hidden,
                 .x = args->x,
-                .norm = args->norm};
+                .norm = args->norm,
+                .how = *how};
     mrl_view normalised = {0};
 
-    MRL_TRY(choose(dev, args, &r.how, err));
     MRL_TRY(temporary(dev, MRL_DTYPE_i32, rows, slots, &r.ids, err));
     MRL_TRY(temporary(dev, MRL_DTYPE_f32, rows, slots, &r.weights, err));
     MRL_TRY(temporary(dev, args->dtype, r.pairs, r.inner, &r.act, err));
     MRL_TRY(route(dev, args, &r.ids, &r.weights, err));
-    const bool by_rows = r.how.kernel == MRL_KERNEL_moe_gemv || r.how.kernel == MRL_KERNEL_trellis_moe_gemv;
+    const bool by_rows = r.how.kernel == MRL_KERNEL_moe_gemv ||
+                         (r.how.kernel == MRL_KERNEL_trellis_moe_gemv && r.how.tile < 16);
     if (r.norm.buffer != NULL && (rows > 1 || !by_rows)) {
         /* Otherwise every workgroup of every pair would do it. */
         MRL_TRY(normalise(dev, args, normal_dtype(dev, args), &normalised, err));
@@ -829,7 +845,9 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
     /* Kernels count elements in 31 bits and workgroups in 16. */
     strategy how;
     MRL_TRY(choose(dev, &args, &how, err));
-    const uint64_t pairs = (uint64_t)INT32_MAX / wide, most = has_trellises(layer) ? mrl_trellis_pairs(how.tile) : PAIRS_MAX;
+    const uint32_t all = layer->experts + layer->shared;
+    const uint64_t pairs = (uint64_t)INT32_MAX / wide;
+    const uint64_t most = has_trellises(layer) ? mrl_trellis_pairs(how.tile, all) : PAIRS_MAX;
     const uint64_t step = (pairs < most ? pairs : most) / slots_of(layer);
     if (step == 0)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row", slots_of(layer), wide);
@@ -842,7 +860,7 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
         args.residual = some_rows(&given->residual, first, count);
         args.positions = some_rows(&given->positions, first, count);
         args.y = some_rows(&given->y, first, count);
-        MRL_TRY(mix(dev, &args, err));
+        MRL_TRY(mix(dev, &args, &how, err));
     }
 done:
     mrl_buffer_release(x_copy);

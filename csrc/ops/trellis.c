@@ -130,7 +130,7 @@ static bool wants_f32(mrl_device *dev, const mrl_trellis_args *args)
 /* ---- gemv ---- */
 
 /* A kernel asked for by name: "trellis_gemv", or, for the tuner and benchmarks, "trellis_gemv@splits,groups,prefetch
- * + 1" and "trellis_gemm_coopmat@splits,rows". */
+ * + 1", "trellis_gemv_coopmat@splits,groups" and "trellis_gemm_coopmat@splits,rows". */
 typedef struct tuning {
     char name[32];    /* empty: choose */
     uint32_t tune[3]; /* 0: the default */
@@ -152,7 +152,7 @@ static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, u
 typedef struct gemv_plan {
     mrl_kernel kernel; /* trellis_gemv or trellis_gemv_dot */
     mrl_math math;
-    uint32_t splits, nspec, spec[15];
+    uint32_t splits, shared, nspec, spec[15];
 } gemv_plan;
 
 /* Bytes of shared memory, a little more than gemv.glsl declares. */
@@ -180,12 +180,14 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                      mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16);
     uint32_t groups = 1;
 
-    while (groups * 2 <= min_u32(most, units) && gemv_shared(m, blocks, groups * 2, f32, args->int8) <= info->shared_bytes)
+    while (groups * 2 <= min_u32(most, units) &&
+           gemv_shared(m, blocks, groups * 2, f32, args->int8) <= info->shared_bytes)
         groups *= 2;
     return (gemv_plan){
         .kernel = dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv,
         .math = f32 ? MRL_MATH_F32 : MRL_MATH_F16,
         .splits = splits,
+        .shared = gemv_shared(m, blocks, groups, f32, args->int8),
         .nspec = 15,
         .spec =
             {
@@ -214,6 +216,17 @@ static uint64_t share_bytes(const mrl_trellis *t, uint64_t rows)
     return rows * (t->n_padded + t->n_padded / MRL_TRELLIS_BLOCK) * sizeof(float);
 }
 
+/* told: bytes of the shares, which shaders count in 31 bits. */
+static mrl_status check_plan(mrl_device *dev, const gemv_plan *plan, uint64_t told, mrl_error *err)
+{
+    if (plan->shared > mrl_device_info_of(dev)->shared_bytes)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows need %u bytes of shared memory, %s has %u", plan->spec[3],
+                        plan->shared, mrl_device_info_of(dev)->name, mrl_device_info_of(dev)->shared_bytes);
+    if (told / sizeof(float) > INT32_MAX)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", plan->spec[3]);
+    return MRL_OK;
+}
+
 static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
 {
     mrl_status rc;
@@ -222,11 +235,12 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
     const mrl_trellis *t = args->t;
     const uint32_t m = c.push.m;
     const gemv_plan plan = plan_gemv(c.dev, args, m, asked);
+    const uint64_t told = plan.splits > 1 ? share_bytes(t, (uint64_t)plan.splits * plan.spec[3]) : 0;
     mrl_buffer *partial = NULL;
 
-    if (plan.splits > 1) {
-        const uint64_t bytes = share_bytes(t, (uint64_t)plan.splits * plan.spec[3]);
-        MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
+    MRL_TRY(check_plan(c.dev, &plan, told, err));
+    if (told > 0) {
+        MRL_TRY(mrl_buffer_create(c.dev, told, MRL_MEMORY_DEVICE, &partial, err));
         c.push.partial = mrl_buffer_address(partial);
     }
     const mrl_range counters = plan.splits > 1 ? whole(t->counters) : (mrl_range){0};
@@ -236,8 +250,8 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
     };
     const mrl_range writes[] = {c.y, whole(partial), counters};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
-    MRL_TRY(record(&c, plan.kernel, plan.math, plan.spec, (int)plan.nspec, grid, reads, sizeof reads / sizeof *reads, writes, sizeof writes / sizeof *writes,
-                   2.0 * m * t->n * t->k, err));
+    MRL_TRY(record(&c, plan.kernel, plan.math, plan.spec, (int)plan.nspec, grid, reads, sizeof reads / sizeof *reads,
+                   writes, sizeof writes / sizeof *writes, 2.0 * m * t->n * t->k, err));
 done:
     mrl_buffer_release(partial);
     return rc;
@@ -324,6 +338,10 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
     c.push.x = mrl_buffer_address(x);
     if (plan.splits > 1) {
         const uint64_t bytes = (uint64_t)plan.splits * c.push.m * t->n_padded * sizeof(float);
+        if (bytes / sizeof(float) > INT32_MAX) {
+            rc = mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", c.push.m);
+            goto done;
+        }
         MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, &sums, err));
         c.push.partial = mrl_buffer_address(sums);
     }
@@ -368,8 +386,12 @@ static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
     };
 }
 
-/* Pairs that go through the kernels at once, tiles of so many. */
-uint32_t mrl_trellis_pairs(uint32_t tile) { return tile >= 16 ? 16 * MRL_TRELLIS_PAIRS : MRL_TRELLIS_PAIRS; }
+uint32_t mrl_trellis_pairs(uint32_t tile, uint32_t experts)
+{
+    /* The tile of each expert that is not full counts as well. */
+    if (tile < 16 || experts >= MRL_TRELLIS_PAIRS - 128) return MRL_TRELLIS_PAIRS;
+    return min_u32(8 * MRL_TRELLIS_PAIRS, (MRL_TRELLIS_PAIRS - experts) * tile);
+}
 
 /* x of all pairs to `out` (places, k_padded) f16, as their experts want it. */
 static mrl_status transform_pairs(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_push_trellis_moe *push,
@@ -411,6 +433,8 @@ static mrl_status experts_on_matrices(mrl_device *dev, const mrl_trellis_experts
     mrl_buffer *x = NULL;
     mrl_pipeline *pipeline;
 
+    if (args->norm.buffer != NULL)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: x of tiles of %u pairs must be normalised before", args->tile);
     if (tiles > MRL_TRELLIS_PAIRS || ((uint64_t)pairs + plan.rows) * t->k_padded > INT32_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
     MRL_TRY(mrl_buffer_create(dev, ((uint64_t)pairs + plan.rows) * t->k_padded * 2, MRL_MEMORY_DEVICE, &x, err));
@@ -458,15 +482,14 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     mrl_pipeline *pipeline;
 
     *sums = NULL;
-    if (args->tile >= 16 && args->x.dtype != MRL_DTYPE_f32 && mrl_trellis_matrices(dev))
+    if (args->tile >= 16 && args->x.dtype == MRL_DTYPE_f16 && mrl_trellis_matrices(dev))
         return experts_on_matrices(dev, args, err);
     if (copies > MRL_TRELLIS_PAIRS)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
-    if (plan.splits > 1) {
-        const uint64_t bytes = share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]);
-        if (bytes / sizeof(float) > INT32_MAX)
-            return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
-        MRL_TRY(mrl_buffer_create(dev, bytes, MRL_MEMORY_DEVICE, &partial, err));
+    const uint64_t told = plan.splits > 1 ? share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]) : 0;
+    MRL_TRY(check_plan(dev, &plan, told, err));
+    if (told > 0) {
+        MRL_TRY(mrl_buffer_create(dev, told, MRL_MEMORY_DEVICE, &partial, err));
         push.partial = mrl_buffer_address(partial);
     }
     const mrl_range counters = plan.splits > 1 ? args->counters : (mrl_range){0};
@@ -599,8 +622,8 @@ static bool coopmat_can(const call *c)
 /* Without a kernel asked for. */
 static mrl_kernel choose(const call *c)
 {
-    if (c->push.m >= MATRIX_MIN_ROWS && c->push.m <= MATRIX_MAX_ROWS && !c->args->int8 && c->args->x.dtype == MRL_DTYPE_f16 &&
-        mrl_trellis_matrices(c->dev))
+    if (c->push.m >= MATRIX_MIN_ROWS && c->push.m <= MATRIX_MAX_ROWS && !c->args->int8 &&
+        c->args->x.dtype == MRL_DTYPE_f16 && mrl_trellis_matrices(c->dev))
         return MRL_KERNEL_trellis_gemv_coopmat;
     if (c->push.m <= GEMV_MAX_ROWS) return MRL_KERNEL_trellis_gemv;
     return coopmat_can(c) ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm;

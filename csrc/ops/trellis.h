@@ -56,15 +56,15 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *args, mrl_err
 
 /* True where tiles of 16 pairs and more go through cooperative matrices. */
 bool mrl_trellis_matrices(mrl_device *dev);
-/* Pairs of one mrl_op_trellis_experts at most, in tiles of so many; 0: without tiles. */
-uint32_t mrl_trellis_pairs(uint32_t tile);
+/* Pairs of one mrl_op_trellis_experts at most, in tiles of so many (0: without tiles) of `experts` experts. */
+uint32_t mrl_trellis_pairs(uint32_t tile, uint32_t experts);
 
 /* y[pair] = norm(x[pair / slots]) W[ids[pair]], W the experts of t, or of activation(gate) * x; shapes are the caller's to
  * check. */
 typedef struct mrl_trellis_experts_args {
     const mrl_trellis *t;
     mrl_view x;           /* (pairs / slots, k) f32, f16 or bf16 */
-    mrl_view norm;        /* (k) f32 or absent */
+    mrl_view norm;        /* (k) f32 or absent, as it must be for tiles of 16 pairs and more */
     mrl_view ids;         /* (pairs) i32 below t->experts; of negative ones nothing is written */
     mrl_buffer *places;   /* (experts of the layer) i32: ids and tiles count those, which lie in t at these places; where
                            * one is negative nothing is written. NULL: ids and tiles say the place */
@@ -72,7 +72,7 @@ typedef struct mrl_trellis_experts_args {
     mrl_view order;
     uint32_t tile;        /* pairs of a tile at most, 1 .. 16, or 16, 32 or 64 with matrices; without tiles 1 */
     mrl_view gate;        /* like x, with a gated activation: x becomes activation(gate) * x; or absent */
-    mrl_view y;           /* (pairs, n), no more than MRL_TRELLIS_PAIRS of them */
+    mrl_view y;           /* (pairs, n), no more than mrl_trellis_pairs of them */
     mrl_range counters;   /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */
     uint32_t slots;       /* pairs that share a row of x */
     uint32_t splits;      /* workgroups that share 128 columns of a pair; 0: choose */

@@ -1,5 +1,5 @@
-// Values of trellis.glsl in f16 arithmetic, two at once. With DOT bytes are summed by the packed integer dot product, which
-// the kernel enables.
+// Values of trellis.glsl in f16 arithmetic, two at once. With DOT bytes are summed by the packed integer dot product,
+// which the kernel enables.
 #ifdef DOT
 int dot4(uint a, int b, int c) { return dotPacked4x8EXT(a, b) + c; }
 uint dot_bytes(uint x) { return dotPacked4x8EXT(x, 0x01010101u); }
