@@ -28,11 +28,18 @@ SHAPES = ["2048x1536", "4096x14336", "2048x154880"]
 
 
 def sweep(m: int) -> list[str]:
-    """Every tuning of the kernel that takes m rows."""
+    """Every tuning of the kernels that take m rows."""
+    found: list[str] = []
     if m <= 16:
         splits, groups = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8)
-        return [f"trellis_gemv@{s},{g},{p}" for s in splits for g in groups for p in (1, 2)]
-    return [f"trellis_gemm_coopmat@{s},{rows}" for s in (1, 2, 4, 8, 16) for rows in (16, 32, 64, 128)]
+        found += [f"trellis_gemv@{s},{g},{p}" for s in splits for g in groups for p in (1, 2)]
+    if 1 < m <= 64:
+        found += [f"trellis_gemv_coopmat@{s},{g}" for s in (1, 2, 4, 8, 16) for g in (1, 2)]
+    return (
+        found
+        if m <= 16
+        else found + [f"trellis_gemm_coopmat@{s},{rows}" for s in (1, 2, 4, 8, 16) for rows in (16, 32, 64, 128)]
+    )
 
 
 def dequantized_time(args: argparse.Namespace, trellis: _C.TrellisLinear, dense: _C.Linear, x: _C.Tensor) -> float:

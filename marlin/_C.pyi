@@ -278,7 +278,8 @@ class TrellisLinear:
     def set_bias(self, bias: Tensor | None, /) -> None: ...  # (n) f32
     # y = epilogue(norm(x) W + bias), as Linear. With swiglu, geglu, geglu_tanh: y = act(gate) * (x W + bias), gate
     # (m, n) in the dtype of y. out may have more columns: n of them from `column` on are written. activations:
-    # f16 or int8 (mul1, at most 16 rows). kernel forces trellis_gemv, trellis_gemm or trellis_gemm_coopmat.
+    # f16 or int8 (mul1, at most 16 rows). kernel forces trellis_gemv, trellis_gemv_coopmat (at most 64 rows),
+    # trellis_gemm or trellis_gemm_coopmat.
     def __call__(
         self,
         x: Tensor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import test_trellis_moe
 from conftest import device_row
 from ref.moe import moe, route
 from test_moe import ints, kernels_of
-from test_trellis_moe import GLM, NAN_WORD, QWEN, Array, Codes, stack
+from test_trellis_moe import GLM, NAN_WORD, QWEN, Array, Codes, Mixture, stack
 from tolerance import check
 
 import marlin as ml
@@ -41,22 +41,6 @@ class Case:
     norm: bool = False
     residual: bool = False
     kernel: str | None = None
-
-
-@dataclass
-class Mixture:
-    """A MoE and what NumPy needs of it: gate, up, down of all experts in their order."""
-
-    raw: _C.MoE
-    router: Array
-    weights: list[Array] = field(default_factory=list)
-
-    def expected(self, x: Array, **options: Any) -> Array:
-        """x: what the experts see, normalised."""
-        ids, weights = route(x @ self.router.T.astype(np.float64), self.raw.top_k)
-        behind = np.tile(np.arange(self.raw.experts, self.raw.experts + self.raw.shared), (len(x), 1))
-        ids, weights = np.hstack([ids, behind]), np.hstack([weights, np.ones(behind.shape)])
-        return moe(x, *self.weights, ids, weights, **options)
 
 
 def plain_stack(device: _C.Device, kind: str, matrices: Array) -> tuple[_C.Linear, Array]:

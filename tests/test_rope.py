@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
+from arrays import DTYPES, array, ints, tensor
 from ref.rope import rope, rope_block
 from tolerance import check
 
 from marlin import _C
-
-DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
-
-
-def tensor(device: _C.Device, values: Any, dtype: str = "f32") -> _C.Tensor:
-    rounded = np.ascontiguousarray(np.asarray(values).astype(DTYPES[dtype]))
-    bits = rounded.view(np.uint16) if dtype == "bf16" else rounded
-    return _C.tensor(device, bits, dtype=dtype, shape=rounded.shape)
-
-
-def ints(device: _C.Device, values: Any) -> _C.Tensor:
-    return _C.tensor(device, np.asarray(values, np.int32))
-
-
-def array(t: _C.Tensor) -> np.ndarray[Any, Any]:
-    return np.frombuffer(t.tobytes(), DTYPES[t.dtype]).reshape(t.shape).astype(np.float64)
 
 
 def frequencies(rope_dim: int, base: float = 10000.0) -> np.ndarray[Any, Any]:
