@@ -179,7 +179,8 @@ def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str, chu
         d = config.delta
         row += wide * (d.channels + 2 * d.value_size + config.q_size) + 4 * (d.channels + d.value_size)
         row += 16 * d.value_heads
-    if config.experts is not None:  # act and, of tiles, the result of each chosen expert; logits of the router
+    if config.experts is not None:  # of each chosen expert act and, of tiles, the result; logits of the router
         e = config.experts
         row += (e.top_k + 1) * (wide * e.inner + 4 * config.hidden_size) + 4 * e.count
+        row += (e.top_k + 1) * (wide * e.inner + 2 * config.hidden_size)  # of trellises the gate and the transformed x
     return rows * row + expanded + 4 * slots * config.vocab_size + UPLOAD_BYTES
