@@ -36,26 +36,57 @@ static bool reserve(mrl_ranges *ranges)
     return true;
 }
 
-bool mrl_ranges_take(mrl_ranges *ranges, uint64_t bytes, uint64_t *offset)
+/* `bytes` from `offset` on, which lie in free range i. */
+static void carve(mrl_ranges *ranges, size_t i, uint64_t offset, uint64_t bytes)
 {
-    if (!reserve(ranges))
-        return false;
-    for (size_t i = 0; i < ranges->count; i++) {
-        if (ranges->free[i].bytes < bytes)
-            continue;
-        *offset = ranges->free[i].offset;
+    const uint64_t begin = ranges->free[i].offset, end = begin + ranges->free[i].bytes;
+
+    if (offset > begin && offset + bytes < end) {
+        memmove(&ranges->free[i + 1], &ranges->free[i], (ranges->count++ - i) * sizeof *ranges->free);
+        ranges->free[i].bytes = offset - begin;
+        i++;
+        ranges->free[i].offset = offset + bytes;
+        ranges->free[i].bytes = end - offset - bytes;
+    } else if (offset > begin) {
+        ranges->free[i].bytes = offset - begin;
+    } else {
         ranges->free[i].offset += bytes;
         ranges->free[i].bytes -= bytes;
-        if (ranges->free[i].bytes == 0) {
-            ranges->count--;
-            memmove(&ranges->free[i], &ranges->free[i + 1],
-                    (ranges->count - i) * sizeof *ranges->free);
-        }
-        ranges->used += bytes;
-        ranges->live++;
+    }
+    if (ranges->free[i].bytes == 0) {
+        ranges->count--;
+        memmove(&ranges->free[i], &ranges->free[i + 1], (ranges->count - i) * sizeof *ranges->free);
+    }
+    ranges->used += bytes;
+    ranges->live++;
+}
+
+/* The first offset from `from` on where so many bytes are free. */
+static bool take_from(mrl_ranges *ranges, uint64_t from, uint64_t bytes, uint64_t *offset)
+{
+    for (size_t i = 0; i < ranges->count; i++) {
+        const uint64_t begin = ranges->free[i].offset, end = begin + ranges->free[i].bytes;
+        const uint64_t first = begin > from ? begin : from;
+        if (first > end || end - first < bytes)
+            continue;
+        carve(ranges, i, first, bytes);
+        *offset = first;
         return true;
     }
     return false;
+}
+
+bool mrl_ranges_take(mrl_ranges *ranges, uint64_t bytes, uint64_t *offset)
+{
+    return reserve(ranges) && take_from(ranges, 0, bytes, offset);
+}
+
+bool mrl_ranges_take_next(mrl_ranges *ranges, uint64_t bytes, uint64_t *offset)
+{
+    if (!reserve(ranges) || !(take_from(ranges, ranges->next, bytes, offset) || take_from(ranges, 0, bytes, offset)))
+        return false;
+    ranges->next = *offset + bytes;
+    return true;
 }
 
 void mrl_ranges_give(mrl_ranges *ranges, uint64_t offset, uint64_t bytes)

@@ -204,7 +204,8 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                 !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
                 info->subgroup_min >= 8,
                 args->int8,
-                t->k % 4 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0,
+                t->k % 4 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0 &&
+                    mrl_view_address(&args->norm) % 16 == 0,
                 64 * groups,
             },
     };

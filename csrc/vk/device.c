@@ -175,9 +175,11 @@ static void query_features(VkPhysicalDevice physical, const extensions *have, fe
         append_missing(info, "subgroup vote, arithmetic, ballot and shuffle");
     if (chain->v12.shaderFloat16 && info->kind != MRL_DEVICE_SOFTWARE)
         info->features |= MRL_BIT(fp16);
-    if (have->coopmat && chain->coopmat.cooperativeMatrix && has_coopmat_shape(physical) &&
-        floats.shaderDenormPreserveFloat16 &&
+    if (floats.shaderDenormPreserveFloat16 &&
         floats.denormBehaviorIndependence != VK_SHADER_FLOAT_CONTROLS_INDEPENDENCE_NONE)
+        info->features |= MRL_BIT(subnormals);
+    if (have->coopmat && chain->coopmat.cooperativeMatrix && has_coopmat_shape(physical) &&
+        info->features & MRL_BIT(subnormals))
         info->features |= MRL_BIT(coopmat);
     if (have->coopmat2 && chain->coopmat2.cooperativeMatrixWorkgroupScope &&
         chain->coopmat2.cooperativeMatrixFlexibleDimensions &&

@@ -153,24 +153,33 @@ static mrl_status slab_find_locked(mrl_device *dev, uint64_t reserved, mrl_memor
     return MRL_OK;
 }
 
-/* An empty large slab goes back to the driver, once the GPU is done with it. Small ones stay for reuse. */
-static void slab_trim(mrl_device *dev)
+/* Empty large slabs go back to the driver, once the GPU is done with them, but for `spared` of the usual size: the
+ * temporaries of a prompt come and go layer by layer, and a slab takes the driver tens of milliseconds. Small ones stay
+ * for reuse. True: something went back. */
+static bool slab_trim(mrl_device *dev, uint32_t spared)
 {
     mrl_slab **link, *victim = NULL;
 
     mrl_lock_acquire(&dev->memory_lock);
-    for (link = &dev->slabs; *link != NULL; link = &(*link)->next)
-        if ((*link)->ranges.used == 0 && (*link)->ranges.size > SLAB_SMALL) {
-            victim = *link;
-            *link = victim->next;
-            stats_reserve(dev, victim->kind, -(int64_t)victim->ranges.size);
-            break;
+    for (link = &dev->slabs; *link != NULL; link = &(*link)->next) {
+        const mrl_ranges *ranges = &(*link)->ranges;
+        if (ranges->used > 0 || ranges->size <= SLAB_SMALL)
+            continue;
+        if (ranges->size == SLAB_LARGE && spared > 0) {
+            spared--;
+            continue;
         }
+        victim = *link;
+        *link = victim->next;
+        stats_reserve(dev, victim->kind, -(int64_t)victim->ranges.size);
+        break;
+    }
     mrl_lock_release(&dev->memory_lock);
     if (victim == NULL)
-        return;
+        return false;
     mrl_device_idle(dev);
     slab_free(dev, victim);
+    return true;
 }
 
 void mrl_memory_destroy(mrl_device *dev)
@@ -276,12 +285,12 @@ static mrl_status buffer_from_arena(mrl_arena *arena, uint64_t bytes, mrl_buffer
         return mrl_fail(err, MRL_ERR_MEMORY, "out of host memory");
     mrl_lock_acquire(&arena->lock);
     for (block = arena->blocks; block != NULL; block = block->next)
-        if (mrl_ranges_take(&block->ranges, reserved, &offset))
+        if (mrl_ranges_take_next(&block->ranges, reserved, &offset))
             break;
     if (block == NULL) {
         MRL_TRY(arena_grow_locked(arena, reserved, err));
         block = arena->blocks;
-        mrl_ranges_take(&block->ranges, reserved, &offset);
+        mrl_ranges_take_next(&block->ranges, reserved, &offset);
     }
     buffer->refs = 1;
     buffer->dev = mrl_device_retain(arena->dev);
@@ -360,9 +369,13 @@ mrl_status mrl_buffer_create(mrl_device *dev, uint64_t bytes, mrl_memory_kind ki
                         "%s: one buffer of %" PRIu64 " bytes is beyond the device's limit of %" PRIu64
                         " bytes; use a smaller format or split the tensor",
                         dev->info.name, bytes, dev->info.max_allocation);
-    if (program != NULL && kind == MRL_MEMORY_DEVICE)
-        return buffer_from_arena(mrl_program_arena(program), bytes, out, err);
-    return buffer_from_slab(dev, bytes, kind, out, err);
+    do {
+        if (program != NULL && kind == MRL_MEMORY_DEVICE)
+            rc = buffer_from_arena(mrl_program_arena(program), bytes, out, err);
+        else
+            rc = buffer_from_slab(dev, bytes, kind, out, err);
+    } while (rc == MRL_ERR_DEVICE_MEMORY && slab_trim(dev, 0));
+    return rc;
 }
 
 mrl_buffer *mrl_buffer_retain(mrl_buffer *buffer)
@@ -393,7 +406,7 @@ void mrl_buffer_release(mrl_buffer *buffer)
     mrl_lock_release(&dev->memory_lock);
     free(buffer);
     if (trim)
-        slab_trim(dev);
+        slab_trim(dev, 1);
     mrl_device_release(dev);
 }
 

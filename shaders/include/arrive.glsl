@@ -7,6 +7,13 @@ layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufArrivals 
 
 shared uint arrival;
 
+// Brings a counter into the cache that counts, long before it is needed: nobody waits for what an atomic without a
+// result does.
+void touch_counter(uvec2 counters, uint counter)
+{
+    atomicOr(BufArrivals(counters).v[counter], 0u, gl_ScopeDevice, 0, gl_SemanticsRelaxed);
+}
+
 void told_barrier()
 {
     controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, gl_StorageSemanticsBuffer | gl_StorageSemanticsShared,

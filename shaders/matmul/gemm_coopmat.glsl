@@ -9,8 +9,7 @@
 //   STORE_EIGHT(i, n, v)   stores columns n .. n + 7 like STORE_PAIR
 //   X_ROW(i)            row of x of fetch i of this thread: row gl_LocalInvocationIndex / 2 + i * 128 of the tile
 #ifdef FMT_SUBNORMAL
-#extension GL_EXT_spirv_intrinsics : require
-spirv_execution_mode(extensions = ["SPV_KHR_float_controls"], capabilities = [4464], 4459, 16); // DenormPreserve 16
+#include "include/subnormals.glsl"
 #endif
 
 #define BK 32

@@ -1,14 +1,13 @@
-// What the trellis kernels do with a column sum that has been through the output transform: svh, bias, activation,
-// gate, residual, conversion. Needs the push block p (mrl_push_trellis) and the constants ACTIVATION, Y_TYPE.
+// What the trellis kernels do with a column sum that has been through the output transform and times svh: bias,
+// activation, gate, residual, conversion. Needs the push block p (mrl_push_trellis) and the constants ACTIVATION, Y_TYPE.
 #include "include/activation.glsl"
 #include "include/address.glsl"
 
 // Column n of row m; columns beyond p.n are padding.
-void finish_column(uint m, uint n, float sum)
+void finish_column(uint m, uint n, float y)
 {
     if (n >= p.n)
         return;
-    float y = sum * half_to_float(uint(BufU16(p.svh).v[n]));
     const uint at = m * p.n + n;
     if (!is_null(p.bias))
         y += BufF32(p.bias).v[n];

@@ -7,6 +7,7 @@
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_EXT_integer_dot_product : require
 #define DOT
+#include "include/subnormals.glsl"
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint RATE2 = 8;
@@ -98,6 +99,7 @@ void main()
     // Each subgroup passes its matrices through 1 KiB of shared memory: lane l gets 8 columns of row l / 2.
     const uint base = gl_SubgroupID * 64, l = gl_SubgroupInvocationID;
     [[unroll]] for (uint i = 0; i < MATRICES; i++) {
+        acc[i] = acc[i] * VALUE_UNIT;
         coopMatStore(acc[i], tiles, base, 4, gl_CooperativeMatrixLayoutRowMajor);
         subgroupBarrier();
         const uint m = gl_WorkGroupID.y * BM + sm + i / COLUMNS * 16 + l / 2, n = sn + i % COLUMNS * 16 + l % 2 * 8;

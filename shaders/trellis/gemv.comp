@@ -6,6 +6,7 @@
 layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define TRELLIS p.trellis
 #define SUH p.suh
+#define SVH p.svh
 #define X_ROW(m) (m)
 #include "trellis/gemv.glsl"
 #include "trellis/epilogue.glsl"

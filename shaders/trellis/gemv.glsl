@@ -1,6 +1,6 @@
 // y (m, n) = epilogue(norm(x) W) for few rows of x: a decode step with EXL3 weights, from x to y in one dispatch.
 // Shared by gemv.comp and moe_gemv.comp, which declare the push block p, define gemv_prologue and finish_column behind
-// this file, and say before it where things are: TRELLIS and SUH, addresses, and X_ROW(m), the row of x that is row m.
+// this file, and say before it where things are: TRELLIS, SUH and SVH, addresses, and X_ROW(m), the row of x that is row m.
 //
 //     W = diag(suh) P Q P diag(svh)         Q from the trellis, P: 128 x 128 Hadamard blocks
 //
@@ -9,7 +9,7 @@
 //   64 lanes           the 128 columns of a unit: lane 8 b + m has columns m and m + 8 of tile b (include/trellis.glsl)
 //   group of 64        every GROUPS-th unit of the rows
 //
-//   first units' words requested | x * suh, Hadamard -> xs | decode and multiply | sums of the groups
+//   first units' words and svh requested | x * suh, Hadamard -> xs | decode and multiply | sums of the groups
 //     | SPLIT: the last of the workgroups of 128 columns adds their sums | Hadamard, 1 / rms, svh, bias .. -> y
 //
 // A lane has all 16 rows of its columns, so products need no reduction across lanes; x is the same for the whole
@@ -39,8 +39,8 @@ layout(constant_id = 12) const uint INT8 = 0;
 layout(constant_id = 13) const uint FOURS = 0;   // 1: four elements of x at once
 layout(constant_id = 14) const uint LANES = 64;  // the local size
 
-bool gemv_prologue();                          // false: nothing to do, for the whole workgroup
-void finish_column(uint m, uint n, float sum); // what has been through the output transform, to y
+bool gemv_prologue();                        // false: nothing to do, for the whole workgroup
+void finish_column(uint m, uint n, float y); // what has been through the output transform and times svh, to y
 
 #include "include/trellis.glsl"
 #include "include/address.glsl"
@@ -142,6 +142,19 @@ void add_sums(bool first, uint lane, uint blocks)
     }
 }
 
+// svh of the thread's columns, and the counter into a cache: both asked for before everything else, because at the end
+// nobody has anything to do while they come.
+float column_scale[2];
+
+void request_end()
+{
+    const uint t = gl_LocalInvocationIndex, first = gl_WorkGroupID.x * 128;
+    [[unroll]] for (uint i = 0; i < 2; i++)
+        column_scale[i] = half_to_float(uint(BufU16(SVH).v[first + (t + LANES * i) % 128]));
+    if (SPLIT != 0 && t == 0)
+        touch_counter(p.counters, gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x);
+}
+
 // Sums of all groups and, with SPLIT, of all workgroups of these columns -> work [m][128]; false: others will finish.
 bool gather(uint group, uint lane, uint blocks)
 {
@@ -199,6 +212,7 @@ void main()
     clear_sums();
     const uint base = unit_at(gl_WorkGroupID.x, first_unit, units);
     request_unit(TRELLIS, base, lane, group, count);
+    request_end();
     stage_x(first, blocks);
     [[dont_unroll]] for (uint unit = group; unit - group < count; unit += GROUPS)
         if (unit < count)
@@ -211,6 +225,6 @@ void main()
         float sum = work[m * HADAMARD_PITCH + i % 128];
         if (NORM != 0)
             sum *= inversesqrt((SPLIT != 0 ? squares[m] : row_squares(m, blocks)) / float(p.k) + p.eps);
-        finish_column(m, gl_WorkGroupID.x * 128 + i % 128, sum);
+        finish_column(m, gl_WorkGroupID.x * 128 + i % 128, sum * column_scale[LANES == 64 ? i / 64 % 2 : 0]);
     }
 }

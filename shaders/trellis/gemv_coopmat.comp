@@ -2,12 +2,14 @@
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_EXT_integer_dot_product : require
 #define DOT
+#include "include/subnormals.glsl"
 
 layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define TRELLIS p.trellis
 #define FIRST_ROW 0
 #define ROWS p.m
 #define X_SCALE p.x_scale
+#define SVH p.svh
 #include "trellis/gemv_coopmat.glsl"
 #include "trellis/epilogue.glsl"
 

@@ -20,7 +20,7 @@ layout(constant_id = 7) const uint SPLIT = 0;    // 1: several workgroups share 
 layout(constant_id = 8) const uint LANES = 128;  // the local size
 
 bool coopmat_prologue();                       // false: nothing to do, for the whole workgroup
-void finish_column(uint m, uint n, float sum);
+void finish_column(uint m, uint n, float y);
 
 const uint PREFETCH = 1, SHUFFLE = 1, GROUPS = LANES / 64, HEIGHT = M / 16;
 const bool LOOPS = false;
@@ -77,6 +77,7 @@ void gather(uint group)
             [[unroll]] for (uint i = 0; i < HEIGHT * 4; i++) {
                 const uint at = i / 4 * 16 * HADAMARD_PITCH + gl_SubgroupID % 2 * 64 + i % 4 * 16;
                 MatC before;
+                acc[i] = acc[i] * VALUE_UNIT;
                 if (g > 0) {
                     coopMatLoad(before, work, at, HADAMARD_PITCH, gl_CooperativeMatrixLayoutRowMajor);
                     acc[i] = acc[i] + before;
@@ -109,6 +110,9 @@ void main()
         return;
     }
     hadamard_work(ROWS);
-    for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES)
-        finish_column(i / 128, gl_WorkGroupID.x * 128 + i % 128, work[i / 128 * HADAMARD_PITCH + i % 128] / X_SCALE);
+    for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES) {
+        const uint n = gl_WorkGroupID.x * 128 + i % 128;
+        const float sum = work[i / 128 * HADAMARD_PITCH + i % 128] / X_SCALE;
+        finish_column(i / 128, n, sum * half_to_float(uint(BufU16(SVH).v[n])));
+    }
 }

@@ -56,7 +56,7 @@ void main()
         if (first + i >= width)
             continue;
         if (OUTPUT != 0)
-            finish_column(m, first + i, v / p.x_scale);
+            finish_column(m, first + i, v / p.x_scale * half_to_float(uint(BufU16(p.svh).v[first + i])));
         else
             store_act(p.partial, m * p.k_padded + first + i, Y_TYPE, v * p.x_scale);
     }

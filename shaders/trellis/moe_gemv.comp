@@ -11,6 +11,7 @@ uvec2 expert_trellis, expert_suh, expert_svh;
 #include "moe/tile.glsl"
 #define TRELLIS expert_trellis
 #define SUH expert_suh
+#define SVH expert_svh
 #define X_ROW(m) (tile_pair(m) / p.slots)
 #define X_GATE p.gate
 #include "trellis/gemv.glsl"
@@ -25,10 +26,8 @@ bool gemv_prologue()
     return true;
 }
 
-void finish_column(uint m, uint n, float sum)
+void finish_column(uint m, uint n, float y)
 {
-    if (n >= p.n || m >= tile_rows)
-        return;
-    const uint at = tile_pair(m) * p.n + n;
-    store_act(p.y, at, Y_TYPE, sum * half_to_float(uint(BufU16(expert_svh).v[n])));
+    if (n < p.n && m < tile_rows)
+        store_act(p.y, tile_pair(m) * p.n + n, Y_TYPE, y);
 }

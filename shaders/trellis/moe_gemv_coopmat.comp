@@ -3,6 +3,7 @@
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_EXT_integer_dot_product : require
 #define DOT
+#include "include/subnormals.glsl"
 
 layout(push_constant, scalar) uniform Push { mrl_push_trellis_moe p; };
 uvec2 expert_trellis, expert_svh;
@@ -12,6 +13,7 @@ uvec2 expert_trellis, expert_svh;
 #define FIRST_ROW tile_first
 #define ROWS tile_rows
 #define X_SCALE p.eps
+#define SVH expert_svh
 #include "trellis/gemv_coopmat.glsl"
 
 bool coopmat_prologue()
@@ -23,8 +25,8 @@ bool coopmat_prologue()
     return true;
 }
 
-void finish_column(uint m, uint n, float sum)
+void finish_column(uint m, uint n, float y)
 {
     if (n < p.n)
-        store_act(p.y, tile_pair(m) * p.n + n, Y_TYPE, sum * half_to_float(uint(BufU16(expert_svh).v[n])));
+        store_act(p.y, tile_pair(m) * p.n + n, Y_TYPE, y);
 }

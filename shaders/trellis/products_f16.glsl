@@ -66,6 +66,17 @@ void store_x(uint m, uint b, uint part, float most, const float v[8])
         scales[of] = finite ? scale : uintBitsToFloat(0x7fc00000u);
 }
 
+void multiply_norm(uint k, inout float v[8])
+{
+    if (FOURS != 0 && k + 8 <= p.k) {
+        const vec4 a = BufF32x4(p.norm).v[k / 4], b = BufF32x4(p.norm).v[k / 4 + 1];
+        v = float[8](v[0] * a.x, v[1] * a.y, v[2] * a.z, v[3] * a.w, v[4] * b.x, v[5] * b.y, v[6] * b.z, v[7] * b.w);
+        return;
+    }
+    [[unroll]] for (uint j = 0; j < 8; j++)
+        v[j] *= k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0;
+}
+
 // Blocks first .. first + count - 1 of all rows of x -> xs.
 void stage_x(uint first, uint count)
 {
@@ -81,12 +92,10 @@ void stage_x(uint first, uint count)
                 eight_squares[t] = dot(vec4(v[0], v[1], v[2], v[3]), vec4(v[0], v[1], v[2], v[3])) +
                                    dot(vec4(v[4], v[5], v[6], v[7]), vec4(v[4], v[5], v[6], v[7]));
             const uvec4 suh = BufU32x4(SUH).v[k / 8];
-            [[unroll]] for (uint j = 0; j < 8; j++) {
-                const vec2 pair = unpackHalf2x16(suh[j / 2]);
-                if (NORM != 0)
-                    v[j] *= k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0;
-                v[j] *= pair[j % 2];
-            }
+            if (NORM != 0)
+                multiply_norm(k, v);
+            [[unroll]] for (uint j = 0; j < 8; j++)
+                v[j] *= unpackHalf2x16(suh[j / 2])[j % 2];
             butterflies8(v);
             [[unroll]] for (uint j = 0; j < 8; j++)
                 work[at + j] = v[j];
@@ -208,7 +217,7 @@ void end_unit(uint unit)
 {
     const uint block = unit * UNIT_ROWS / 128;
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
-        const float found = INT8 != 0 ? 0.00676727294921875 * float(whole[i]) : sum[i];
+        const float found = INT8 != 0 ? 0.00676727294921875 * float(whole[i]) : VALUE_UNIT * sum[i];
         acc[i] = fma(found, scales[block * M + i % M], acc[i]);
     }
 }
