@@ -84,7 +84,17 @@ def test_gemv_rows(device: _C.Device, layer: Layer, rows: int) -> None:
     check(y, exact(layer, x), precision(device))
 
 
-@pytest.mark.parametrize("kernel", ["trellis_gemv@2", "trellis_gemv@1,2", "trellis_gemv@1,1,1", "trellis_gemm@2"])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "trellis_gemv@2",
+        "trellis_gemv@1,2",
+        "trellis_gemv@1,4",
+        "trellis_gemv@2,4",
+        "trellis_gemv@1,1,1",
+        "trellis_gemm@2",
+    ],
+)
 def test_gemv_shares(device: _C.Device, kernel: str) -> None:
     """Sums over several workgroups and groups, without words in flight, and again: the counters are back at 0."""
     layer = next(layer for layer in LAYERS if layer.name == "K3_mcg_256x128")

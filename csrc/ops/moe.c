@@ -437,7 +437,7 @@ static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, i
                                            .slots = which == DOWN ? 1 : r->slots,
                                            .splits = splits_asked(r->args),
                                            .eps = r->args->eps,
-                                           .activation = which == DOWN ? layer->activation : MRL_ACTIVATION_NONE,
+                                           .activation = layer->activation, /* of the gate, where there is one */
                                            .beside = beside};
     return mrl_op_trellis_experts(r->dev, &args, sums, err);
 }

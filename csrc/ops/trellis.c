@@ -12,7 +12,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
                    sizeof(mrl_push_trellis_copy) <= 128, "push constants");
 
 #define GEMV_MAX_ROWS 16u
-#define GEMV_WIDE 66u        /* times 128 columns: so many need few shares of k, and few groups a workgroup */
+#define GEMV_WIDE 66u        /* times 128 columns: so many need few shares of k */
 #define MATRIX_MIN_ROWS 5u   /* from here on cooperative matrices are faster than lanes */
 #define MATRIX_MAX_ROWS 64u
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
@@ -63,6 +63,11 @@ typedef struct call {
     mrl_range y; /* what is written of it */
 } call;
 
+static uint32_t types_of(const mrl_view *x, const mrl_view *y)
+{
+    return (uint32_t)x->dtype | (uint32_t)y->dtype << 8;
+}
+
 static call begin(mrl_device *dev, const mrl_trellis_args *args)
 {
     const mrl_trellis *t = args->t;
@@ -93,6 +98,7 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
                 .y_stride = stride,
                 .eps = args->eps,
                 .x_scale = 1.0f,
+                .types = types_of(&args->x, &args->y),
             },
         .y = {all.buffer, all.offset + start, m == 0 ? 0 : ((m - 1) * (uint64_t)stride + t->n) * size},
     };
@@ -152,7 +158,7 @@ static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, u
 typedef struct gemv_plan {
     mrl_kernel kernel; /* trellis_gemv or trellis_gemv_dot */
     mrl_math math;
-    uint32_t splits, shared, nspec, spec[15];
+    uint32_t splits, shared, nspec, spec[12];
 } gemv_plan;
 
 /* Bytes of shared memory, a little more than gemv.glsl declares. */
@@ -173,38 +179,37 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     const uint32_t blocks = gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
     const uint32_t splits = mrl_div_up(t->k_padded / MRL_TRELLIS_BLOCK, blocks);
     const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
-    const uint32_t usual = software ? 1 : t->n_padded / MRL_TRELLIS_BLOCK >= GEMV_WIDE ? 2 : 4;
-    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : usual, info->max_workgroup / 64);
+    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : software ? 1 : 2, info->max_workgroup / 64);
     const uint64_t alignment = 4 * mrl_dtype_bytes(args->x.dtype);
     const bool dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
                      mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16);
-    uint32_t groups = 1;
+    uint32_t groups = 1, room = blocks;
 
+    /* Matrices of several sizes share a pipeline, for the sake of the instruction cache: see gemv.glsl. */
+    if (m == 1)
+        for (room = 4; room < blocks;) room *= 2;
     while (groups * 2 <= min_u32(most, units) &&
-           gemv_shared(m, blocks, groups * 2, f32, args->int8) <= info->shared_bytes)
+           gemv_shared(m, room, groups * 2, f32, args->int8) <= info->shared_bytes)
         groups *= 2;
     return (gemv_plan){
         .kernel = dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv,
         .math = f32 ? MRL_MATH_F32 : MRL_MATH_F16,
         .splits = splits,
-        .shared = gemv_shared(m, blocks, groups, f32, args->int8),
-        .nspec = 15,
+        .shared = gemv_shared(m, room, groups, f32, args->int8),
+        .nspec = 12,
         .spec =
             {
                 64 * groups,
                 t->rate2,
                 (uint32_t)t->codebook,
                 m,
-                blocks,
-                (uint32_t)args->x.dtype,
-                (uint32_t)args->y.dtype,
-                args->norm.buffer != NULL,
+                room,
                 (uint32_t)args->activation,
                 splits > 1,
                 !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
                 info->subgroup_min >= 8,
                 args->int8,
-                t->k % 4 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0 &&
+                t->k % 8 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0 &&
                     mrl_view_address(&args->norm) % 16 == 0,
                 64 * groups,
             },
@@ -381,7 +386,7 @@ static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
         .n = t->n,
         .k = t->k,
         .k_padded = t->k_padded,
-        .n_padded = t->n_padded,
+        .types = types_of(&args->x, &args->y),
         .slots = args->slots,
         .eps = args->eps,
     };
@@ -400,7 +405,8 @@ static mrl_status transform_pairs(mrl_device *dev, const mrl_trellis_experts_arg
 {
     mrl_status rc;
     mrl_pipeline *pipeline;
-    const uint32_t lanes = 128, spec[] = {lanes, (uint32_t)args->x.dtype, (uint32_t)args->activation, lanes};
+    const uint32_t activation = args->gate.buffer != NULL ? (uint32_t)args->activation : MRL_ACTIVATION_NONE;
+    const uint32_t lanes = 128, spec[] = {lanes, (uint32_t)args->x.dtype, activation, lanes};
     const mrl_range reads[] = {whole(args->t->suh),          mrl_view_range(&args->x),     mrl_view_range(&args->gate),
                                mrl_view_range(&args->tiles), mrl_view_range(&args->order), whole(args->places)};
     const mrl_range writes[] = {whole(out)};

@@ -163,6 +163,7 @@ PUSH_STRUCT(mrl_push_trellis)
     UINT y_stride;    /* elements */
     FLOAT eps;
     FLOAT x_scale;    /* power of two that x was multiplied by, to stay in range of f16 (gemm) */
+    UINT types;       /* of x, and of y times 256, for gemv; the other kernels are specialized with types */
 };
 
 /* y (pairs, n) = epilogue(norm(x[pair / slots]) . W[expert of the pair]), experts of one size behind each other. */
@@ -184,7 +185,7 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     UINT n;
     UINT k;
     UINT k_padded;
-    UINT n_padded;
+    UINT types;       /* as above */
     UINT slots;       /* pairs that share a row of x */
     FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
 };

@@ -1,5 +1,5 @@
 // What the trellis kernels do with a column sum that has been through the output transform and times svh: bias,
-// activation, gate, residual, conversion. Needs the push block p (mrl_push_trellis) and the constants ACTIVATION, Y_TYPE.
+// activation, gate, residual, conversion. Needs the push block p (mrl_push_trellis) and ACTIVATION and Y_TYPE.
 #include "include/activation.glsl"
 #include "include/address.glsl"
 

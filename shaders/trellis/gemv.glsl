@@ -27,17 +27,20 @@ layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint RATE2 = 8;
 layout(constant_id = 2) const uint CODEBOOK = 0;
 layout(constant_id = 3) const uint M = 1;        // rows of x
-layout(constant_id = 4) const uint BLOCKS = 1;   // of 128 rows of Q that a workgroup has at most
-layout(constant_id = 5) const uint X_TYPE = 0;
-layout(constant_id = 6) const uint Y_TYPE = 0;
-layout(constant_id = 7) const uint NORM = 0;
-layout(constant_id = 8) const uint ACTIVATION = 0;
-layout(constant_id = 9) const uint SPLIT = 0;    // 1: several workgroups share 128 columns
-layout(constant_id = 10) const uint PREFETCH = 0; // 1: units in registers, the next one in flight (f16 only)
-layout(constant_id = 11) const uint SHUFFLE = 0; // 1: subgroups of 8 lanes or more: tails come from registers
-layout(constant_id = 12) const uint INT8 = 0;
-layout(constant_id = 13) const uint FOURS = 0;   // 1: four elements of x at once
-layout(constant_id = 14) const uint LANES = 64;  // the local size
+layout(constant_id = 4) const uint BLOCKS = 1;   // of 128 rows of Q that there is room for in a workgroup
+layout(constant_id = 5) const uint ACTIVATION = 0;
+layout(constant_id = 6) const uint SPLIT = 0;    // 1: several workgroups share 128 columns
+layout(constant_id = 7) const uint PREFETCH = 0; // 1: units in registers, the next one in flight (f16 only)
+layout(constant_id = 8) const uint SHUFFLE = 0;  // 1: subgroups of 8 lanes or more: tails come from registers
+layout(constant_id = 9) const uint INT8 = 0;
+layout(constant_id = 10) const uint FOURS = 0;   // 1: four elements of x at once; k is a multiple of 8
+layout(constant_id = 11) const uint LANES = 64;  // the local size
+
+// Not constants, nor how many blocks a workgroup has: products of a step should have as few pipelines as can be, because
+// machine code that does not stay in the instruction cache from layer to layer costs more than all these branches.
+#define X_TYPE (p.types & 255u)
+#define Y_TYPE (p.types >> 8)
+#define NORM (!is_null(p.norm))
 
 bool gemv_prologue();                        // false: nothing to do, for the whole workgroup
 void finish_column(uint m, uint n, float y); // what has been through the output transform and times svh, to y
@@ -60,7 +63,7 @@ const uint WORK = HADAMARD_PITCH * M * BLOCKS;
 #endif
 shared float work[WORK];
 shared float scales[BLOCKS * M]; // what the staged x was divided by, a block of 128
-shared float squares[NORM != 0 ? BLOCKS * M : 1]; // sums of squares of the staged x before norm and suh
+shared float squares[BLOCKS * M]; // sums of squares of the staged x before norm and suh
 
 // At file scope like w of trellis.glsl: sums of the lane's two columns for all rows.
 float acc[SUMS];
@@ -75,7 +78,7 @@ float x_at(uint m, uint k)
     const uint at = X_ROW(m) * p.k + k;
     float x = load_act(p.x, at, X_TYPE);
 #ifdef X_GATE
-    if (is_gated(ACTIVATION))
+    if (is_gated(ACTIVATION) && !is_null(X_GATE))
         x *= activate(ACTIVATION, load_act(X_GATE, at, X_TYPE));
 #endif
     return x;
@@ -88,7 +91,7 @@ vec4 x_at4(uint m, uint k)
     const uint at = X_ROW(m) * p.k + k;
     vec4 x = load_act4(p.x, at, X_TYPE);
 #ifdef X_GATE
-    if (is_gated(ACTIVATION)) {
+    if (is_gated(ACTIVATION) && !is_null(X_GATE)) {
         const vec4 gate = load_act4(X_GATE, at, X_TYPE);
         [[unroll]] for (uint i = 0; i < 4; i++)
             x[i] *= activate(ACTIVATION, gate[i]);
@@ -99,13 +102,17 @@ vec4 x_at4(uint m, uint k)
 
 void load_x(uint m, uint k, out float v[8])
 {
-    if (FOURS != 0 && k + 8 <= p.k) {
-        const vec4 a = x_at4(m, k), b = x_at4(m, k + 4);
-        v = float[8](a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w);
+    if (FOURS == 0) {
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            v[i] = k + i < p.k ? x_at(m, k + i) : 0.0;
         return;
     }
-    [[unroll]] for (uint i = 0; i < 8; i++)
-        v[i] = k + i < p.k ? x_at(m, k + i) : 0.0;
+    vec4 a = vec4(0.0), b = vec4(0.0);
+    if (k < p.k) {
+        a = x_at4(m, k);
+        b = x_at4(m, k + 4);
+    }
+    v = float[8](a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w);
 }
 #endif
 
@@ -168,27 +175,27 @@ bool gather(uint group, uint lane, uint blocks)
     if (SPLIT == 0)
         return true;
     // A row of a share: its columns, then the sum of squares as each 128 columns have it.
-    const uint pitch = p.n_padded + gl_NumWorkGroups.x, stride = pitch * M, columns = gl_WorkGroupID.x * 128;
+    const uint pitch = gl_NumWorkGroups.x * 129, stride = pitch * M, columns = gl_WorkGroupID.x * 128;
     const uint all = gl_WorkGroupID.z * gl_NumWorkGroups.y * stride, share = all + gl_WorkGroupID.y * stride;
     for (uint i = t; i < 128 * M; i += LANES)
         BufTold(p.partial).v[share + i / 128 * pitch + columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
     const uint row = min(t, M - 1); // all threads take part in loops before barriers
-    if (NORM != 0) {
+    if (NORM) {
         const float sum = row_squares(row, blocks);
         if (t < M)
-            BufTold(p.partial).v[share + t * pitch + p.n_padded + gl_WorkGroupID.x] = sum;
+            BufTold(p.partial).v[share + t * pitch + gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x] = sum;
     }
     if (!last_to_arrive(p.counters, gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x, gl_NumWorkGroups.y))
         return false;
     for (uint i = t; i < 128 * M; i += LANES) {
         const uint start = all + i / 128 * pitch, at = start + columns + i % 128;
         vec2 sums = vec2(0.0);
-        if (NORM != 0)
-            sums = told_sums(p.partial, at, start + p.n_padded + gl_WorkGroupID.x, stride, gl_NumWorkGroups.y);
+        if (NORM)
+            sums = told_sums(p.partial, at, start + gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x, stride, gl_NumWorkGroups.y);
         else
             sums.x = told_sum(p.partial, at, stride, gl_NumWorkGroups.y);
         work[i / 128 * HADAMARD_PITCH + i % 128] = sums.x;
-        if (NORM != 0 && i % 128 == 0)
+        if (NORM && i % 128 == 0)
             squares[i / 128] = sums.y;
     }
     barrier();
@@ -206,7 +213,8 @@ void main()
     const uint lane = t % 64, units = p.k_padded / UNIT_ROWS;
     if (!gemv_prologue())
         return;
-    const uint first = gl_WorkGroupID.y * BLOCKS, blocks = min(BLOCKS, p.k_padded / 128 - first);
+    const uint each = (p.k_padded / 128 + gl_NumWorkGroups.y - 1) / gl_NumWorkGroups.y;
+    const uint first = gl_WorkGroupID.y * each, blocks = min(each, p.k_padded / 128 - first);
     const uint first_unit = first * 128 / UNIT_ROWS, count = blocks * 128 / UNIT_ROWS;
 
     clear_sums();
@@ -223,7 +231,7 @@ void main()
     for (uint i = gl_LocalInvocationIndex; i < 128 * M; i += LANES) {
         const uint m = i / 128;
         float sum = work[m * HADAMARD_PITCH + i % 128];
-        if (NORM != 0)
+        if (NORM)
             sum *= inversesqrt((SPLIT != 0 ? squares[m] : row_squares(m, blocks)) / float(p.k) + p.eps);
         finish_column(m, gl_WorkGroupID.x * 128 + i % 128, sum * column_scale[LANES == 64 ? i / 64 % 2 : 0]);
     }

@@ -105,7 +105,7 @@ void main()
     gather(group);
     if (SPLIT != 0) { // hadamard.comp adds the shares and goes on
         for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES)
-            BufF32(p.partial).v[(gl_WorkGroupID.y * ROWS + i / 128) * p.n_padded + gl_WorkGroupID.x * 128 + i % 128] =
+            BufF32(p.partial).v[(gl_WorkGroupID.y * ROWS + i / 128) * 128 * gl_NumWorkGroups.x + gl_WorkGroupID.x * 128 + i % 128] =
                 work[i / 128 * HADAMARD_PITCH + i % 128];
         return;
     }

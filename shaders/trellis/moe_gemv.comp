@@ -20,9 +20,9 @@ bool gemv_prologue()
 {
     if (!find_tile(gl_WorkGroupID.z))
         return false;
-    expert_trellis = address_at(p.trellis, tile_expert, p.k_padded / 16 * p.n_padded * RATE2);
+    expert_trellis = address_at(p.trellis, tile_expert, p.k_padded * 8 * gl_NumWorkGroups.x * RATE2);
     expert_suh = address_at(p.suh, tile_expert, 2 * p.k_padded);
-    expert_svh = address_at(p.svh, tile_expert, 2 * p.n_padded);
+    expert_svh = address_at(p.svh, tile_expert, 256 * gl_NumWorkGroups.x);
     return true;
 }
 

@@ -20,8 +20,8 @@ bool coopmat_prologue()
 {
     if (!find_tile(gl_WorkGroupID.z))
         return false;
-    expert_trellis = address_at(p.trellis, tile_expert, p.k_padded / 16 * p.n_padded * RATE2);
-    expert_svh = address_at(p.svh, tile_expert, 2 * p.n_padded);
+    expert_trellis = address_at(p.trellis, tile_expert, p.k_padded * 8 * gl_NumWorkGroups.x * RATE2);
+    expert_svh = address_at(p.svh, tile_expert, 256 * gl_NumWorkGroups.x);
     return true;
 }
 

@@ -9,48 +9,43 @@ const bool APART = CODEBOOK != CODEBOOK_MUL1 && M <= 2;
 
 shared uvec4 xs[BLOCKS * M * 8 * X_VECS];
 shared float offsets[INT8 != 0 ? BLOCKS * M : 1]; // scale * sum of a block of int8 x
-shared float peaks[LANES / 2];
-shared float eight_squares[NORM != 0 ? LANES : 1];
+shared uint peaks[LANES / 2];
+shared float eight_squares[LANES];
 shared float parts[INT8 != 0 ? BLOCKS * M * 16 : 1]; // sums of eight of them
 
-// second_pass, and the largest magnitude that it leaves.
-float second_pass_peak(bool mine, uint block, uint i)
+// second_pass, and the largest magnitude that it leaves, as bits: in their order inf and nan are above all numbers.
+uint second_pass_peak(bool mine, uint block, uint i)
 {
-    float most = 0.0;
+    uint most = 0;
     if (!mine)
         return most;
     second_pass(block, i);
-    [[unroll]] for (uint j = 0; j < 16; j++) {
-        const float v = work[block * HADAMARD_PITCH + i + 8 * j];
-        most = isnan(v) ? v : max(most, abs(v));
-    }
+    [[unroll]] for (uint j = 0; j < 16; j++)
+        most = max(most, floatBitsToUint(work[block * HADAMARD_PITCH + i + 8 * j]) & 0x7fffffffu);
     return most;
 }
 
 // A power of two that brings `most` to 8 .. 16 when divided by it.
-float power_for(float most)
-{
-    const uint exponent = clamp(floatBitsToUint(most) >> 23, 4u, 250u);
-    return uintBitsToFloat((exponent - 3u) << 23);
-}
+float power_for(uint most) { return uintBitsToFloat((clamp(most >> 23, 4u, 250u) - 3u) << 23); }
 
 // Eight transformed elements, `part` of 16 of block b of row m, to shared memory.
-void store_x(uint m, uint b, uint part, float most, const float v[8])
+void store_x(uint m, uint b, uint part, uint most, const float v[8])
 {
     const uint at = ((b * 8 + part / 2) * M + m) * X_VECS + part % 2 * (X_VECS / 2), of = b * M + m;
-    const bool finite = !isnan(most) && !isinf(most);
+    const bool finite = most < 0x7f800000u;
     if (INT8 == 0) {
         const float scale = finite ? power_for(most) : 1.0;
+        const float inverse = uintBitsToFloat((254u << 23) - floatBitsToUint(scale)); // exact
         uvec4 word;
         [[unroll]] for (uint j = 0; j < 4; j++)
-            word[j] = packHalf2x16(vec2(v[2 * j], v[2 * j + 1]) / scale);
+            word[j] = packHalf2x16(vec2(v[2 * j], v[2 * j + 1]) * inverse);
         xs[at] = word;
         if (part == 0)
             scales[of] = scale;
         return;
     }
     // A row with inf or nan becomes nan whole: its scale is.
-    const float scale = most > 0.0 ? most / 127.0 : 1.0;
+    const float scale = most > 0 ? uintBitsToFloat(most) / 127.0 : 1.0;
     float total = 0.0;
     [[unroll]] for (uint j = 0; j < 2; j++) {
         uvec4 word;
@@ -68,13 +63,13 @@ void store_x(uint m, uint b, uint part, float most, const float v[8])
 
 void multiply_norm(uint k, inout float v[8])
 {
-    if (FOURS != 0 && k + 8 <= p.k) {
+    if (FOURS == 0) {
+        [[unroll]] for (uint j = 0; j < 8; j++)
+            v[j] *= k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0;
+    } else if (k < p.k) {
         const vec4 a = BufF32x4(p.norm).v[k / 4], b = BufF32x4(p.norm).v[k / 4 + 1];
         v = float[8](v[0] * a.x, v[1] * a.y, v[2] * a.z, v[3] * a.w, v[4] * b.x, v[5] * b.y, v[6] * b.z, v[7] * b.w);
-        return;
     }
-    [[unroll]] for (uint j = 0; j < 8; j++)
-        v[j] *= k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0;
 }
 
 // Blocks first .. first + count - 1 of all rows of x -> xs.
@@ -82,17 +77,17 @@ void stage_x(uint first, uint count)
 {
     const uint t = gl_LocalInvocationIndex, rounds = (count * M + ROUND - 1) / ROUND;
     [[dont_unroll]] for (uint round = 0; round < rounds; round++) {
-        float v[8], most;
-        uint task = round * ROUND + t / 16, m = task / count, b = task % count;
+        float v[8];
+        uint most, task = round * ROUND + t / 16, m = task / count, b = task % count;
         const uint part = t % 16, k = (first + b) * 128 + part * 8, at = t / 16 * HADAMARD_PITCH + part * 8;
         const bool mine = task < count * M;
         if (mine) {
             load_x(m, k, v);
-            if (NORM != 0)
+            if (NORM)
                 eight_squares[t] = dot(vec4(v[0], v[1], v[2], v[3]), vec4(v[0], v[1], v[2], v[3])) +
                                    dot(vec4(v[4], v[5], v[6], v[7]), vec4(v[4], v[5], v[6], v[7]));
             const uvec4 suh = BufU32x4(SUH).v[k / 8];
-            if (NORM != 0)
+            if (NORM)
                 multiply_norm(k, v);
             [[unroll]] for (uint j = 0; j < 8; j++)
                 v[j] *= unpackHalf2x16(suh[j / 2])[j % 2];
@@ -108,15 +103,13 @@ void stage_x(uint first, uint count)
             peaks[t] = most;
         barrier();
         if (mine) {
-            most = 0.0;
+            most = 0;
             [[unroll]] for (uint j = 0; j < 8; j++) {
-                const float other = peaks[t / 16 * 8 + j];
-                most = isnan(most) || isnan(other) ? uintBitsToFloat(0x7fc00000u) : max(most, other);
-            }
-            [[unroll]] for (uint j = 0; j < 8; j++)
+                most = max(most, peaks[t / 16 * 8 + j]);
                 v[j] = work[at + j];
+            }
             store_x(m, b, part, most, v);
-            if (NORM != 0 && part == 0) {
+            if (NORM && part == 0) {
                 float sum = 0.0;
                 [[unroll]] for (uint j = 0; j < 16; j++)
                     sum += eight_squares[t + j];

@@ -27,12 +27,12 @@ void stage_x(uint first, uint count)
         float v = 0.0;
         if (k < p.k) {
             v = x_at(m, k) * half_to_float(uint(BufU16(SUH).v[k]));
-            if (NORM != 0)
+            if (NORM)
                 v *= BufF32(p.norm).v[k];
         }
         work[i / 128 * HADAMARD_PITCH + i % 128] = v;
     }
-    if (NORM != 0)
+    if (NORM)
         sum_squares(first, all);
     barrier();
     hadamard_work(all);

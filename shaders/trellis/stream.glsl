@@ -16,14 +16,14 @@ void request_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
             next[i] = BufU32x4(trellis).v[base + (unit * UNIT_VECS + i) * 64 + lane];
 }
 
-// Tile `tile`, a constant, of the unit in words, which begins at `base`.
-void take_tile(uvec2 trellis, uint base, uint lane, uint unit, uint tile)
+// Tile `tile`, a constant below TILES / 2, of the half of a unit that lies at the front of words; `here`: the unit.
+void take_tile(uvec2 trellis, uint here, uint lane, uint unit, uint part, uint tile)
 {
-    const uint first = tile * TILE_BITS / 32;
-    if (tile >= TILES)
+    const uint first = tile * TILE_BITS / 32, before = part * (UNIT_WORDS / 2);
+    if (tile >= TILES / 2)
         return;
     if (SHUFFLE == 0)
-        w[0] = tail_of(load_word(trellis, base, lane_before(lane), tail_word(tile)), tile);
+        w[0] = tail_of(load_word(trellis, here, lane_before(lane), before + tail_word(tile)), tile);
     else
         w[0] = subgroupShuffle(tail_of(words[tail_word(tile)], tile), lane_before(gl_SubgroupInvocationID));
     [[unroll]] for (uint i = 1; i < TILE_WORDS; i++) {
@@ -31,7 +31,7 @@ void take_tile(uvec2 trellis, uint base, uint lane, uint unit, uint tile)
         if (RATE2 % 2 == 1 && tile % 2 == 1)
             w[i] = (w[i] << 16) | (words[first + i < UNIT_WORDS ? first + i : 0] >> 16);
     }
-    multiply_tile(unit * TILES + tile);
+    multiply_tile(unit * TILES + part * (TILES / 2) + tile);
 }
 
 // The products of a unit that was requested; the next one is.
@@ -47,15 +47,17 @@ void take_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
             words[4 * i + 3] = next[i].w;
         }
         request_unit(trellis, base, lane, unit + GROUPS, count);
-        // One by one: a long loop is unrolled so late that its arrays stay in memory.
-        take_tile(trellis, here, lane, unit, 0);
-        take_tile(trellis, here, lane, unit, 1);
-        take_tile(trellis, here, lane, unit, 2);
-        take_tile(trellis, here, lane, unit, 3);
-        take_tile(trellis, here, lane, unit, 4);
-        take_tile(trellis, here, lane, unit, 5);
-        take_tile(trellis, here, lane, unit, 6);
-        take_tile(trellis, here, lane, unit, 7);
+        // Half a unit is the body of the loop: as much again would be no faster, and machine code that a step of a model
+        // cannot keep in the instruction cache costs several us a dispatch. Its tiles one by one: a long loop is unrolled so
+        // late that its arrays stay in memory.
+        [[dont_unroll]] for (uint part = 0; part < 2; part++) {
+            take_tile(trellis, here, lane, unit, part, 0);
+            take_tile(trellis, here, lane, unit, part, 1);
+            take_tile(trellis, here, lane, unit, part, 2);
+            take_tile(trellis, here, lane, unit, part, 3);
+            [[unroll]] for (uint i = 0; i < UNIT_WORDS / 2; i++)
+                words[i] = words[i + UNIT_WORDS / 2];
+        }
     } else {
         for (uint tile = 0; tile < TILES; tile++) {
             load_tile(trellis, here, lane, tile);
