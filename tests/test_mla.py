@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from arrays import DTYPES, Array, array, ints, tensor
 from cases import seed_of
+from conftest import device_row
 from ref.mla import mla_decode, mla_expanded, mla_latent, mla_query, mla_value
 from tolerance import check
 
@@ -125,6 +126,35 @@ CASES = [
 def test_mla(device: _C.Device, case: Case, staged: bool) -> None:
     problem = Problem(device, case)
     problem.check(problem.run(staged=staged))
+
+
+MATRICES = [
+    Case(20, 192, 64, 256, 512, (90,)),
+    Case(4, 64, 128, 192, 256, (40, 7, -1)),
+    Case(33, 16, 16, 16, 128, (0, 15, 16, 31, 32, 63, 64, 200, 2047)),
+    Case(16, 32, 48, 24, 384, (500, 2, 33), dtype="bf16", interleaved=False),
+    Case(1, 32, 32, 24, 128, (77,), dtype="f32"),
+]
+
+
+@pytest.mark.parametrize("case", MATRICES, ids=str)
+def test_decode_on_matrices(device: _C.Device, case: Case) -> None:
+    problem = Problem(device, case)
+    if "coopmat" not in device.features or device_row()["subgroup_size"] != 32:
+        with pytest.raises(ValueError, match="mla_decode_coopmat cannot do this"):
+            problem.run(kernel="mla_decode_coopmat")
+        return
+    first = problem.run(kernel="mla_decode_coopmat")
+    problem.check(first)
+    problem.check(problem.run(kernel="mla_decode"))
+    np.testing.assert_array_equal(problem.run(kernel="mla_decode_coopmat"), first)
+
+
+def test_decode_on_matrices_refuses(device: _C.Device) -> None:
+    """A cache in f32 and a rank that eight subgroups cannot share."""
+    for case in (Case(16, 32, 32, 24, 128, (9,), cache="f32"), Case(16, 32, 32, 24, 64, (9,))):
+        with pytest.raises(ValueError, match="mla_decode_coopmat cannot do this"):
+            Problem(device, case).run(kernel="mla_decode_coopmat")
 
 
 SEQUENCES = [

@@ -68,6 +68,7 @@ done:
 
 /* How decode.comp divides its work; the fields are its specialization constants. */
 typedef struct decode_plan {
+    bool matrices; /* decode_coopmat.comp: constants of mla.glsl alone */
     uint32_t lanes, group, tile, team, streams, staged, stage, work, keys;
     uint32_t blocks, chunks;
 } decode_plan;
@@ -116,6 +117,35 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
     return plan;
 }
 
+#define MATRIX_LANES 256u
+#define MATRIX_HEADS 16u
+#define MATRIX_KEYS 32u
+#define MATRIX_HEADS_LEAST 5u /* fewer are not worth the lines of a matrix */
+
+/* Whether decode_coopmat.comp can, and where it is not asked for, should. */
+static bool decodes_on_matrices(mrl_device *dev, const mrl_kv *kv, const mrl_mla_args *args)
+{
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    const uint32_t pitch = kv->dim / 8 + 1;
+    const uint32_t units = MATRIX_KEYS * pitch + 4 * MATRIX_HEADS * (MATRIX_KEYS / 4 + 1) + MATRIX_HEADS * (MATRIX_KEYS / 8 + 1);
+
+    return mrl_pipeline_available(dev, MRL_KERNEL_mla_decode_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
+           info->subgroup_min == 32 && info->subgroup_max == 32 && info->max_workgroup >= MATRIX_LANES &&
+           kv->dtype == MRL_DTYPE_f16 && kv->rank % 128 == 0 && kv->dim % 16 == 0 &&
+           units * 16 + 4 * MATRIX_HEADS <= info->shared_bytes &&
+           (args->kernel == MRL_KERNEL_mla_decode_coopmat ||
+            (args->kernel == MRL_KERNEL_COUNT && args->heads >= MATRIX_HEADS_LEAST));
+}
+
+static decode_plan plan_matrices(uint32_t heads, uint32_t rows, uint32_t bound)
+{
+    decode_plan plan = {.matrices = true, .lanes = MATRIX_LANES, .blocks = mrl_div_up(heads, MATRIX_HEADS)};
+
+    /* Workgroups that fill the device, and the fewest positions worth one. */
+    plan.chunks = max_u32(1, min_u32(132 / (plan.blocks * rows), mrl_div_up(bound, 64)));
+    return plan;
+}
+
 static mla_call call_of(const mrl_kv *kv, const mrl_mla_args *args, uint32_t nope, uint32_t v_dim)
 {
     const mrl_weight *w = args->kv_b;
@@ -161,12 +191,13 @@ mrl_status mrl_mla_record(const mla_call *call, mrl_kernel kernel, const uint32_
     mrl_status rc;
     const mrl_mla_args *args = call->args;
     const bool weights = kernel == MRL_KERNEL_mla_query || kernel == MRL_KERNEL_mla_value;
-    const bool latent = kernel == MRL_KERNEL_mla_latent, expanded = kernel == MRL_KERNEL_mla_prefill_coopmat;
-    const bool cache = kernel == MRL_KERNEL_mla_decode || kernel == MRL_KERNEL_mla_rows || expanded;
+    const bool latent = kernel == MRL_KERNEL_mla_latent;
+    const bool matrices = kernel == MRL_KERNEL_mla_prefill_coopmat || kernel == MRL_KERNEL_mla_decode_coopmat;
+    const bool cache = kernel == MRL_KERNEL_mla_decode || kernel == MRL_KERNEL_mla_rows || matrices;
     mrl_pipeline *pipeline;
 
     MRL_TRY(mrl_pipeline_get(call->dev, kernel, weights ? args->kv_b->format : MRL_FORMAT_NONE,
-                             expanded ? MRL_MATH_F16 : MRL_MATH_NONE, spec, nspec, &pipeline, err));
+                             matrices ? MRL_MATH_F16 : MRL_MATH_NONE, spec, nspec, &pipeline, err));
     const mrl_range reads[] = {
         x,
         mrl_view_range(&args->positions),
@@ -255,6 +286,7 @@ static mrl_status query(const mla_call *call, mrl_buffer *y, mrl_error *err)
 static mrl_status decode(const mla_call *call, const decode_plan *plan, mrl_buffer *q, mrl_buffer *y, mrl_error *err)
 {
     const mrl_kv *kv = call->kv;
+    const double flops = 2.0 * call->rows * call->args->heads * (kv->dim + kv->rank) * call->args->bound;
     mrl_push_mla push = call->push;
     uint32_t spec[MRL_MAX_SPEC];
 
@@ -262,13 +294,18 @@ static mrl_status decode(const mla_call *call, const decode_plan *plan, mrl_buff
     push.x = mrl_buffer_address(q);
     push.y = mrl_buffer_address(y);
     push.chunks = plan->chunks;
+    if (plan->matrices) {
+        spec[0] = plan->lanes;
+        return mrl_mla_record(call, MRL_KERNEL_mla_decode_coopmat, spec, MRL_MLA_SPECS, &push,
+                              (uint32_t[]){plan->chunks, plan->blocks, call->rows}, mrl_range_of(q), mrl_range_of(y), flops,
+                              err);
+    }
     const uint32_t own[] = {plan->lanes,   plan->group,  plan->tile,  plan->team, plan->streams,
                             plan->staged, plan->stage,  plan->lanes, plan->work, plan->keys};
     spec[0] = own[0];
     for (int i = 1; i < 10; i++) spec[MRL_MLA_SPECS + i - 1] = own[i];
     return mrl_mla_record(call, MRL_KERNEL_mla_decode, spec, MRL_MLA_SPECS + 9, &push,
-                  (uint32_t[]){plan->chunks, plan->blocks, call->rows}, mrl_range_of(q), mrl_range_of(y),
-                  2.0 * call->rows * call->args->heads * (kv->dim + kv->rank) * call->args->bound, err);
+                  (uint32_t[]){plan->chunks, plan->blocks, call->rows}, mrl_range_of(q), mrl_range_of(y), flops, err);
 }
 
 static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, const mrl_view *y, mrl_error *err)
@@ -315,14 +352,18 @@ mrl_status mrl_mla(const mrl_kv *kv, const mrl_mla_args *args, const mrl_view *y
     MRL_TRY(check(kv, args, y, v_dim, err));
     if (args->q.shape[0] == 0) return MRL_OK;
     const mla_call call = call_of(kv, args, nope, v_dim);
-    const decode_plan plan = plan_decode(call.info, kv, args->heads, call.rows, args->bound);
+    const bool matrices = decodes_on_matrices(call.dev, kv, args);
+    const decode_plan plan = matrices ? plan_matrices(args->heads, call.rows, args->bound)
+                                      : plan_decode(call.info, kv, args->heads, call.rows, args->bound);
     const uint64_t heads = (uint64_t)call.rows * args->heads, floats = kv->rank + PARTIAL_EXTRA;
     if (heads * plan.chunks > INT32_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "mla: %u rows of %u heads are too many for one call", call.rows,
                         args->heads);
     const bool can = mrl_mla_expands(&call, y);
-    if (args->kernel == MRL_KERNEL_mla_prefill_coopmat && !can)
-        return mrl_fail(err, MRL_ERR_VALUE, "mla: kernel mla_prefill_coopmat cannot do this on %s", call.info->name);
+    if ((args->kernel == MRL_KERNEL_mla_prefill_coopmat && !can) ||
+        (args->kernel == MRL_KERNEL_mla_decode_coopmat && !matrices))
+        return mrl_fail(err, MRL_ERR_VALUE, "mla: kernel %s cannot do this on %s", mrl_kernel_name(args->kernel),
+                        call.info->name);
     if (can && (args->kernel == MRL_KERNEL_COUNT ? mrl_mla_expansion_pays(&call)
                                                  : args->kernel == MRL_KERNEL_mla_prefill_coopmat)) {
         MRL_TRY(latent(&call, err));

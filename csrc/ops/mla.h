@@ -23,7 +23,8 @@ typedef struct mrl_mla_args {
     float rope_scale; /* multiplies cos and sin (YaRN); 1 */
     bool interleaved; /* pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2) */
     bool sequence;    /* all rows are of one slot, at consecutive positions (padding: negative positions) */
-    mrl_kernel kernel; /* MRL_KERNEL_COUNT: choose; else mla_decode or mla_prefill_coopmat, which wants a sequence */
+    mrl_kernel kernel; /* MRL_KERNEL_COUNT: choose; else mla_decode, mla_decode_coopmat or, which wants a
+                        * sequence, mla_prefill_coopmat */
     bool staged;      /* products with kv_b by way of shared memory on CPUs, too: for tests of what GPUs run */
 } mrl_mla_args;
 

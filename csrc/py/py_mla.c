@@ -28,14 +28,16 @@ static int parse_numbers(PyObject *const given[6], uint32_t context, uint64_t co
 
 static int parse_kernel(const char *name, mrl_kernel *out)
 {
-    static const mrl_kernel known[] = {MRL_KERNEL_mla_decode, MRL_KERNEL_mla_prefill_coopmat};
+    static const mrl_kernel known[] = {MRL_KERNEL_mla_decode, MRL_KERNEL_mla_decode_coopmat,
+                                       MRL_KERNEL_mla_prefill_coopmat};
 
     *out = MRL_KERNEL_COUNT;
     if (name == NULL) return 0;
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(name, mrl_kernel_name(known[i])) == 0) *out = known[i];
     if (*out != MRL_KERNEL_COUNT) return 0;
-    PyErr_Format(PyExc_ValueError, "mla: kernel must be mla_decode or mla_prefill_coopmat, got %s", name);
+    PyErr_Format(PyExc_ValueError, "mla: kernel must be mla_decode, mla_decode_coopmat or mla_prefill_coopmat, got %s",
+                 name);
     return -1;
 }
 
@@ -95,7 +97,7 @@ static PyMethodDef functions[] = {
      "v_dim), rank) that makes keys and values of latents. bound: positions + 1 stays within it. A row with "
      "position < 0 gives zeros and writes nothing. staged: CPUs take the kernels of GPUs for kv_b, for tests. "
      "sequence: all rows are consecutive positions of one slot; padding rows have negative ones. kernel: mla_decode, "
-     "mla_prefill_coopmat, or None to choose."},
+     "mla_decode_coopmat, mla_prefill_coopmat, or None to choose."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -55,6 +55,7 @@ const uint GROUPS = LANES / 64;
 const uint ROUND = LANES / 16; // blocks that are transformed at a time
 const uint SUMS = 2 * M;
 const bool LOOPS = MATH_F16 == 0;
+const bool SMALL_CODE = M == 1; // steps of one sequence: see above. More rows are worth longer code
 
 #if MATH_F16
 const uint WORK = HADAMARD_PITCH * (ROUND > M ? ROUND : M);

@@ -23,6 +23,7 @@ bool coopmat_prologue();                       // false: nothing to do, for the 
 void finish_column(uint m, uint n, float y);
 
 const uint PREFETCH = 1, SHUFFLE = 1, GROUPS = LANES / 64, HEIGHT = M / 16;
+const bool SMALL_CODE = false;
 const bool LOOPS = false;
 #define HADAMARD_PITCH 132
 #define STAGE_PITCH 3 // uvec4s of a column: 16 halves and a pad, so that neither writes nor loads meet in a bank

@@ -1,5 +1,5 @@
 // How 64 lanes walk the units of 128 columns: every GROUPS-th one, its words in registers, those of the next in flight.
-// Needs PREFETCH, SHUFFLE and GROUPS, and for each unit calls begin_unit, multiply_tile for its tiles and end_unit, which
+// Needs PREFETCH, SHUFFLE, GROUPS and SMALL_CODE, and for each unit calls begin_unit, multiply_tile for its tiles and end_unit, which
 // the kernel defines. Words are at file scope like w of trellis.glsl.
 uint words[UNIT_WORDS];
 uvec4 next[UNIT_VECS];
@@ -34,6 +34,18 @@ void take_tile(uvec2 trellis, uint here, uint lane, uint unit, uint part, uint t
     multiply_tile(unit * TILES + part * (TILES / 2) + tile);
 }
 
+// The tiles of the half of a unit that lies at the front of words, and the other half to the front. One by one: a long
+// loop is unrolled so late that its arrays stay in memory.
+void take_half(uvec2 trellis, uint here, uint lane, uint unit, uint part)
+{
+    take_tile(trellis, here, lane, unit, part, 0);
+    take_tile(trellis, here, lane, unit, part, 1);
+    take_tile(trellis, here, lane, unit, part, 2);
+    take_tile(trellis, here, lane, unit, part, 3);
+    [[unroll]] for (uint i = 0; i < UNIT_WORDS / 2; i++)
+        words[i] = words[i + UNIT_WORDS / 2];
+}
+
 // The products of a unit that was requested; the next one is.
 void take_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
 {
@@ -47,16 +59,13 @@ void take_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
             words[4 * i + 3] = next[i].w;
         }
         request_unit(trellis, base, lane, unit + GROUPS, count);
-        // Half a unit is the body of the loop: as much again would be no faster, and machine code that a step of a model
-        // cannot keep in the instruction cache costs several us a dispatch. Its tiles one by one: a long loop is unrolled so
-        // late that its arrays stay in memory.
-        [[dont_unroll]] for (uint part = 0; part < 2; part++) {
-            take_tile(trellis, here, lane, unit, part, 0);
-            take_tile(trellis, here, lane, unit, part, 1);
-            take_tile(trellis, here, lane, unit, part, 2);
-            take_tile(trellis, here, lane, unit, part, 3);
-            [[unroll]] for (uint i = 0; i < UNIT_WORDS / 2; i++)
-                words[i] = words[i + UNIT_WORDS / 2];
+        // With SMALL_CODE half a unit is the body of a loop.
+        if (SMALL_CODE) {
+            [[dont_unroll]] for (uint part = 0; part < 2; part++)
+                take_half(trellis, here, lane, unit, part);
+        } else {
+            take_half(trellis, here, lane, unit, 0);
+            take_half(trellis, here, lane, unit, 1);
         }
     } else {
         for (uint tile = 0; tile < TILES; tile++) {
