@@ -4,6 +4,7 @@
     python benchmarks/trellis.py --shapes 4096x14336 --bits 4 --m 1 --activations f16 int8
     python benchmarks/trellis.py --shapes 2048x1536 --bits 4 --m 1 --sweep     # all tunings, the best six
     python benchmarks/trellis.py --torch --json out.json
+    python benchmarks/trellis.py --rate               # decoding alone, each codebook, each way to multiply
 
 Shapes are k x n. Times are those of benchmarks/kernels.py: a long captured program over enough different weights that
 they come from memory. The floor is the bytes of the trellis over the bandwidth of a streaming read. `dequantized` is
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,25 @@ def show(row: dict[str, Any]) -> None:
     )
 
 
+RATE_LANES = 132 * 8 * 128  # fills an H200
+RATE_ROUNDS = 512
+
+
+def bench_rate(args: argparse.Namespace, device: _C.Device) -> list[dict[str, Any]]:
+    """10^12 weights a second that are decoded from registers, each way a kernel could multiply with them."""
+    out, rows = _C.empty(device, (RATE_LANES,), "f32"), []
+    for bits in args.bits:
+        for codebook in ("3inst", "mcg", "mul1"):
+            row: dict[str, Any] = {"bits": bits, "codebook": codebook}
+            for way in ("states", "f32", "pairs", "int8" if codebook == "mul1" else "apart"):
+                record = partial(_C.trellis_rate, out, bits, codebook, way, RATE_ROUNDS)
+                row[way] = 32e-12 * RATE_LANES * RATE_ROUNDS / per_call(device, 1, record, args.repeat)
+            rows.append(row)
+            cells = "  ".join(f"{name} {value:5.2f}" for name, value in row.items() if isinstance(value, float))
+            print(f"{bits:g} bits {codebook:5s}  Tw/s from registers: {cells}", flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="KxN")
@@ -151,12 +172,18 @@ def main() -> None:
     parser.add_argument("--activations", nargs="+", default=["f16"], choices=["f16", "int8"])
     parser.add_argument("--kernels", nargs="+")
     parser.add_argument("--sweep", action="store_true", help="try all tunings, print the best six")
+    parser.add_argument("--rate", action="store_true", help="only how fast weights are decoded from registers")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--device", type=int, default=0, help="index of marlin devices")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = _C.Device(args.device)
+    if args.rate:
+        rates = bench_rate(args, device)
+        if args.json:
+            args.json.write_text(json.dumps({"device": device.name, "driver": device.driver, "rates": rates}, indent=1))
+        return
     bandwidth = stream_bandwidth(device, args.repeat)
     print(f"{device.name}: streaming read {bandwidth / 1e9:.0f} GB/s", flush=True)
     report: dict[str, Any] = {"device": device.name, "driver": device.driver, "bandwidth_gb_s": bandwidth / 1e9}

@@ -304,6 +304,9 @@ class TrellisLinear:
 # f16: rounded as ExLlamaV3 rounds.
 def hadamard(x: Tensor, scales: Tensor | None = None, dtype: str = "f32") -> Tensor: ...
 
+# For benchmarks: sums of products of weights that are decoded from registers, as shaders/trellis/rate.comp says.
+def trellis_rate(out: Tensor, bits: float, codebook: str, way: str, rounds: int = 1) -> None: ...
+
 _GateUp: TypeAlias = Linear | tuple[TrellisLinear, TrellisLinear]
 _Down: TypeAlias = Linear | TrellisLinear
 

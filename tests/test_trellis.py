@@ -104,6 +104,39 @@ def test_gemv_shares(device: _C.Device, kernel: str) -> None:
     assert all(np.array_equal(to_numpy(lin(x, dtype="f32", kernel=kernel)), first) for _ in range(3))
 
 
+def rate_reference(bits: float, codebook: str, way: str, lanes: int) -> np.ndarray[Any, Any]:
+    """What shaders/trellis/rate.comp gives for one round, in f64."""
+    words = int(bits * 2 + 1) // 2 + 1
+    w = (np.arange(lanes * words, dtype=np.uint64) * 2654435761).astype(np.uint32).reshape(lanes, words)
+    stream = np.unpackbits(w.astype(">u4").view(np.uint8), axis=1)
+    ends = [32 + int((c + 1) * bits * 2) // 2 for c in range(32)]
+    states = np.stack([stream[:, end - 16 : end] @ (1 << np.arange(15, -1, -1)) for end in ends], axis=1)
+    if way == "states":
+        return np.bitwise_xor.reduce(states, axis=1).astype(np.float64)
+    rows = np.array([c // 8 * 2 + c // 2 % 2 * 8 + c % 2 for c in range(32)])
+    values = exl3.codebook(codebook)[states].astype(np.float64)
+    if way == "int8":
+        values = (states.astype(np.uint32) * np.uint32(0x83DCD12D)).view(np.uint8).reshape(lanes, 32, 4).sum(2)
+    return (values * (rows + 1)).sum(axis=1)
+
+
+@pytest.mark.parametrize("way", ["states", "f32", "pairs", "apart", "int8"])
+@pytest.mark.parametrize(("bits", "codebook"), [(4, "mul1"), (3, "mcg"), (2.5, "mul1"), (6, "3inst")])
+def test_rate(device: _C.Device, bits: float, codebook: str, way: str) -> None:
+    """The benchmark of decoding decodes."""
+    out = _C.full(device, (256,), 0x7FC00000, "f32")
+    if not {"fp16", "int_dot", "subnormals"} <= set(device.features):
+        with pytest.raises(ml.DeviceError if way != {"mul1": "apart"}.get(codebook, "int8") else ValueError):
+            _C.trellis_rate(out, bits, codebook, way)
+        return
+    if way == {"mul1": "apart"}.get(codebook, "int8"):
+        with pytest.raises(ValueError, match="has no such way"):
+            _C.trellis_rate(out, bits, codebook, way)
+        return
+    _C.trellis_rate(out, bits, codebook, way)
+    check(to_numpy(out), rate_reference(bits, codebook, way, 256), "f16" if way in ("pairs", "apart") else "f32")
+
+
 @pytest.mark.parametrize("rows", [4, 17, 70])
 @pytest.mark.parametrize("kernel", KERNELS[1:3])
 @pytest.mark.parametrize("layer", FEW, ids=str)

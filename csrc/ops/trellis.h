@@ -95,6 +95,20 @@ mrl_status mrl_op_trellis_inner(mrl_device *dev, const mrl_trellis *t, uint32_t 
 /* y (k, n) f32, f16 or bf16 = W of an expert. */
 mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, uint32_t expert, const mrl_view *y,
                                      mrl_error *err);
+/* How a kernel could multiply with decoded weights; the numbers are the specialization constant of trellis/rate.comp. */
+typedef enum mrl_trellis_way {
+    MRL_WAY_STATES,
+    MRL_WAY_F32,
+    MRL_WAY_PAIRS,
+    MRL_WAY_APART, /* 3inst and mcg */
+    MRL_WAY_INT8,  /* mul1 */
+    MRL_WAYS
+} mrl_trellis_way;
+
+/* y (a multiple of 128 lanes) f32: sums over `rounds` times 32 weights that each lane makes up; for benchmarks. */
+mrl_status mrl_op_trellis_rate(mrl_device *dev, uint32_t rate2, mrl_codebook codebook, mrl_trellis_way way,
+                               uint32_t rounds, const mrl_view *y, mrl_error *err);
+
 /* y (m, k) f32 or f16 = (x * scales) P, k a multiple of 128; scales (k) f16 or absent. With y in f16 the product is
  * rounded to f16 before the transform, as ExLlamaV3 does. */
 mrl_status mrl_op_hadamard(mrl_device *dev, const mrl_view *x, const mrl_view *scales, const mrl_view *y,

@@ -1,6 +1,7 @@
 /* TrellisLinear: EXL3 weights, and the function hadamard. */
 #include "py/pymrl.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "push.h"
@@ -378,6 +379,50 @@ static PyObject *module_hadamard(PyObject *module, PyObject *args, PyObject *kwa
     return y;
 }
 
+/* The place of a name among `count`; -1 with a Python error that lists them. */
+static int place_of(const char *name, const char *what, const char *const *names, int count)
+{
+    char all[96] = "";
+
+    for (int i = 0; i < count; i++) {
+        if (strcmp(name, names[i]) == 0) return i;
+        snprintf(all + strlen(all), sizeof all - strlen(all), "%s%s", i ? ", " : "", names[i]);
+    }
+    PyErr_Format(PyExc_ValueError, "trellis_rate: %s must be one of %s, got %s", what, all, name);
+    return -1;
+}
+
+static PyObject *module_trellis_rate(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static const char *const keywords[] = {"out", "bits", "codebook", "way", "rounds", NULL};
+    static const char *const ways[MRL_WAYS] = {"states", "f32", "pairs", "apart", "int8"};
+    mrl_state *state = mrl_py_state(module);
+    const char *codebook_name, *way_name;
+    const char *codebooks[MRL_CODEBOOK_COUNT];
+    PyObject *out, *bits_arg, *rounds_arg = NULL;
+    uint32_t rounds = 1;
+    mrl_view view;
+    double bits;
+    mrl_device *dev;
+    mrl_error err;
+    mrl_status rc;
+
+    for (int i = 0; i < MRL_CODEBOOK_COUNT; i++) codebooks[i] = mrl_codebook_name((mrl_codebook)i);
+    if (!MRL_PARSE(args, kwargs, "OOss|O:trellis_rate", keywords, &out, &bits_arg, &codebook_name, &way_name,
+                   &rounds_arg) ||
+        mrl_py_view(state, out, "trellis_rate: out", false, &view) < 0 ||
+        mrl_py_float(bits_arg, "trellis_rate: bits", 1, 8, &bits) < 0 ||
+        mrl_py_u32(rounds_arg, "trellis_rate: rounds", 1, 1u << 20, &rounds) < 0)
+        return NULL;
+    const int codebook = place_of(codebook_name, "codebook", codebooks, MRL_CODEBOOK_COUNT);
+    const int way = codebook < 0 ? -1 : place_of(way_name, "way", ways, MRL_WAYS);
+    if (way < 0 || (dev = mrl_py_device(state, mrl_py_device_of(out), "trellis_rate")) == NULL) return NULL;
+    MRL_NOGIL(rc = mrl_op_trellis_rate(dev, (uint32_t)(2 * bits), (mrl_codebook)codebook, (mrl_trellis_way)way, rounds,
+                                       &view, &err));
+    if (rc != MRL_OK) return mrl_raise(state, &err);
+    Py_RETURN_NONE;
+}
+
 /* ---- the type ---- */
 
 #define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
@@ -445,6 +490,11 @@ static PyMethodDef functions[] = {
      "hadamard(x, scales=None, dtype='f32')\n--\n\n"
      "(x * scales) P with P of orthonormal 128 x 128 Hadamard blocks: x (rows, k), scales (k) f16, k a multiple of\n"
      "128. To f16 the product is rounded before the transform, as ExLlamaV3 does; to f32 nothing is."},
+    {"trellis_rate", WITH_KEYWORDS(module_trellis_rate),
+     "trellis_rate(out, bits, codebook, way, rounds=1)\n--\n\n"
+     "For benchmarks: each of out's elements (f32, a multiple of 128) becomes the sum of `rounds` times 32 products of\n"
+     "weights decoded from registers; shaders/trellis/rate.comp says which. way: states (no products), f32, pairs, apart\n"
+     "(3inst and mcg) or int8 (mul1). bits: 1 to 8 by halves. Raises DeviceError without the features that it needs."},
     {NULL, NULL, 0, NULL},
 };
 
