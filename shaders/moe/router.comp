@@ -45,6 +45,10 @@ shared uint group_key[GROUPS];
 shared uint chosen[TOP_K];
 shared vec2 sums[64]; // of the subgroups: products, squares
 
+float first_bias; // of the expert gl_LocalInvocationIndex
+
+float bias_of(uint expert) { return is_null(p.bias) ? 0.0 : BufF32(p.bias).v[expert]; }
+
 float nan() { return uintBitsToFloat(0x7fc00000u); }
 bool is_nan(float x) { return (floatBitsToUint(x) & 0x7fffffffu) > 0x7f800000u; }
 float sigmoid(float x) { return 1.0 / (1.0 + exp(-x)); }
@@ -186,7 +190,7 @@ float score_experts(uint row)
             sum += s;
         } else {
             s = sigmoid(x);
-            rated = is_null(p.bias) ? s : s + BufF32(p.bias).v[expert];
+            rated = s + (base == 0 ? first_bias : bias_of(expert));
         }
         score[expert] = s;
         key[expert] = key_of(is_nan(x) ? nan() : rated);
@@ -241,6 +245,10 @@ void main()
     const uint row = gl_WorkGroupID.y;
     // Not waited for before the logit's loads are under way.
     const bool idle = !is_null(p.positions) && BufI32(p.positions).v[row] < 0;
+    // Nor are these, which the last to arrive would wait for.
+    first_bias = SIGMOID != 0 ? bias_of(min(gl_LocalInvocationIndex, EXPERTS - 1)) : 0.0;
+    if (LOGITS == 0 && gl_LocalInvocationIndex == 0)
+        touch_counter(p.counters, row);
     const float x = LOGITS == 0 ? compute_logit(row, gl_WorkGroupID.x) : 0.0;
     if (idle) {
         if (gl_WorkGroupID.x == 0)
