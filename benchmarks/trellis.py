@@ -152,7 +152,7 @@ def bench_rate(args: argparse.Namespace, device: _C.Device) -> list[dict[str, An
     """10^12 weights a second that are decoded from registers, each way a kernel could multiply with them."""
     out, rows = _C.empty(device, (RATE_LANES,), "f32"), []
     for bits in args.bits:
-        for codebook in ("3inst", "mcg", "mul1"):
+        for codebook in ("mul1",) if bits % 1 else ("3inst", "mcg", "mul1"):
             row: dict[str, Any] = {"bits": bits, "codebook": codebook}
             for way in ("states", "f32", "pairs", "int8" if codebook == "mul1" else "apart"):
                 record = partial(_C.trellis_rate, out, bits, codebook, way, RATE_ROUNDS)

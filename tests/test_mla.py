@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from arrays import DTYPES, Array, array, ints, tensor
 from cases import seed_of
-from conftest import device_row
 from ref.mla import mla_decode, mla_expanded, mla_latent, mla_query, mla_value
 from tolerance import check
 
@@ -137,10 +136,22 @@ MATRICES = [
 ]
 
 
+def decodes_on_matrices(device: _C.Device, case: Case) -> bool:
+    """Whether the device has what mla_decode_coopmat needs: its matrices and its shared memory."""
+    info = device.info()
+    units = 32 * ((case.rank + case.rope) // 8 + 1) + 4 * 16 * 9 + 16 * 5
+    return (
+        {"fp16", "coopmat"} <= set(device.features)
+        and info["subgroup_min"] == info["subgroup_max"] == 32
+        and info["max_workgroup"] >= 256
+        and info["shared_bytes"] >= 16 * units + 64
+    )
+
+
 @pytest.mark.parametrize("case", MATRICES, ids=str)
 def test_decode_on_matrices(device: _C.Device, case: Case) -> None:
     problem = Problem(device, case)
-    if "coopmat" not in device.features or device_row()["subgroup_size"] != 32:
+    if not decodes_on_matrices(device, case):
         with pytest.raises(ValueError, match="mla_decode_coopmat cannot do this"):
             problem.run(kernel="mla_decode_coopmat")
         return
@@ -152,9 +163,23 @@ def test_decode_on_matrices(device: _C.Device, case: Case) -> None:
 
 def test_decode_on_matrices_refuses(device: _C.Device) -> None:
     """A cache in f32 and a rank that eight subgroups cannot share."""
+    if not decodes_on_matrices(device, Case(16, 32, 32, 24, 128, (9,))):
+        pytest.skip("no mla_decode_coopmat")
     for case in (Case(16, 32, 32, 24, 128, (9,), cache="f32"), Case(16, 32, 32, 24, 64, (9,))):
         with pytest.raises(ValueError, match="mla_decode_coopmat cannot do this"):
             Problem(device, case).run(kernel="mla_decode_coopmat")
+
+
+@pytest.mark.parametrize("heads", [4, 5])
+def test_heads_choose_the_kernel(device: _C.Device, heads: int) -> None:
+    """Few heads are not worth the lines of a matrix."""
+    case = Case(heads, 32, 32, 24, 128, (9,))
+    problem = Problem(device, case)
+    device.profile_start()
+    problem.run()
+    names = {str(row["name"]).partition("[")[0].partition(".")[0] for row in device.profile_stop()}
+    matrices = heads > 4 and decodes_on_matrices(device, case)
+    assert ("mla_decode_coopmat" in names, "mla_decode" in names) == (matrices, not matrices)
 
 
 SEQUENCES = [

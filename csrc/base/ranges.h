@@ -1,5 +1,5 @@
-/* An allocator of offsets in [0, size): free ranges sorted by offset, neighbours joined. Slabs take the first range that
- * fits, the arenas of programs go round. */
+/* An allocator of offsets in [0, size): free ranges sorted by offset, neighbours joined. Slabs take the first range
+ * that fits, the arenas of programs go round. */
 #ifndef MRL_BASE_RANGES_H
 #define MRL_BASE_RANGES_H
 

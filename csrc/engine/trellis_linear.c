@@ -33,7 +33,7 @@ static mrl_status describe(const mrl_trellis_config *config, mrl_trellis *t, mrl
     if (t->codebook == MRL_CODEBOOK_COUNT)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: codebook must be 3inst, mcg or mul1, got '%s'", config->codebook);
     if (!(twice >= 2 && twice <= 16) || twice != (double)(uint32_t)twice ||
-        ((uint32_t)twice % 2 != 0 && (twice > 7 || t->codebook != MRL_CODEBOOK_MUL1)))
+        !mrl_trellis_has_rate((uint32_t)twice, t->codebook))
         return mrl_fail(err, MRL_ERR_VALUE,
                         "trellis: bits must be 1 .. 8 or, with codebook mul1, 1.5, 2.5 or 3.5; got %g with %s",
                         config->bits, config->codebook);

@@ -79,6 +79,12 @@ static uint32_t power_of_two_down(uint32_t n)
     return n;
 }
 
+/* Of the positions: so that about `wanted` workgroups, which fill the device, have at least `least` positions each. */
+static uint32_t chunks_of(uint32_t others, uint32_t bound, uint32_t wanted, uint32_t least)
+{
+    return max_u32(1, min_u32(wanted / others, mrl_div_up(bound, least)));
+}
+
 /* A GPU gets 8 teams of one head each: 4 heads, whose positions two teams share. A CPU compiles little
  * code soon: one team, one head, one position (llvmpipe, 2 cores, rows of 384: 0.7 s to compile, 0.8 ms
  * for 4 heads at position 100; two heads a team take 10 s and 0.6 ms, and four positions 2 s and 1 ms). */
@@ -111,9 +117,7 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
         plan.stage = plan.keys;
         plan.work = 1;
     }
-    /* Workgroups that fill the device, and the fewest positions worth one. */
-    uint32_t wanted = software ? 8 : 132, least = software ? 256 : 32;
-    plan.chunks = max_u32(1, min_u32(wanted / (plan.blocks * rows), mrl_div_up(bound, least)));
+    plan.chunks = chunks_of(plan.blocks * rows, bound, software ? 8 : 132, software ? 256 : 32);
     return plan;
 }
 
@@ -127,7 +131,8 @@ static bool decodes_on_matrices(mrl_device *dev, const mrl_kv *kv, const mrl_mla
 {
     const mrl_device_info *info = mrl_device_info_of(dev);
     const uint32_t pitch = kv->dim / 8 + 1;
-    const uint32_t units = MATRIX_KEYS * pitch + 4 * MATRIX_HEADS * (MATRIX_KEYS / 4 + 1) + MATRIX_HEADS * (MATRIX_KEYS / 8 + 1);
+    const uint32_t scores = 4 * MATRIX_HEADS * (MATRIX_KEYS / 4 + 1), weights = MATRIX_HEADS * (MATRIX_KEYS / 8 + 1);
+    const uint32_t units = MATRIX_KEYS * pitch + scores + weights;
 
     return mrl_pipeline_available(dev, MRL_KERNEL_mla_decode_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
            info->subgroup_min == 32 && info->subgroup_max == 32 && info->max_workgroup >= MATRIX_LANES &&
@@ -139,11 +144,10 @@ static bool decodes_on_matrices(mrl_device *dev, const mrl_kv *kv, const mrl_mla
 
 static decode_plan plan_matrices(uint32_t heads, uint32_t rows, uint32_t bound)
 {
-    decode_plan plan = {.matrices = true, .lanes = MATRIX_LANES, .blocks = mrl_div_up(heads, MATRIX_HEADS)};
+    const uint32_t blocks = mrl_div_up(heads, MATRIX_HEADS);
 
-    /* Workgroups that fill the device, and the fewest positions worth one. */
-    plan.chunks = max_u32(1, min_u32(132 / (plan.blocks * rows), mrl_div_up(bound, 64)));
-    return plan;
+    return (decode_plan){
+        .matrices = true, .lanes = MATRIX_LANES, .blocks = blocks, .chunks = chunks_of(blocks * rows, bound, 132, 64)};
 }
 
 static mla_call call_of(const mrl_kv *kv, const mrl_mla_args *args, uint32_t nope, uint32_t v_dim)
@@ -297,8 +301,8 @@ static mrl_status decode(const mla_call *call, const decode_plan *plan, mrl_buff
     if (plan->matrices) {
         spec[0] = plan->lanes;
         return mrl_mla_record(call, MRL_KERNEL_mla_decode_coopmat, spec, MRL_MLA_SPECS, &push,
-                              (uint32_t[]){plan->chunks, plan->blocks, call->rows}, mrl_range_of(q), mrl_range_of(y), flops,
-                              err);
+                              (uint32_t[]){plan->chunks, plan->blocks, call->rows}, mrl_range_of(q), mrl_range_of(y),
+                              flops, err);
     }
     const uint32_t own[] = {plan->lanes,   plan->group,  plan->tile,  plan->team, plan->streams,
                             plan->staged, plan->stage,  plan->lanes, plan->work, plan->keys};

@@ -12,9 +12,9 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
                    sizeof(mrl_push_trellis_copy) <= 128, "push constants");
 
 #define GEMV_MAX_ROWS 16u
-#define GEMV_WIDE 66u        /* times 128 columns: so many need few shares of k */
-/* From so many rows on cooperative matrices are faster than lanes, and up to 16 the kernel that has a workgroup for each
- * 128 columns is the faster one of these; by measurement on an H200. */
+#define GEMV_WIDE 66u       /* times 128 columns: so many need few shares of k, and matrix units for fewer rows */
+/* From so many rows on cooperative matrices are faster than lanes, and up to 16 the kernel that has a workgroup for
+ * each 128 columns is the faster one of these; by measurement on an H200. */
 #define MATRIX_MIN_ROWS(wide) ((wide) ? 7u : 11u)
 #define MATRIX_USUAL_ROWS 16u
 #define MATRIX_MAX_ROWS 64u  /* that it can */
@@ -919,12 +919,14 @@ mrl_status mrl_op_trellis_rate(mrl_device *dev, uint32_t rate2, mrl_codebook cod
     const mrl_push_trellis_copy push = {.file = mrl_view_address(y), .rows = rounds};
     const mrl_range writes[] = {mrl_view_range(y)};
 
-    if (rate2 < 2 || rate2 > 16 || (rate2 % 2 == 1 && (codebook != MRL_CODEBOOK_MUL1 || rate2 > 8)))
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis_rate: %s has no %g bits", mrl_codebook_name(codebook), rate2 / 2.0);
+    if (!mrl_trellis_has_rate(rate2, codebook))
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis_rate: %s has no %g bits", mrl_codebook_name(codebook),
+                        rate2 / 2.0);
     if (way == (codebook == MRL_CODEBOOK_MUL1 ? MRL_WAY_APART : MRL_WAY_INT8))
         return mrl_fail(err, MRL_ERR_VALUE, "trellis_rate: %s has no such way", mrl_codebook_name(codebook));
     if (lanes == 0 || lanes % RATE_LANES != 0 || lanes / RATE_LANES > mrl_device_info_of(dev)->max_groups[0])
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis_rate: out must have a multiple of %u elements", RATE_LANES);
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis_rate: out must have a multiple of %u elements, %u times at most",
+                        RATE_LANES, mrl_device_info_of(dev)->max_groups[0]);
     MRL_TRY(mrl_view_check(y, dev, "trellis_rate", "out", MRL_DTYPE_BIT(f32), 1, &lanes, err));
     MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_rate, MRL_FORMAT_NONE, MRL_MATH_F16, spec, 4, &pipeline, err));
     const mrl_dispatch d = {

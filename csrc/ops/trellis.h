@@ -34,6 +34,12 @@ static inline uint64_t mrl_trellis_bytes(const mrl_trellis *t)
     return (uint64_t)t->n_padded * t->k_padded / 16 * t->rate2;
 }
 
+/* Whether EXL3 has weights of rate2 / 2 bits in this codebook. */
+static inline bool mrl_trellis_has_rate(uint32_t rate2, mrl_codebook codebook)
+{
+    return rate2 >= 2 && rate2 <= 16 && (rate2 % 2 == 0 || (rate2 < 8 && codebook == MRL_CODEBOOK_MUL1));
+}
+
 typedef struct mrl_trellis_args {
     const mrl_trellis *t;
     uint32_t expert;    /* the matrix of t that multiplies */

@@ -414,6 +414,10 @@ static PyObject *module_trellis_rate(PyObject *module, PyObject *args, PyObject 
         mrl_py_float(bits_arg, "trellis_rate: bits", 1, 8, &bits) < 0 ||
         mrl_py_u32(rounds_arg, "trellis_rate: rounds", 1, 1u << 20, &rounds) < 0)
         return NULL;
+    if (2 * bits != (double)(uint32_t)(2 * bits)) {
+        PyErr_Format(PyExc_ValueError, "trellis_rate: bits must be 1 to 8 by halves, got %R", bits_arg);
+        return NULL;
+    }
     const int codebook = place_of(codebook_name, "codebook", codebooks, MRL_CODEBOOK_COUNT);
     const int way = codebook < 0 ? -1 : place_of(way_name, "way", ways, MRL_WAYS);
     if (way < 0 || (dev = mrl_py_device(state, mrl_py_device_of(out), "trellis_rate")) == NULL) return NULL;

@@ -153,19 +153,23 @@ static mrl_status slab_find_locked(mrl_device *dev, uint64_t reserved, mrl_memor
     return MRL_OK;
 }
 
-/* Empty large slabs go back to the driver, once the GPU is done with them, but for `spared` of the usual size: the
- * temporaries of a prompt come and go layer by layer, and a slab takes the driver tens of milliseconds. Small ones stay
- * for reuse. True: something went back. */
-static bool slab_trim(mrl_device *dev, uint32_t spared)
+static bool slab_is_spare(const mrl_slab *slab, mrl_memory_kind kind)
+{
+    return slab->kind == kind && slab->ranges.used == 0 && slab->ranges.size > SLAB_SMALL;
+}
+
+/* An empty large slab of this kind goes back to the driver, once the GPU is done with it, but for `spared` of the usual
+ * size: the temporaries of a prompt come and go layer by layer, and a slab takes the driver tens of milliseconds. Small
+ * ones stay for reuse. True: one went back. */
+static bool slab_trim(mrl_device *dev, mrl_memory_kind kind, uint32_t spared)
 {
     mrl_slab **link, *victim = NULL;
 
     mrl_lock_acquire(&dev->memory_lock);
     for (link = &dev->slabs; *link != NULL; link = &(*link)->next) {
-        const mrl_ranges *ranges = &(*link)->ranges;
-        if (ranges->used > 0 || ranges->size <= SLAB_SMALL)
+        if (!slab_is_spare(*link, kind))
             continue;
-        if (ranges->size == SLAB_LARGE && spared > 0) {
+        if ((*link)->ranges.size == SLAB_LARGE && spared > 0) {
             spared--;
             continue;
         }
@@ -198,6 +202,9 @@ void mrl_device_memory(mrl_device *dev, mrl_memory_stats *out)
     mrl_lock_acquire(&dev->memory_lock);
     *out = dev->stats;
     out->device_budget = budget_left(dev);
+    for (const mrl_slab *slab = dev->slabs; slab != NULL; slab = slab->next)
+        if (slab_is_spare(slab, MRL_MEMORY_DEVICE))
+            out->device_budget += slab->ranges.size;
     mrl_lock_release(&dev->memory_lock);
 }
 
@@ -374,7 +381,7 @@ mrl_status mrl_buffer_create(mrl_device *dev, uint64_t bytes, mrl_memory_kind ki
             rc = buffer_from_arena(mrl_program_arena(program), bytes, out, err);
         else
             rc = buffer_from_slab(dev, bytes, kind, out, err);
-    } while (rc == MRL_ERR_DEVICE_MEMORY && slab_trim(dev, 0));
+    } while (rc == MRL_ERR_DEVICE_MEMORY && slab_trim(dev, kind, 0));
     return rc;
 }
 
@@ -402,11 +409,12 @@ void mrl_buffer_release(mrl_buffer *buffer)
     mrl_lock_acquire(&dev->memory_lock);
     mrl_ranges_give(&buffer->slab->ranges, buffer->slab_offset, buffer->reserved);
     stats_use(dev, buffer->slab->kind, -(int64_t)buffer->reserved);
-    bool trim = buffer->slab->ranges.used == 0 && buffer->slab->ranges.size > SLAB_SMALL;
+    const mrl_memory_kind kind = buffer->slab->kind;
+    bool trim = slab_is_spare(buffer->slab, kind);
     mrl_lock_release(&dev->memory_lock);
     free(buffer);
     if (trim)
-        slab_trim(dev, 1);
+        slab_trim(dev, kind, kind == MRL_MEMORY_DEVICE);
     mrl_device_release(dev);
 }
 

@@ -43,7 +43,7 @@ shared float line_factor[16];          // what the sums of a head shrink by in t
 // This lane's share of rows first .. first + KEYS - 1; zeros from `last` on, where the cache may hold anything.
 #define FETCH_ROWS(first, last)                                                                      \
     [[unroll]] for (uint i = 0; i < FETCH; i++) {                                                    \
-        const uint at = gl_LocalInvocationIndex + i * LANES, key = (first) + at / ROW_UNITS;         \
+        const uint at = t + i * LANES, key = (first) + at / ROW_UNITS;                               \
         fetched[i] = uvec4(0);                                                                       \
         if (at < KEYS * ROW_UNITS && key < (last))                                                   \
             fetched[i] = BufU32x4(p.cache).v[mla_unit(slot, key) + at % ROW_UNITS];                  \
@@ -52,7 +52,7 @@ shared float line_factor[16];          // what the sums of a head shrink by in t
 void main()
 {
     const uint chunk = gl_WorkGroupID.x, row = gl_WorkGroupID.z, first_head = gl_WorkGroupID.y * 16;
-    const uint t = gl_LocalInvocationIndex, subgroup = gl_SubgroupID, lane = gl_SubgroupInvocationID;
+    const uint subgroup = gl_SubgroupID, lane = gl_SubgroupInvocationID, t = subgroup * 32 + lane;
     const int at_position = BufI32(p.positions).v[row], in_slot = BufI32(p.slots).v[row];
     if (!mla_valid(in_slot, at_position))
         return;
@@ -97,7 +97,8 @@ void main()
         [[unroll]] for (uint i = 0; i < Q_MATRICES; i++)
             if (i * PARTS + part < STEPS) {
                 MatB k;
-                coopMatLoad(k, pool, keys * PITCH + (i * PARTS + part) * 2, PITCH, gl_CooperativeMatrixLayoutColumnMajor);
+                coopMatLoad(k, pool, keys * PITCH + (i * PARTS + part) * 2, PITCH,
+                            gl_CooperativeMatrixLayoutColumnMajor);
                 s = coopMatMulAdd(q[i], k, s);
             }
         coopMatStore(s, pool, S_AT + part * 16 * S_PITCH + keys / 4, S_PITCH, gl_CooperativeMatrixLayoutRowMajor);

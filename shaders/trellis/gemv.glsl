@@ -1,10 +1,11 @@
 // y (m, n) = epilogue(norm(x) W) for few rows of x: a decode step with EXL3 weights, from x to y in one dispatch.
 // Shared by gemv.comp and moe_gemv.comp, which declare the push block p, define gemv_prologue and finish_column behind
-// this file, and say before it where things are: TRELLIS, SUH and SVH, addresses, and X_ROW(m), the row of x that is row m.
+// this file, and say before it where things are: TRELLIS, SUH and SVH, addresses, and X_ROW(m), the row of x that is
+// row m.
 //
 //     W = diag(suh) P Q P diag(svh)         Q from the trellis, P: 128 x 128 Hadamard blocks
 //
-//   workgroup (c, s, z) columns 128 c .. 128 c + 127, BLOCKS blocks of 128 rows of Q (k) from s * BLOCKS on;
+//   workgroup (c, s, z) columns 128 c .. 128 c + 127, share s of the blocks of 128 rows of Q (k), BLOCKS at most;
 //                      z: of products beside each other, the one
 //   64 lanes           the 128 columns of a unit: lane 8 b + m has columns m and m + 8 of tile b (include/trellis.glsl)
 //   group of 64        every GROUPS-th unit of the rows
@@ -36,8 +37,9 @@ layout(constant_id = 9) const uint INT8 = 0;
 layout(constant_id = 10) const uint FOURS = 0;   // 1: four elements of x at once; k is a multiple of 8
 layout(constant_id = 11) const uint LANES = 64;  // the local size
 
-// Not constants, nor how many blocks a workgroup has: products of a step should have as few pipelines as can be, because
-// machine code that does not stay in the instruction cache from layer to layer costs more than all these branches.
+// Not constants, nor how many blocks a workgroup has: products of a step should have as few pipelines as can be,
+// because machine code that does not stay in the instruction cache from layer to layer costs more than all these
+// branches.
 #define X_TYPE (p.types & 255u)
 #define Y_TYPE (p.types >> 8)
 #define NORM (!is_null(p.norm))

@@ -1,7 +1,7 @@
 // y = epilogue(x W) on KHR cooperative matrices, for up to M rows of x that went through the input transform before: a
 // product of few rows with EXL3 weights that is as fast for 2 rows as for 16. Shared by gemv_coopmat.comp and
 // moe_gemv_coopmat.comp, which declare the push block p, define coopmat_prologue and finish_column behind this file, and
-// say before it where things are: TRELLIS, FIRST_ROW and ROWS, those of x.
+// say before it where things are: TRELLIS, SVH, FIRST_ROW and ROWS, those of x; and X_SCALE, which x was multiplied by.
 //
 //   workgroup (c, s, z) columns 128 c .. 128 c + 127, BLOCKS blocks of 128 rows of Q (k) from s * BLOCKS on
 //   group of 64 lanes   every GROUPS-th unit of the rows, as in gemv.glsl
@@ -106,8 +106,8 @@ void main()
     gather(group);
     if (SPLIT != 0) { // hadamard.comp adds the shares and goes on
         for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES)
-            BufF32(p.partial).v[(gl_WorkGroupID.y * ROWS + i / 128) * 128 * gl_NumWorkGroups.x + gl_WorkGroupID.x * 128 + i % 128] =
-                work[i / 128 * HADAMARD_PITCH + i % 128];
+            BufF32(p.partial).v[((gl_WorkGroupID.y * ROWS + i / 128) * gl_NumWorkGroups.x + gl_WorkGroupID.x) * 128 +
+                                i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
         return;
     }
     hadamard_work(ROWS);

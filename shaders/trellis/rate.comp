@@ -1,7 +1,7 @@
 // How fast weights are decoded and multiplied where nothing has to come from memory, for benchmarks/trellis.py: a lane
-// keeps the words of one tile and, p.rows times, multiplies its 32 weights with 16 elements of x, each way that a kernel
-// could. Word i of lane l is (l * TILE_WORDS + i) * 2654435761 at first and one more each time, TILE_WORDS additions for
-// 32 weights; element i of x is i + 1. y (lanes) f32: the sums.
+// keeps the words of one tile and, p.rows times, multiplies its 32 weights with 16 elements of x, each way that a
+// kernel could. Word i of lane l is (l * TILE_WORDS + i) * 2654435761 at first and one more each time, TILE_WORDS
+// additions for 32 weights; element i of x is i + 1. y (lanes) f32: the sums.
 #extension GL_EXT_integer_dot_product : require
 #define DOT
 #include "include/subnormals.glsl"
