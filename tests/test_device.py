@@ -206,6 +206,38 @@ def test_memory_comes_back(own_device: _C.Device) -> None:
     assert own_device.memory()["device_used"] == before["device_used"]
 
 
+MIB = 1 << 20
+
+
+def test_a_large_slab_stays_for_temporaries(own_device: _C.Device) -> None:
+    """One that runs empty is kept and counts as free, a second one goes, and the last one when memory runs out."""
+
+    def take(mib: int) -> _C.Tensor:
+        return _C.empty(own_device, (mib * MIB // 4,), "f32")
+
+    def memory(*keys: str) -> list[int]:
+        own_device.sync()
+        found = own_device.memory()
+        return [found[key] for key in keys]
+
+    large = take(520)  # from here on slabs are of 512 MiB; this one is not
+    first = take(80)
+    reserved, budget = memory("device_reserved", "device_budget")
+    del first
+    assert memory("device_reserved") == [reserved]
+    if "memory_budget" not in own_device.features:  # else other processes take part
+        assert memory("device_budget") == [budget + 512 * MIB]
+    first, second = take(80), take(450)
+    assert memory("device_reserved") == [reserved + 512 * MIB]
+    del first, second
+    assert memory("device_reserved") == [reserved]
+    own_device.inject("memory", 1)
+    other = take(600)
+    assert memory("device_reserved") == [reserved + 88 * MIB]
+    del large, other
+    assert memory("device_reserved") == [reserved - 1032 * MIB]
+
+
 def test_nothing_leaks_in_a_thousand_calls(device: _C.Device) -> None:
     data = np.arange(16, dtype=np.float32)
 
