@@ -101,6 +101,29 @@ class Mixture:
         ids, weights = np.hstack([ids, behind]), np.hstack([weights, np.ones(behind.shape)])
         return moe(x, *self.weights, ids, weights, **options)
 
+    def check(self, device: _C.Device, case: Any) -> Array:
+        """The mixture of random rows as a Case wants them, twice, against NumPy; the rows that the router saw."""
+        rng = np.random.default_rng(9)
+        given = rng.standard_normal((case.rows, case.hidden)).astype(np.float32 if case.dtype == "f32" else np.float16)
+        norm = rng.uniform(0.5, 1.5, case.hidden).astype(np.float32) if case.norm else None
+        residual = rng.standard_normal((case.rows, case.hidden)).astype(np.float32) if case.residual else None
+        x = given.astype(np.float64)
+        if norm is not None:
+            x = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + 1e-6) * norm
+        options = {
+            "norm": None if norm is None else _C.tensor(device, norm),
+            "residual": None if residual is None else _C.tensor(device, residual),
+            "dtype": case.dtype,
+            "kernel": case.kernel,
+        }
+        out = _C.full(device, given.shape, NAN_WORD, "f32")
+        self.raw(_C.tensor(device, given), out=out, **options)
+        check(to_numpy(out), self.expected(x, residual=residual), case.dtype, products=3)
+        first = to_numpy(out).copy()  # once more: the counters are back at 0, sums are added in the same order
+        self.raw(_C.tensor(device, given), out=out, **options)
+        assert np.array_equal(to_numpy(out), first)
+        return x
+
 
 def mixture(device: _C.Device, case: Case) -> Mixture:
     rng = np.random.default_rng(5)
@@ -137,27 +160,8 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_mixture(device: _C.Device, case: Case) -> None:
-    made = mixture(device, case)
-    rng = np.random.default_rng(9)
-    given = rng.standard_normal((case.rows, case.hidden)).astype(np.float32 if case.dtype == "f32" else np.float16)
-    norm = rng.uniform(0.5, 1.5, case.hidden).astype(np.float32) if case.norm else None
-    residual = rng.standard_normal((case.rows, case.hidden)).astype(np.float32) if case.residual else None
-    x = given.astype(np.float64)
-    if norm is not None:
-        x = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + 1e-6) * norm
-    options = {
-        "norm": None if norm is None else _C.tensor(device, norm),
-        "residual": None if residual is None else _C.tensor(device, residual),
-        "dtype": case.dtype,
-        "kernel": case.kernel,
-    }
-    out = _C.full(device, given.shape, NAN_WORD, "f32")
-    made.raw(_C.tensor(device, given), out=out, **options)
     # Gate, up and down. The fifth case, halves of mcg apart in f16 chains, errs by 1.8e-6 where NumPy rounds likewise.
-    check(to_numpy(out), made.expected(x, residual=residual), case.dtype, products=3)
-    first = to_numpy(out).copy()  # once more: the counters are back at 0, sums are added in the same order
-    made.raw(_C.tensor(device, given), out=out, **options)
-    assert np.array_equal(to_numpy(out), first)
+    mixture(device, case).check(device, case)
 
 
 def test_kernels_of_many_pairs(device: _C.Device) -> None:
@@ -165,7 +169,7 @@ def test_kernels_of_many_pairs(device: _C.Device) -> None:
     made = mixture(device, CASES[0])
     x = _C.full(device, (60, 200), 0, "f16")
     names = kernels_of(device, lambda: made.raw(x, kernel="trellis_moe_gemv@16"))
-    matrices = {"coopmat", "int_dot"} <= set(device.features) and device_row()["subgroup_size"] == 32
+    matrices = {"coopmat", "int_dot", "subnormals"} <= set(device.features) and device_row()["subgroup_size"] == 32
     assert ("trellis_moe_gemv_coopmat" in names) == matrices == ("trellis_moe_hadamard" in names)
 
 

@@ -29,15 +29,6 @@ A2 fmt_e2m1x2(uint x)
     return unpackFloat2x16(packFloat2x16(a) | (x & 0x80008000u));
 }
 
-void fmt_decode8(uvec4 w, uint c, out A2 v[4])
-{
-    uint x = w[c];
-    v[0] = fmt_e2m1x2(x << 12);
-    v[1] = fmt_e2m1x2(x << 8);
-    v[2] = fmt_e2m1x2(x << 4);
-    v[3] = fmt_e2m1x2(x);
-}
-
 // For kernels that declare DenormPreserve: as bits of f16 the code has the same exponents 2^14 lower, 0 those of the
 // subnormals, so that a multiplication is all the arithmetic. Instructions for 8 codes: 19 instead of 27.
 #define FMT_SUBNORMAL 1
@@ -47,14 +38,18 @@ A2 fmt_e2m1x2_subnormal(uint x)
     return unpackFloat2x16(((x >> 3) & 0x0E000E00u) | (x & 0x80008000u)) * A(16384.0);
 }
 
-void fmt_decode8_subnormal(uvec4 w, uint c, out A2 v[4])
-{
-    uint x = w[c];
-    v[0] = fmt_e2m1x2_subnormal(x << 12);
-    v[1] = fmt_e2m1x2_subnormal(x << 8);
-    v[2] = fmt_e2m1x2_subnormal(x << 4);
-    v[3] = fmt_e2m1x2_subnormal(x);
-}
+// The eight codes of word c, by one of these two.
+#define FMT_DECODE8(name, two)              \
+    void name(uvec4 w, uint c, out A2 v[4]) \
+    {                                       \
+        uint x = w[c];                      \
+        v[0] = two(x << 12);                \
+        v[1] = two(x << 8);                 \
+        v[2] = two(x << 4);                 \
+        v[3] = two(x);                      \
+    }
+FMT_DECODE8(fmt_decode8, fmt_e2m1x2)
+FMT_DECODE8(fmt_decode8_subnormal, fmt_e2m1x2_subnormal)
 #else
 uvec2 fmt_pair(uint i) { return uvec2(2u * i, 2u * i + 1u); }
 uint fmt_slot(uint k) { return k; }
