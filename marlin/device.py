@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import warnings
@@ -102,6 +103,7 @@ def find(which: int | str | None) -> DeviceInfo:
 
 _opened: dict[tuple[str, frozenset[str]], _C.Device] = {}
 _lock = threading.Lock()
+_warnings: list[str] = []  # of an opening, for the caller of the next Device()
 
 
 def _forget() -> None:
@@ -112,6 +114,34 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+
+
+def _open(info: DeviceInfo, disable: frozenset[str]) -> _C.Device:
+    key = (info.uuid, disable)
+    with _lock:
+        raw = _opened.get(key)
+        if raw is None or raw.lost:
+            _check_shaders()
+            cachedir.evict_once()
+            cache = cachedir.cache_folder("pipelines")
+            raw = _C.Device(
+                info.index, disable=sorted(disable), shaders=str(SHADERS), cache=str(cache) if cache else None
+            )
+            _opened[key] = raw
+    return raw
+
+
+def open_ahead(which: str | None) -> None:
+    """Open a device that will be wanted, in a thread: drivers take a third of a second, and no part of Python.
+
+    What fails here fails again when the device is wanted, and is told then.
+    """
+
+    def opening() -> None:
+        with contextlib.suppress(Exception):
+            _open(find(which), frozenset())
+
+    threading.Thread(target=opening, name="marlin-open").start()
 
 
 class Device:
@@ -137,21 +167,9 @@ class Device:
             disable = (disable,)
         info = find(which)
         self.disable = frozenset(disable)
-        key = (info.uuid, self.disable)
-        with _lock:
-            raw = _opened.get(key)
-            if raw is None or raw.lost:
-                _warn_if_stale()
-                cachedir.evict_once()
-                cache = cachedir.cache_folder("pipelines")
-                raw = _C.Device(
-                    info.index,
-                    disable=sorted(self.disable),
-                    shaders=str(SHADERS),
-                    cache=str(cache) if cache else None,
-                )
-                _opened[key] = raw
-        self.raw = raw
+        self.raw = _open(info, self.disable)
+        if _warnings:
+            warnings.warn(_warnings.pop(), stacklevel=2)
 
     @property
     def index(self) -> int:
@@ -204,8 +222,8 @@ class Device:
         return self.info._repr_html_()
 
 
-def _warn_if_stale() -> None:
-    """In a checkout, say when shaders.bin is older than the shaders; elsewhere there is nothing to compare."""
+def _check_shaders() -> None:
+    """In a checkout, have it said when shaders.bin is older than the shaders; elsewhere there is nothing to compare."""
     root = SHADERS.parent.parent
     tool = root / "tools" / "shaderc.py"
     if not (tool.is_file() and (root / "shaders").is_dir() and (root / "csrc" / "kernels.def").is_file()):
@@ -222,13 +240,12 @@ def _warn_if_stale() -> None:
         spec.loader.exec_module(module)
         stale = module.stale(root)
     except Exception as error:  # a checkout in the middle of an edit must still run
-        warnings.warn(f"the shaders cannot be checked: {error}", stacklevel=4)
+        _warnings.append(f"the shaders cannot be checked: {error}")
         return
     finally:
         del sys.modules[spec.name]
     if stale:
         names = ", ".join(stale[:3]) + (" …" if len(stale) > 3 else "")
-        warnings.warn(
-            f"{len(stale)} shaders changed since marlin/shaders.bin was built ({names}): run `python tools/shaderc.py`",
-            stacklevel=4,
+        _warnings.append(
+            f"{len(stale)} shaders changed since marlin/shaders.bin was built ({names}): run `python tools/shaderc.py`"
         )

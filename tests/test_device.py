@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import os
@@ -339,6 +340,21 @@ def test_an_exception_ends_the_capture(device: _C.Device) -> None:
     with device.capture() as another:
         _C.full(device, (2,), 1)
     another.replay(wait=True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_captures_compile_beside(own_device: _C.Device, fails: bool) -> None:
+    """Kernels of a capture are compiled by other threads; none is left half-way, however the capture ends."""
+    x = _C.tensor(own_device, np.ones((2, 64), np.float32))
+    weight = _C.full(own_device, (64,), 0x3F800000, "f32")
+    with contextlib.suppress(ZeroDivisionError), own_device.capture() as program:
+        y = [_C.rms_norm(x, weight, 1e-5, dtype=dtype) for dtype in ("f32", "f16", "bf16")]
+        if fails:
+            raise ZeroDivisionError
+    if not fails:
+        program.replay(wait=True)
+        np.testing.assert_allclose(y[0].numpy(), 1, rtol=1e-5)
+    np.testing.assert_allclose(_C.rms_norm(x, weight, 1e-5, dtype="f16").numpy(), 1, rtol=1e-3)
 
 
 def test_misuse_of_programs(device: _C.Device) -> None:

@@ -173,7 +173,9 @@ mrl_status mrl_profile_collect_locked(mrl_device *dev, const mrl_recorder *recor
 /* pipeline.c */
 mrl_status mrl_pipelines_create(mrl_device *dev, const char *shaders, const char *cache, mrl_error *err);
 void mrl_pipelines_destroy(mrl_device *dev);
-VkPipeline mrl_pipeline_handle(const mrl_pipeline *pipeline);
+VkPipeline mrl_pipeline_handle(const mrl_pipeline *pipeline); /* null until it was waited for */
+mrl_status mrl_pipeline_wait(mrl_device *dev, mrl_pipeline *pipeline, mrl_error *err);
+void mrl_pipelines_settle(mrl_device *dev); /* forgets what waits for compiler threads, waits for what they do */
 
 /* A growing array: doubles *items (of `size` bytes each) so that count + 1 fit. */
 mrl_status mrl_grow(void **items, size_t *capacity, size_t count, size_t size, mrl_error *err);

@@ -49,11 +49,15 @@ static int module_index(mrl_kernel kernel, mrl_format format, mrl_math math)
 struct mrl_pipeline {
     VkPipeline handle;  /* null: not compiled yet, or the driver failed to */
     bool building;      /* by some thread, which holds no lock meanwhile */
+    bool queued;        /* for a compiler thread */
+    mrl_pipeline *next; /* in the queue */
     uint32_t module;
     int nspec;
     uint32_t spec[MRL_MAX_SPEC];
     char name[96];
 };
+
+#define COMPILER_THREADS 16
 
 struct mrl_pipelines {
     mrl_lock lock;
@@ -67,6 +71,11 @@ struct mrl_pipelines {
     VkPipelineCache cache;
     char cache_path[1024];               /* empty: none */
     size_t saved;                        /* `compiled` when the cache was last written */
+    mrl_pipeline *first, **last;         /* the queue of the compiler threads */
+    pthread_cond_t queued;               /* something is in it, or the threads shall end */
+    pthread_t thread[COMPILER_THREADS];
+    int nthreads, idle;
+    bool ending;
 };
 
 static mrl_status read_file(const char *path, uint8_t **out, uint64_t *bytes, mrl_error *err)
@@ -275,6 +284,8 @@ mrl_status mrl_pipelines_create(mrl_device *dev, const char *shaders, const char
     dev->pipelines = pipelines;
     mrl_lock_init(&pipelines->lock);
     pthread_cond_init(&pipelines->built, NULL);
+    pthread_cond_init(&pipelines->queued, NULL);
+    pipelines->last = &pipelines->first;
     pipelines->capacity = 256;
     pipelines->table = calloc(pipelines->capacity, sizeof *pipelines->table);
     if (pipelines->table == NULL)
@@ -286,11 +297,22 @@ done:
     return rc;
 }
 
+static void end_threads(mrl_pipelines *pipelines)
+{
+    mrl_lock_acquire(&pipelines->lock);
+    pipelines->ending = true;
+    pthread_cond_broadcast(&pipelines->queued);
+    mrl_lock_release(&pipelines->lock);
+    for (int i = 0; i < pipelines->nthreads; i++)
+        pthread_join(pipelines->thread[i], NULL);
+}
+
 void mrl_pipelines_destroy(mrl_device *dev)
 {
     mrl_pipelines *pipelines = dev->pipelines;
     if (pipelines == NULL)
         return;
+    end_threads(pipelines);
     for (size_t i = 0; i < pipelines->capacity && pipelines->table != NULL; i++)
         if (pipelines->table[i] != NULL) {
             dev->vk.vkDestroyPipeline(dev->handle, pipelines->table[i]->handle, NULL);
@@ -304,6 +326,7 @@ void mrl_pipelines_destroy(mrl_device *dev)
     free(pipelines->table);
     free(pipelines->file);
     pthread_cond_destroy(&pipelines->built);
+    pthread_cond_destroy(&pipelines->queued);
     mrl_lock_destroy(&pipelines->lock);
     free(pipelines);
     dev->pipelines = NULL;
@@ -441,6 +464,107 @@ done:
     return rc;
 }
 
+/* Compiles a pipeline that nobody else does; the lock is let go meanwhile. */
+static mrl_status build_locked(mrl_device *dev, mrl_pipeline *pipeline, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_pipelines *pipelines = dev->pipelines;
+    const shader_entry *entry = pipelines->entry[pipeline->module];
+    VkPipeline handle = VK_NULL_HANDLE;
+
+    MRL_TRY(module_locked(dev, pipeline->module, entry, err));
+    pipeline->building = true;
+    mrl_lock_release(&pipelines->lock);
+    rc = compile(dev, pipeline, entry->name, &handle, err);
+    mrl_lock_acquire(&pipelines->lock);
+    pipeline->building = false;
+    pipeline->handle = rc == MRL_OK ? handle : VK_NULL_HANDLE;
+    pipelines->compiled += rc == MRL_OK;
+    pthread_cond_broadcast(&pipelines->built);
+done:
+    return rc;
+}
+
+static mrl_status wait_built_locked(mrl_device *dev, mrl_pipeline *pipeline, mrl_error *err)
+{
+    while (pipeline->building)
+        pthread_cond_wait(&dev->pipelines->built, &dev->pipelines->lock);
+    return pipeline->handle != VK_NULL_HANDLE ? MRL_OK : build_locked(dev, pipeline, err);
+}
+
+/* ---- compiler threads: what a capture needs is compiled while it goes on ---- */
+
+static mrl_pipeline *take_locked(mrl_pipelines *pipelines)
+{
+    mrl_pipeline *pipeline = pipelines->first;
+    if (pipeline != NULL) {
+        if ((pipelines->first = pipeline->next) == NULL)
+            pipelines->last = &pipelines->first;
+        pipeline->queued = false;
+    }
+    return pipeline;
+}
+
+static void *compiler(void *argument)
+{
+    mrl_device *dev = argument;
+    mrl_pipelines *pipelines = dev->pipelines;
+
+    mrl_lock_acquire(&pipelines->lock);
+    while (!pipelines->ending) {
+        mrl_pipeline *pipeline = take_locked(pipelines);
+        if (pipeline == NULL) {
+            pipelines->idle++;
+            pthread_cond_broadcast(&pipelines->built); /* for who lets threads settle */
+            pthread_cond_wait(&pipelines->queued, &pipelines->lock);
+            pipelines->idle--;
+        } else if (!pipeline->building && pipeline->handle == VK_NULL_HANDLE) {
+            build_locked(dev, pipeline, NULL); /* who waits for it tries once more and tells why it fails */
+        }
+    }
+    mrl_lock_release(&pipelines->lock);
+    return NULL;
+}
+
+/* Leaves the pipeline to a compiler thread, of which there is one for each processor if need be. */
+static void queue_locked(mrl_device *dev, mrl_pipeline *pipeline)
+{
+    mrl_pipelines *pipelines = dev->pipelines;
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    int most = processors < 1 ? 1 : processors > COMPILER_THREADS ? COMPILER_THREADS : (int)processors;
+
+    if (pipelines->idle == 0 && pipelines->nthreads < most &&
+        pthread_create(&pipelines->thread[pipelines->nthreads], NULL, compiler, dev) == 0)
+        pipelines->nthreads++;
+    if (pipelines->nthreads == 0)
+        return; /* who waits for it compiles it */
+    pipeline->queued = true;
+    pipeline->next = NULL;
+    *pipelines->last = pipeline;
+    pipelines->last = &pipeline->next;
+    pthread_cond_signal(&pipelines->queued);
+}
+
+void mrl_pipelines_settle(mrl_device *dev)
+{
+    mrl_pipelines *pipelines = dev->pipelines;
+
+    mrl_lock_acquire(&pipelines->lock);
+    while (take_locked(pipelines) != NULL) {
+    }
+    while (pipelines->idle < pipelines->nthreads)
+        pthread_cond_wait(&pipelines->built, &pipelines->lock);
+    mrl_lock_release(&pipelines->lock);
+}
+
+mrl_status mrl_pipeline_wait(mrl_device *dev, mrl_pipeline *pipeline, mrl_error *err)
+{
+    mrl_lock_acquire(&dev->pipelines->lock);
+    mrl_status rc = wait_built_locked(dev, pipeline, err);
+    mrl_lock_release(&dev->pipelines->lock);
+    return rc;
+}
+
 mrl_status mrl_pipeline_get(mrl_device *dev, mrl_kernel kernel, mrl_format format, mrl_math math,
                             const uint32_t *spec, int nspec, mrl_pipeline **out, mrl_error *err)
 {
@@ -462,20 +586,10 @@ mrl_status mrl_pipeline_get(mrl_device *dev, mrl_kernel kernel, mrl_format forma
         return rc;
     mrl_lock_acquire(&pipelines->lock);
     MRL_TRY(entry_locked(pipelines, module, spec, nspec, &pipeline, err));
-    while (pipeline->building)
-        pthread_cond_wait(&pipelines->built, &pipelines->lock);
-    if (pipeline->handle == VK_NULL_HANDLE) {
-        VkPipeline handle = VK_NULL_HANDLE;
-        MRL_TRY(module_locked(dev, module, entry, err));
-        pipeline->building = true;
-        mrl_lock_release(&pipelines->lock);
-        rc = compile(dev, pipeline, entry->name, &handle, err);
-        mrl_lock_acquire(&pipelines->lock);
-        pipeline->building = false;
-        pipeline->handle = rc == MRL_OK ? handle : VK_NULL_HANDLE;
-        pipelines->compiled += rc == MRL_OK;
-        pthread_cond_broadcast(&pipelines->built);
-    }
+    if (mrl_program_capturing(dev) == NULL)
+        MRL_TRY(wait_built_locked(dev, pipeline, err));
+    else if (pipeline->handle == VK_NULL_HANDLE && !pipeline->building && !pipeline->queued)
+        queue_locked(dev, pipeline);
     *out = pipeline;
 done:
     mrl_lock_release(&pipelines->lock);

@@ -26,7 +26,8 @@ typedef enum mrl_math { MRL_MATH_NONE, MRL_MATH_F32, MRL_MATH_F16 } mrl_math;
 
 #define MRL_MAX_SPEC 20
 
-/* spec[0] is local_size_x; spec[i] is constant_id i.
+/* spec[0] is local_size_x; spec[i] is constant_id i. While this thread captures a program the pipeline is compiled
+ * beside it, and what the driver says is told at the program's end.
  * Found by hash in about 100 ns after the first time. DEVICE error when the module is not in shaders.bin
  * or the device lacks a feature it needs (named). Thread-safe; owned by the device. */
 mrl_status mrl_pipeline_get(mrl_device *dev, mrl_kernel kernel, mrl_format format, mrl_math math,

@@ -103,11 +103,14 @@ done:
 
 mrl_status mrl_program_end(mrl_program *program, mrl_error *err)
 {
-    mrl_status rc;
+    mrl_status rc = MRL_OK;
 
     if (current != program)
         return mrl_fail(err, MRL_ERR_STATE, "this thread is not capturing that program");
     current = NULL;
+    for (size_t i = 0; i < program->recorder.nnodes; i++)
+        if (program->recorder.nodes[i].kind == MRL_NODE_DISPATCH)
+            MRL_TRY(mrl_pipeline_wait(program->dev, program->recorder.nodes[i].pipeline, err));
     mrl_lock_acquire(&program->dev->stream_lock);
     bool profiling = program->dev->profile.on; /* timestamps belong to re-emission, not to the command buffers */
     program->dev->profile.on = false;
@@ -115,13 +118,17 @@ mrl_status mrl_program_end(mrl_program *program, mrl_error *err)
     program->dev->profile.on = profiling;
     mrl_lock_release(&program->dev->stream_lock);
     program->ready = rc == MRL_OK;
+done:
     return rc;
 }
 
 void mrl_program_abort(mrl_program *program)
 {
-    if (current == program)
-        current = NULL;
+    if (current != program)
+        return;
+    current = NULL;
+    if (!mrl_device_forked(program->dev))
+        mrl_pipelines_settle(program->dev); /* no thread is in the driver when the process ends */
 }
 
 mrl_program *mrl_program_retain(mrl_program *program)
