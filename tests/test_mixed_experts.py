@@ -164,7 +164,7 @@ def test_a_dispatch_a_product_and_stack(device: _C.Device) -> None:
         with device.capture() as program:
             raw(x, out=out, kernel="trellis_moe_gemv@0,2")
         barriers.append(program.stats["barriers"])
-    assert barriers[0] == barriers[1]
+    assert barriers[0] == barriers[1] + 1  # one stack sums up the pairs of a row in its last product
 
 
 @pytest.mark.parametrize("kernel", ["trellis_moe_gemv@0,2", "trellis_moe_gemv@2,2"])

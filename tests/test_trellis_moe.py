@@ -175,11 +175,14 @@ def test_kernels_of_many_pairs(device: _C.Device) -> None:
 
 def test_dispatches_do_not_depend_on_the_experts(device: _C.Device) -> None:
     made = mixture(device, CASES[0])
-    for rows, kernel, before in ((1, None, ["moe_router"]), (4, "trellis_moe_gemv@2", ["moe_router", "moe_plan"])):
+    for rows, kernel, before, behind in (
+        (1, None, ["moe_router"], []),  # the last product sums up the pairs of a row itself
+        (4, "trellis_moe_gemv@2", ["moe_router", "moe_plan"], ["moe_combine"]),
+    ):
         x = _C.full(device, (rows, 200), 0, "f16")
-        *first, gate, up, down, last = kernels_of(device, lambda x=x, kernel=kernel: made.raw(x, kernel=kernel))
-        assert first == before and last == "moe_combine"
-        products = [gate, up, down]
+        names = kernels_of(device, lambda x=x, kernel=kernel: made.raw(x, kernel=kernel))
+        products = [name for name in names if name.startswith("trellis_moe_gemv")]
+        assert names == before + products + behind
         assert products in (["trellis_moe_gemv"] * 3, ["trellis_moe_gemv_dot"] * 3)
 
 

@@ -418,9 +418,18 @@ static uint32_t splits_asked(const mrl_moe_args *args)
     return args->kernel != NULL && sscanf(args->kernel, "%*[a-z_]@%*u,%u", &splits) == 1 ? splits : 0;
 }
 
+/* Whether the products of DOWN are summed up where they are made. */
+static bool trellis_sums(const routed *r)
+{
+    const mrl_moe_layer *layer = r->args->layer;
+    return layer->nstacks == 1 && is_trellis(&layer->stacks[0]) && layer->stacks[0].places == NULL &&
+           r->how.tile == 0 && mrl_trellis_sums(r->dev, r->slots);
+}
+
 static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, int which, const mrl_view *gate,
                                   const mrl_view *y, bool beside, mrl_buffer **sums, mrl_error *err)
 {
+    const bool sum = which == DOWN && trellis_sums(r);
     const mrl_moe_layer *layer = r->args->layer;
     const uint64_t counters = mrl_moe_pair_counters(layer) / 2 * sizeof(uint32_t);
     const mrl_trellis_experts_args args = {.t = stack->trellis[which],
@@ -434,7 +443,10 @@ static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, i
                                            .gate = which == DOWN ? *gate : (mrl_view){0},
                                            .y = *y,
                                            .counters = {layer->pair_counters, which == UP ? counters : 0, counters},
-                                           .slots = which == DOWN ? 1 : r->slots,
+                                           .slots = which == DOWN && !sum ? 1 : r->slots,
+                                           .sum = sum,
+                                           .weights = sum ? r->weights : (mrl_view){0},
+                                           .residual = sum ? r->args->residual : (mrl_view){0},
                                            .splits = splits_asked(r->args),
                                            .eps = r->args->eps,
                                            .activation = layer->activation, /* of the gate, where there is one */
@@ -509,6 +521,10 @@ static mrl_status mix_pairs(const routed *r, mrl_error *err)
     MRL_TRY(stacks_product(r, UP, NULL, &r->act, sums[UP], err));
     if (fused) {
         MRL_TRY(down_by_rows(r, err));
+        goto done;
+    }
+    if (trellis_sums(r)) {
+        MRL_TRY(stacks_product(r, DOWN, &gate, &r->args->y, sums[DOWN], err));
         goto done;
     }
     MRL_TRY(temporary(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));

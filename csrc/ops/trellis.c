@@ -378,7 +378,8 @@ static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
         .suh = suh_at(t, 0),
         .svh = svh_at(t, 0),
         .x = mrl_view_address(&args->x),
-        .norm = mrl_view_address(&args->norm),
+        .norm = args->sum ? mrl_view_address(&args->residual) : mrl_view_address(&args->norm),
+        .weights = args->sum ? mrl_view_address(&args->weights) : 0,
         .ids = mrl_view_address(&args->ids),
         .tiles = mrl_view_address(&args->tiles),
         .order = mrl_view_address(&args->order),
@@ -388,9 +389,7 @@ static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
         .counters = mrl_buffer_address(args->counters.buffer) + args->counters.offset,
         .n = t->n,
         .k = t->k,
-        .k_padded = t->k_padded,
-        .types = types_of(&args->x, &args->y),
-        .slots = args->slots,
+        .types = types_of(&args->x, &args->y) | args->slots << 16,
         .eps = args->eps,
     };
 }
@@ -400,6 +399,13 @@ uint32_t mrl_trellis_pairs(uint32_t tile, uint32_t experts)
     /* The tile of each expert that is not full counts as well. */
     if (tile < 16 || experts >= MRL_TRELLIS_PAIRS - 128) return MRL_TRELLIS_PAIRS;
     return min_u32(8 * MRL_TRELLIS_PAIRS, (MRL_TRELLIS_PAIRS - experts) * tile);
+}
+
+bool mrl_trellis_sums(mrl_device *dev, uint32_t slots)
+{
+    const bool f32 = !mrl_device_has(dev, MRL_BIT(fp16)); /* there x in shared memory makes room: 4 blocks at least */
+    const uint32_t lanes = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE ? 64 : 128;
+    return slots > 1 && slots <= (f32 ? 4 : lanes / 16) && slots <= MRL_TRELLIS_SUM_MAX;
 }
 
 /* x of all pairs to `out` (places, k_padded) f16, as their experts want it. */
@@ -480,13 +486,13 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     const mrl_trellis *t = args->t;
     const mrl_trellis_args types = {
         .t = t, .x = args->x, .norm = args->norm, .gate = args->gate, .y = args->y, .activation = args->activation};
-    const uint32_t pairs = (uint32_t)args->y.shape[0];
+    const uint32_t pairs = (uint32_t)args->y.shape[0] * (args->sum ? args->slots : 1);
     const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs;
     const uint32_t columns = t->n_padded / MRL_TRELLIS_BLOCK;
     const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
-    const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(528, columns * copies);
+    const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(264, columns * copies);
     const tuning shares = {.tune = {args->splits ? args->splits : enough}};
-    const gemv_plan plan = plan_gemv(dev, &types, args->tile, &shares);
+    gemv_plan plan = plan_gemv(dev, &types, args->tile, &shares);
     mrl_push_trellis_moe push = experts_push(args);
     mrl_buffer *partial = NULL;
     mrl_pipeline *pipeline;
@@ -496,17 +502,20 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         return experts_on_matrices(dev, args, err);
     if (copies > MRL_TRELLIS_PAIRS)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
-    const uint64_t told = plan.splits > 1 ? share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]) : 0;
+    const bool share = plan.splits > 1 || args->sum;
+    plan.spec[6] = share;
+    const uint64_t told = share ? share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]) : 0;
     MRL_TRY(check_plan(dev, &plan, told, err));
     if (told > 0) {
         MRL_TRY(mrl_buffer_create(dev, told, MRL_MEMORY_DEVICE, &partial, err));
         push.partial = mrl_buffer_address(partial);
     }
-    const mrl_range counters = plan.splits > 1 ? args->counters : (mrl_range){0};
+    const mrl_range counters = share ? args->counters : (mrl_range){0};
     const mrl_range reads[] = {
         whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
         mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
-        mrl_view_range(&args->gate), whole(args->places),
+        mrl_view_range(&args->gate), whole(args->places), mrl_view_range(&args->weights),
+        mrl_view_range(&args->residual),
     };
     /* The counters are read too: as ranges that are written they already are behind all others. */
     const mrl_range writes[] = {mrl_view_range(&args->y), counters, whole(partial)};

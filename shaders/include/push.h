@@ -173,22 +173,23 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     ADDR suh;         /* (experts, k_padded) f16 */
     ADDR svh;         /* (experts, n_padded) f16 */
     ADDR x;           /* (pairs / slots, k) activations */
-    ADDR norm;        /* (k) f32 or 0 */
+    ADDR norm;        /* (k) f32 or 0; with weights, whose x is gated and has no norm: (rows, n) f32 or 0, added to y */
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
     ADDR order;       /* (pairs) u32: pairs sorted by expert */
+    ADDR weights;     /* (pairs) f32, by which the pairs of a row are summed up; or 0 */
     ADDR places;      /* (experts of the layer) i32: where an expert lies here, negative: elsewhere; 0: in their order */
     ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
-    ADDR y;           /* (pairs, n) */
+    ADDR y;           /* (pairs, n), or (rows, n) */
     ADDR partial;     /* (pairs or tiles, splits, rows of a tile, n_padded + n_padded / 128) f32: what workgroups tell */
     ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */
     UINT n;
     UINT k;
-    UINT k_padded;
-    UINT types;       /* as above */
-    UINT slots;       /* pairs that share a row of x */
+    UINT types;       /* as above, and 65536 times the pairs of a row: those that share a row of x, or are summed up */
     FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
 };
+
+#define MRL_TRELLIS_SUM_MAX 8 /* pairs of a row that one workgroup sums up */
 
 /* A trellis in the file's layout to kernel layout or back, or decoded. */
 PUSH_STRUCT(mrl_push_trellis_copy)

@@ -8,7 +8,10 @@ layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define SUH p.suh
 #define SVH p.svh
 #define X_ROW(m) (m)
+#define K_PADDED p.k_padded
 #include "trellis/gemv.glsl"
 #include "trellis/epilogue.glsl"
 
 bool gemv_prologue() { return true; }
+void request_sum() {}
+void finish_sum() {}

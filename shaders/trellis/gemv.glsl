@@ -1,7 +1,7 @@
 // y (m, n) = epilogue(norm(x) W) for few rows of x: a decode step with EXL3 weights, from x to y in one dispatch.
 // Shared by gemv.comp and moe_gemv.comp, which declare the push block p, define gemv_prologue and finish_column behind
-// this file, and say before it where things are: TRELLIS, SUH and SVH, addresses, and X_ROW(m), the row of x that is
-// row m.
+// this file, and say before it where things are: TRELLIS, SUH and SVH, addresses, X_ROW(m), the row of x that is
+// row m, and K_PADDED, rows of Q.
 //
 //     W = diag(suh) P Q P diag(svh)         Q from the trellis, P: 128 x 128 Hadamard blocks
 //
@@ -41,11 +41,20 @@ layout(constant_id = 11) const uint LANES = 64;  // the local size
 // because machine code that does not stay in the instruction cache from layer to layer costs more than all these
 // branches.
 #define X_TYPE (p.types & 255u)
-#define Y_TYPE (p.types >> 8)
+#define Y_TYPE (p.types >> 8 & 255u)
+#ifndef NORM
 #define NORM (!is_null(p.norm))
+#endif
+
+// Products that are summed up: PARTS of them, copies z of the grid, one behind the other. 1 without.
+#ifndef PARTS
+#define PARTS 1
+#endif
 
 bool gemv_prologue();                        // false: nothing to do, for the whole workgroup
 void finish_column(uint m, uint n, float y); // what has been through the output transform and times svh, to y
+void request_sum();                          // with PARTS > 1: what finish_sum needs beside work [part][128]
+void finish_sum();
 
 #include "include/trellis.glsl"
 #include "include/address.glsl"
@@ -156,16 +165,19 @@ void add_sums(bool first, uint lane, uint blocks)
 // nobody has anything to do while they come.
 float column_scale[2];
 
+uint end_counter() { return gl_WorkGroupID.z / PARTS * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
+
 void request_end()
 {
     const uint t = gl_LocalInvocationIndex, first = gl_WorkGroupID.x * 128;
     [[unroll]] for (uint i = 0; i < 2; i++)
         column_scale[i] = half_to_float(uint(BufU16(SVH).v[first + (t + LANES * i) % 128]));
     if (SPLIT != 0 && t == 0)
-        touch_counter(p.counters, gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x);
+        touch_counter(p.counters, end_counter());
 }
 
-// Sums of all groups and, with SPLIT, of all workgroups of these columns -> work [m][128]; false: others will finish.
+// Sums of all groups and, with SPLIT, of all workgroups of these columns -> work [m][128], or [part][128]; false: others
+// will finish.
 bool gather(uint group, uint lane, uint blocks)
 {
     const uint t = gl_LocalInvocationIndex;
@@ -188,10 +200,14 @@ bool gather(uint group, uint lane, uint blocks)
         if (t < M)
             BufTold(p.partial).v[share + t * pitch + gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x] = sum;
     }
-    if (!last_to_arrive(p.counters, gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x, gl_NumWorkGroups.y))
+    if (!last_to_arrive(p.counters, end_counter(), gl_NumWorkGroups.y * PARTS))
         return false;
-    for (uint i = t; i < 128 * M; i += LANES) {
-        const uint start = all + i / 128 * pitch, at = start + columns + i % 128;
+    if (PARTS > 1)
+        request_sum();
+    const uint first_part = gl_WorkGroupID.z / PARTS * PARTS * gl_NumWorkGroups.y * stride;
+    for (uint i = t; i < 128 * M * PARTS; i += LANES) {
+        const uint start = PARTS > 1 ? first_part + i / 128 * gl_NumWorkGroups.y * stride : all + i / 128 * pitch;
+        const uint at = start + columns + i % 128;
         vec2 sums = vec2(0.0);
         if (NORM)
             sums = told_sums(p.partial, at, start + gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x, stride, gl_NumWorkGroups.y);
@@ -213,11 +229,11 @@ void main()
 #else
     const uint group = t / 64;
 #endif
-    const uint lane = t % 64, units = p.k_padded / UNIT_ROWS;
+    const uint lane = t % 64, units = K_PADDED / UNIT_ROWS;
     if (!gemv_prologue())
         return;
-    const uint each = (p.k_padded / 128 + gl_NumWorkGroups.y - 1) / gl_NumWorkGroups.y;
-    const uint first = gl_WorkGroupID.y * each, blocks = min(each, p.k_padded / 128 - first);
+    const uint each = (K_PADDED / 128 + gl_NumWorkGroups.y - 1) / gl_NumWorkGroups.y;
+    const uint first = gl_WorkGroupID.y * each, blocks = min(each, K_PADDED / 128 - first);
     const uint first_unit = first * 128 / UNIT_ROWS, count = blocks * 128 / UNIT_ROWS;
 
     clear_sums();
@@ -230,7 +246,11 @@ void main()
             take_unit(TRELLIS, base, lane, unit, count);
     if (!gather(group, lane, blocks))
         return;
-    hadamard_work(M);
+    hadamard_work(M * PARTS);
+    if (PARTS > 1) {
+        finish_sum();
+        return;
+    }
     for (uint i = gl_LocalInvocationIndex; i < 128 * M; i += LANES) {
         const uint m = i / 128;
         float sum = work[m * HADAMARD_PITCH + i % 128];

@@ -8,6 +8,7 @@ layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define TRELLIS p.trellis
 #define FIRST_ROW 0
 #define ROWS p.m
+#define K_PADDED p.k_padded
 #define X_SCALE p.x_scale
 #define SVH p.svh
 #include "trellis/gemv_coopmat.glsl"

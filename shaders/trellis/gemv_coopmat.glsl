@@ -49,7 +49,7 @@ void multiply_tile(uint tile)
 {
     const uint l = gl_SubgroupInvocationID, base = gl_SubgroupID * 64 * STAGE_PITCH;
     const uint column = base + (l / 8 * 16 + l % 8) * STAGE_PITCH;
-    const uint pitch = p.k_padded / 8, at = FIRST_ROW * pitch + (gl_WorkGroupID.y * BLOCKS * 8 + tile) * 2;
+    const uint pitch = K_PADDED / 8, at = FIRST_ROW * pitch + (gl_WorkGroupID.y * BLOCKS * 8 + tile) * 2;
     MatA a[HEIGHT];
     [[unroll]] for (uint i = 0; i < HEIGHT; i++)
         coopMatLoad(a[i], BufU32x4(p.x).v, at + 16 * i * pitch, pitch, gl_CooperativeMatrixLayoutRowMajor);
@@ -94,9 +94,9 @@ void main()
     const uint group = gl_SubgroupID / 2, lane = gl_SubgroupID % 2 * 32 + gl_SubgroupInvocationID;
     if (!coopmat_prologue())
         return;
-    const uint first = gl_WorkGroupID.y * BLOCKS, blocks = min(BLOCKS, p.k_padded / 128 - first);
+    const uint first = gl_WorkGroupID.y * BLOCKS, blocks = min(BLOCKS, K_PADDED / 128 - first);
     const uint count = blocks * 128 / UNIT_ROWS;
-    const uint base = unit_at(gl_WorkGroupID.x, first * 128 / UNIT_ROWS, p.k_padded / UNIT_ROWS);
+    const uint base = unit_at(gl_WorkGroupID.x, first * 128 / UNIT_ROWS, K_PADDED / UNIT_ROWS);
 
     request_unit(TRELLIS, base, lane, group, count);
     [[unroll]] for (uint i = 0; i < HEIGHT * 4; i++)

@@ -12,6 +12,7 @@ uvec2 expert_trellis, expert_svh;
 #define TRELLIS expert_trellis
 #define FIRST_ROW tile_first
 #define ROWS tile_rows
+#define K_PADDED ((p.k + 127) & ~127u)
 #define X_SCALE p.eps
 #define SVH expert_svh
 #include "trellis/gemv_coopmat.glsl"
@@ -20,7 +21,7 @@ bool coopmat_prologue()
 {
     if (!find_tile(gl_WorkGroupID.z))
         return false;
-    expert_trellis = address_at(p.trellis, tile_expert, p.k_padded * 8 * gl_NumWorkGroups.x * RATE2);
+    expert_trellis = address_at(p.trellis, tile_expert, K_PADDED * 8 * gl_NumWorkGroups.x * RATE2);
     expert_svh = address_at(p.svh, tile_expert, 256 * gl_NumWorkGroups.x);
     return true;
 }

@@ -13,6 +13,7 @@ layout(push_constant, scalar) uniform Push { mrl_push_trellis_moe p; };
 #include "include/address.glsl"
 #include "include/activation.glsl"
 
+#define K_PADDED ((p.k + 127) & ~127u)
 #define HADAMARD_PITCH 132
 const uint ROUND = LANES / 16;
 const bool LOOPS = false;
@@ -22,12 +23,12 @@ shared float work[ROUND * HADAMARD_PITCH];
 void main()
 {
     const uint t = gl_LocalInvocationIndex, i = gl_WorkGroupID.y;
-    const uint first = gl_WorkGroupID.x * ROUND * 128, blocks = min(ROUND, (p.k_padded - first) / 128);
+    const uint first = gl_WorkGroupID.x * ROUND * 128, blocks = min(ROUND, (K_PADDED - first) / 128);
     if (!find_tile(gl_WorkGroupID.z) || i >= tile_rows)
         return;
-    const uint row = tile_pair(i) / p.slots * p.k;
-    const uvec2 suh = address_at(p.suh, tile_expert, 2 * p.k_padded);
-    const uvec2 y = address_at(p.partial, tile_first + i, 2 * p.k_padded);
+    const uint row = tile_pair(i) / (p.types >> 16) * p.k;
+    const uvec2 suh = address_at(p.suh, tile_expert, 2 * K_PADDED);
+    const uvec2 y = address_at(p.partial, tile_first + i, 2 * K_PADDED);
 
     for (uint j = t; j < blocks * 128; j += LANES) {
         const uint k = first + j;
