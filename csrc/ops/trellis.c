@@ -310,23 +310,65 @@ bool mrl_trellis_matrices(mrl_device *dev)
            info->subgroup_min == 32 && info->subgroup_max == 32 && info->shared_bytes >= 49152;
 }
 
+mrl_status mrl_op_probe_fragments(mrl_device *dev, mrl_error *err)
+{
+    mrl_status rc;
+    mrl_buffer *found = NULL;
+    mrl_pipeline *pipeline;
+    float elements[32 * 8];
+    const uint32_t lanes = 32;
+    bool same = true;
+
+    if (!mrl_device_has(dev, MRL_BIT(fragments)))
+        return MRL_OK;
+    if (!mrl_pipeline_available(dev, MRL_KERNEL_fragments, MRL_FORMAT_NONE, MRL_MATH_F16)) {
+        mrl_device_drop(dev, MRL_BIT(fragments));
+        return MRL_OK;
+    }
+    MRL_TRY(mrl_buffer_create(dev, sizeof elements, MRL_MEMORY_DEVICE, &found, err));
+    const mrl_push_trellis_copy push = {.file = mrl_buffer_address(found)};
+    const mrl_range writes[] = {whole(found)};
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_fragments, MRL_FORMAT_NONE, MRL_MATH_F16, &lanes, 1, &pipeline, err));
+    const mrl_dispatch d = {
+        .pipeline = pipeline,
+        .push = &push,
+        .push_bytes = sizeof push,
+        .groups = {1, 1, 1},
+        .writes = writes,
+        .nwrites = 1,
+    };
+    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
+    MRL_TRY(mrl_buffer_read(found, 0, elements, sizeof elements, err));
+    for (uint32_t lane = 0; lane < 32; lane++)
+        for (uint32_t e = 0; e < 8; e++) { /* as trellis/fragments.glsl fills them */
+            const uint32_t row = lane % 4 * 2 + e % 2 + e / 2 % 2 * 8, column = lane / 4 + e / 4 * 8;
+            same &= elements[lane * 8 + e] == (float)(row * 16 + column);
+        }
+    if (!same)
+        mrl_device_drop(dev, MRL_BIT(fragments));
+done:
+    mrl_buffer_release(found);
+    return rc;
+}
+
 /* What gemv_coopmat.glsl is specialized with. */
 typedef struct matrices_plan {
-    uint32_t splits, rows, spec[9];
+    uint32_t splits, rows, spec[10];
 } matrices_plan;
 
-static matrices_plan plan_matrices(const mrl_trellis *t, uint32_t m, uint32_t splits, uint32_t groups, mrl_dtype y_type,
+static matrices_plan plan_matrices(mrl_device *dev, const mrl_trellis *t, uint32_t m, uint32_t splits, uint32_t groups, mrl_dtype y_type,
                                    mrl_activation activation)
 {
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
+    const bool fragments = t->rate2 >= 4 && mrl_device_has(dev, MRL_BIT(fragments));
     const uint32_t wanted = splits ? splits : max_u32(1, min_u32(224 / columns, all / 2));
     const uint32_t blocks = mrl_div_up(all, min_u32(wanted, all)), rows = m <= 16 ? 16 : m <= 32 ? 32 : 64;
-    const uint32_t shares = mrl_div_up(all, blocks), lanes = 64 * (groups ? min_u32(groups, 2) : 2);
+    const uint32_t shares = mrl_div_up(all, blocks), lanes = 64 * (groups ? min_u32(groups, fragments ? 8 : 2) : 2);
     return (matrices_plan){
         .splits = shares,
         .rows = rows,
         .spec = {lanes, t->rate2, (uint32_t)t->codebook, rows, blocks, (uint32_t)y_type, (uint32_t)activation, shares > 1,
-                 lanes},
+                 lanes, fragments},
     };
 }
 
@@ -336,7 +378,7 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
     call c = *given;
     const mrl_trellis *t = c.args->t;
     const matrices_plan plan =
-        plan_matrices(t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype, c.args->activation);
+        plan_matrices(c.dev, t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype, c.args->activation);
     mrl_buffer *x = NULL, *sums = NULL;
 
     /* Matrices read whole rows of 16. */
@@ -358,7 +400,7 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
                                mrl_view_range(&c.args->residual), mrl_view_range(&c.args->gate)};
     const mrl_range writes[] = {plan.splits > 1 ? whole(sums) : c.y};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
-    MRL_TRY(record(&c, MRL_KERNEL_trellis_gemv_coopmat, MRL_MATH_F16, plan.spec, 9, grid, reads,
+    MRL_TRY(record(&c, MRL_KERNEL_trellis_gemv_coopmat, MRL_MATH_F16, plan.spec, 10, grid, reads,
                    sizeof reads / sizeof *reads, writes, 1, 2.0 * c.push.m * t->n * t->k, err));
     if (plan.splits > 1)
         MRL_TRY(transform(&c, OUTPUT, c.args->y.dtype, plan.splits, sums, err));
@@ -444,7 +486,7 @@ static mrl_status experts_on_matrices(mrl_device *dev, const mrl_trellis_experts
     mrl_status rc;
     const mrl_trellis *t = args->t;
     const uint32_t pairs = (uint32_t)args->y.shape[0], tiles = (uint32_t)args->tiles.shape[0];
-    const matrices_plan plan = plan_matrices(t, args->tile, 1, 0, args->y.dtype, MRL_ACTIVATION_NONE);
+    const matrices_plan plan = plan_matrices(dev, t, args->tile, 1, 0, args->y.dtype, MRL_ACTIVATION_NONE);
     mrl_push_trellis_moe push = experts_push(args);
     mrl_buffer *x = NULL;
     mrl_pipeline *pipeline;
@@ -460,7 +502,7 @@ static mrl_status experts_on_matrices(mrl_device *dev, const mrl_trellis_experts
     const mrl_range reads[] = {whole(t->units),              whole(t->svh),               whole(x),
                                mrl_view_range(&args->tiles), mrl_view_range(&args->order), whole(args->places)};
     const mrl_range writes[] = {mrl_view_range(&args->y)};
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_moe_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16, plan.spec, 9,
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_moe_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16, plan.spec, 10,
                              &pipeline, err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
@@ -612,7 +654,7 @@ static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
         uint32_t most[3];
     } limits[] = {
         {MRL_KERNEL_trellis_gemv, {65536, 8, 2}},
-        {MRL_KERNEL_trellis_gemv_coopmat, {65536, 2, 0}},
+        {MRL_KERNEL_trellis_gemv_coopmat, {65536, 8, 0}},
         {MRL_KERNEL_trellis_gemm, {65536, 0, 0}},
         {MRL_KERNEL_trellis_gemm_coopmat, {65536, 128, 0}},
     };

@@ -91,6 +91,9 @@ typedef struct mrl_trellis_experts_args {
     bool beside;          /* for other pairs than the dispatches since the last barrier (see mrl_dispatch) */
 } mrl_trellis_experts_args;
 
+/* Drops the feature `fragments` of a device that was just opened if its matrices lie otherwise. */
+mrl_status mrl_op_probe_fragments(mrl_device *dev, mrl_error *err);
+
 /* Whether so many products can be summed up in one dispatch. */
 bool mrl_trellis_sums(mrl_device *dev, uint32_t slots);
 

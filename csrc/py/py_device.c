@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ops/trellis.h"
 #include "vk/loader.h"
 #include "vk/pipeline.h"
 #include "vk/profile.h"
@@ -245,8 +246,13 @@ static PyObject *Device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         goto done;
     const char *shaders_path = PyBytes_AsString(shaders);
     const char *cache_path = cache != NULL ? PyBytes_AsString(cache) : NULL;
-    MRL_NOGIL(rc = mrl_device_open((int)index, disable, shaders_path, cache_path, &dev, &err));
+    MRL_NOGIL({
+        rc = mrl_device_open((int)index, disable, shaders_path, cache_path, &dev, &err);
+        if (rc == MRL_OK)
+            rc = mrl_op_probe_fragments(dev, &err);
+    });
     if (rc != MRL_OK) {
+        mrl_device_release(dev);
         mrl_raise(state, &err);
         goto done;
     }

@@ -4,6 +4,8 @@
 // say before it where things are: TRELLIS, SVH, FIRST_ROW and ROWS, those of x; and X_SCALE, which x was multiplied by.
 //
 //   workgroup (c, s, z) columns 128 c .. 128 c + 127, BLOCKS blocks of 128 rows of Q (k) from s * BLOCKS on
+//   with FRAGMENTS      see trellis/fragments.glsl: values go into matrices as they are decoded
+//   without:
 //   group of 64 lanes   every GROUPS-th unit of the rows, as in gemv.glsl
 //   subgroup of 32      decodes 16 rows of its 64 columns into shared memory of its own and multiplies them at once, so
 //                       that nobody else waits; its sums stay in matrices till the end
@@ -18,6 +20,7 @@ layout(constant_id = 5) const uint Y_TYPE = 0;
 layout(constant_id = 6) const uint ACTIVATION = 0;
 layout(constant_id = 7) const uint SPLIT = 0;    // 1: several workgroups share 128 columns: y is made by others
 layout(constant_id = 8) const uint LANES = 128;  // the local size
+layout(constant_id = 9) const uint FRAGMENTS = 0; // 1: the device has that feature, and RATE2 is 4 at least
 
 bool coopmat_prologue();                       // false: nothing to do, for the whole workgroup
 void finish_column(uint m, uint n, float y);
@@ -32,15 +35,31 @@ const bool LOOPS = false;
 #include "include/trellis_f16.glsl"
 #include "include/address.glsl"
 
-shared uvec4 stage[LANES / 32 * 64 * STAGE_PITCH];
-shared float work[HADAMARD_PITCH * M];
+shared uvec4 stage[FRAGMENTS != 0 ? 1 : LANES / 32 * 64 * STAGE_PITCH];
+// Sums are added up in a few copies at a time.
+const uint COPIES = FRAGMENTS == 0 ? 1 : 4 / HEIGHT;
+const uint COPY = HADAMARD_PITCH * M;
+shared float work[COPY * COPIES];
 #include "include/hadamard_work.glsl"
 #include "trellis/stream.glsl"
 
 #define MatA coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA>
 #define MatB coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB>
 #define MatC coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>
-MatC acc[HEIGHT * 4]; // [row][column] of 16 x 16
+// Matrices that lie side by side in a subgroup, and subgroups that do.
+const uint WIDTH = FRAGMENTS != 0 ? 8 / HEIGHT : 4;
+const uint ABREAST = 8 / WIDTH;
+MatC acc[HEIGHT * WIDTH]; // [row][column] of 16 x 16
+
+MatA load_a(uint row, uint tile)
+{
+    const uint pitch = K_PADDED / 8, at = (FIRST_ROW + row) * pitch + (gl_WorkGroupID.y * BLOCKS * 8 + tile) * 2;
+    MatA a;
+    coopMatLoad(a, BufU32x4(p.x).v, at, pitch, gl_CooperativeMatrixLayoutRowMajor);
+    return a;
+}
+
+#include "trellis/fragments.glsl"
 
 void begin_unit() { }
 void end_unit(uint unit) { }
@@ -49,10 +68,9 @@ void multiply_tile(uint tile)
 {
     const uint l = gl_SubgroupInvocationID, base = gl_SubgroupID * 64 * STAGE_PITCH;
     const uint column = base + (l / 8 * 16 + l % 8) * STAGE_PITCH;
-    const uint pitch = K_PADDED / 8, at = FIRST_ROW * pitch + (gl_WorkGroupID.y * BLOCKS * 8 + tile) * 2;
     MatA a[HEIGHT];
     [[unroll]] for (uint i = 0; i < HEIGHT; i++)
-        coopMatLoad(a[i], BufU32x4(p.x).v, at + 16 * i * pitch, pitch, gl_CooperativeMatrixLayoutRowMajor);
+        a[i] = load_a(16 * i, tile);
     [[unroll]] for (uint h = 0; h < 2; h++)
         [[unroll]] for (uint r = 0; r < 16; r += 8) {
             uvec4 rows;
@@ -65,18 +83,19 @@ void multiply_tile(uint tile)
         MatB b;
         coopMatLoad(b, stage, base + 16 * j * STAGE_PITCH, STAGE_PITCH, gl_CooperativeMatrixLayoutColumnMajor);
         [[unroll]] for (uint i = 0; i < HEIGHT; i++)
-            acc[i * 4 + j] = coopMatMulAdd(a[i], b, acc[i * 4 + j]);
+            acc[i * WIDTH + j] = coopMatMulAdd(a[i], b, acc[i * WIDTH + j]);
     }
     subgroupBarrier();
 }
 
-// Sums of all groups -> work [row][128].
-void gather(uint group)
+// Sums of all subgroups -> work [row][128].
+void gather()
 {
-    for (uint g = 0; g < GROUPS; g++) {
-        if (group == g)
-            [[unroll]] for (uint i = 0; i < HEIGHT * 4; i++) {
-                const uint at = i / 4 * 16 * HADAMARD_PITCH + gl_SubgroupID % 2 * 64 + i % 4 * 16;
+    const uint own = gl_SubgroupID / ABREAST, all = LANES / 32 / ABREAST;
+    for (uint g = 0; g < all; g += COPIES) {
+        if (own >= g && own < g + COPIES)
+            [[unroll]] for (uint i = 0; i < HEIGHT * WIDTH; i++) {
+                const uint at = own % COPIES * COPY + i / WIDTH * 16 * HADAMARD_PITCH + (gl_SubgroupID % ABREAST * WIDTH + i % WIDTH) * 16;
                 MatC before;
                 acc[i] = acc[i] * VALUE_UNIT;
                 if (g > 0) {
@@ -87,6 +106,16 @@ void gather(uint group)
             }
         barrier();
     }
+    if (COPIES == 1 || all == 1)
+        return;
+    for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES) {
+        const uint at = i / 128 * HADAMARD_PITCH + i % 128;
+        float sum = work[at];
+        for (uint c = 1; c < min(COPIES, all); c++)
+            sum += work[c * COPY + at];
+        work[at] = sum;
+    }
+    barrier();
 }
 
 void main()
@@ -98,12 +127,17 @@ void main()
     const uint count = blocks * 128 / UNIT_ROWS;
     const uint base = unit_at(gl_WorkGroupID.x, first * 128 / UNIT_ROWS, K_PADDED / UNIT_ROWS);
 
-    request_unit(TRELLIS, base, lane, group, count);
-    [[unroll]] for (uint i = 0; i < HEIGHT * 4; i++)
+    if (FRAGMENTS == 0)
+        request_unit(TRELLIS, base, lane, group, count);
+    [[unroll]] for (uint i = 0; i < HEIGHT * WIDTH; i++)
         acc[i] = MatC(0.0);
-    [[dont_unroll]] for (uint unit = group; unit < count; unit += GROUPS)
-        take_unit(TRELLIS, base, lane, unit, count);
-    gather(group);
+    if (FRAGMENTS != 0) {
+        multiply_fragments(base, blocks * 8);
+    } else {
+        [[dont_unroll]] for (uint unit = group; unit < count; unit += GROUPS)
+            take_unit(TRELLIS, base, lane, unit, count);
+    }
+    gather();
     if (SPLIT != 0) { // hadamard.comp adds the shares and goes on
         for (uint i = gl_LocalInvocationIndex; i < 128 * ROWS; i += LANES)
             BufF32(p.partial).v[((gl_WorkGroupID.y * ROWS + i / 128) * gl_NumWorkGroups.x + gl_WorkGroupID.x) * 128 +
