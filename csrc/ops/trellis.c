@@ -15,7 +15,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
 #define GEMV_WIDE 66u       /* times 128 columns: so many need few shares of k, and matrix units for fewer rows */
 /* From so many rows on cooperative matrices are faster than lanes, and up to 16 the kernel that has a workgroup for
  * each 128 columns is the faster one of these; by measurement on an H200. */
-#define MATRIX_MIN_ROWS(wide) ((wide) ? 7u : 11u)
+#define MATRIX_MIN_ROWS(wide, fragments) ((fragments) ? ((wide) ? 3u : 8u) : (wide) ? 7u : 11u)
 #define MATRIX_USUAL_ROWS 16u
 #define MATRIX_MAX_ROWS 64u  /* that it can */
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
@@ -307,7 +307,8 @@ bool mrl_trellis_matrices(mrl_device *dev)
 {
     const mrl_device_info *info = mrl_device_info_of(dev);
     return mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
-           info->subgroup_min == 32 && info->subgroup_max == 32 && info->shared_bytes >= 49152;
+           info->subgroup_min == 32 && info->subgroup_max == 32 && info->shared_bytes >= 49152 &&
+           info->max_workgroup >= 512;
 }
 
 mrl_status mrl_op_probe_fragments(mrl_device *dev, mrl_error *err)
@@ -356,14 +357,24 @@ typedef struct matrices_plan {
     uint32_t splits, rows, spec[10];
 } matrices_plan;
 
-static matrices_plan plan_matrices(mrl_device *dev, const mrl_trellis *t, uint32_t m, uint32_t splits, uint32_t groups, mrl_dtype y_type,
-                                   mrl_activation activation)
+/* Whether values can be decoded where matrices have them: trellis/fragments.glsl. */
+static bool has_fragments(mrl_device *dev, const mrl_trellis *t)
+{
+    return t->rate2 >= 4 && mrl_device_has(dev, MRL_BIT(fragments));
+}
+
+/* splits, groups: 0 to choose, by measurement on an H200. */
+static matrices_plan plan_matrices(mrl_device *dev, const mrl_trellis *t, uint32_t m, uint32_t splits, uint32_t groups,
+                                   mrl_dtype y_type, mrl_activation activation)
 {
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
-    const bool fragments = t->rate2 >= 4 && mrl_device_has(dev, MRL_BIT(fragments));
-    const uint32_t wanted = splits ? splits : max_u32(1, min_u32(224 / columns, all / 2));
-    const uint32_t blocks = mrl_div_up(all, min_u32(wanted, all)), rows = m <= 16 ? 16 : m <= 32 ? 32 : 64;
-    const uint32_t shares = mrl_div_up(all, blocks), lanes = 64 * (groups ? min_u32(groups, fragments ? 8 : 2) : 2);
+    const uint32_t rows = m <= 16 ? 16 : m <= 32 ? 32 : 64;
+    const bool fragments = has_fragments(dev, t) && rows <= 32; /* more would read x too often */
+    const uint32_t enough = fragments ? (columns >= 32 ? 1 : 112 / columns) : 224 / columns;
+    const uint32_t wanted = splits ? splits : max_u32(1, min_u32(enough, all / 2));
+    const uint32_t blocks = mrl_div_up(all, min_u32(wanted, all)), shares = mrl_div_up(all, blocks);
+    const uint32_t usual = fragments && splits == 0 && shares == 1 ? 8 : 2;
+    const uint32_t lanes = 64 * min_u32(groups ? groups : usual, fragments ? 8 : 2);
     return (matrices_plan){
         .splits = shares,
         .rows = rows,
@@ -611,12 +622,12 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
     MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, sums, err));
     c.push.x = mrl_buffer_address(x);
     c.push.partial = mrl_buffer_address(*sums);
-    const uint32_t spec[] = {256, t->rate2, (uint32_t)t->codebook, share, rows};
+    const uint32_t spec[] = {256, t->rate2, (uint32_t)t->codebook, share, rows, has_fragments(c.dev, t)};
     const uint32_t grid[3] = {columns, mrl_div_up(m, rows), *splits};
     const mrl_range reads[] = {whole(t->units), whole(x)};
     const mrl_range writes[] = {whole(*sums)};
     MRL_TRY(record(&c, coopmat ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm,
-                   coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 5 : 4, grid, reads, 2, writes, 1,
+                   coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 6 : 4, grid, reads, 2, writes, 1,
                    2.0 * m * t->n * t->k, err));
 done:
     return rc;
@@ -686,7 +697,7 @@ static mrl_kernel choose(const call *c)
 {
     const bool wide = c->args->t->n_padded / MRL_TRELLIS_BLOCK >= GEMV_WIDE;
 
-    if (c->push.m >= MATRIX_MIN_ROWS(wide) && c->push.m <= MATRIX_USUAL_ROWS && !c->args->int8 &&
+    if (c->push.m >= MATRIX_MIN_ROWS(wide, has_fragments(c->dev, c->args->t)) && c->push.m <= MATRIX_USUAL_ROWS && !c->args->int8 &&
         c->args->x.dtype == MRL_DTYPE_f16 && mrl_trellis_matrices(c->dev))
         return MRL_KERNEL_trellis_gemv_coopmat;
     if (c->push.m <= GEMV_MAX_ROWS) return MRL_KERNEL_trellis_gemv;

@@ -4,7 +4,8 @@
 // say before it where things are: TRELLIS, SVH, FIRST_ROW and ROWS, those of x; and X_SCALE, which x was multiplied by.
 //
 //   workgroup (c, s, z) columns 128 c .. 128 c + 127, BLOCKS blocks of 128 rows of Q (k) from s * BLOCKS on
-//   with FRAGMENTS      see trellis/fragments.glsl: values go into matrices as they are decoded
+//   with FRAGMENTS      a subgroup has WIDTH tiles side by side, ABREAST subgroups the columns, and takes every so many
+//                       tile of the rows; values go into matrices as they are decoded (fragments.glsl)
 //   without:
 //   group of 64 lanes   every GROUPS-th unit of the rows, as in gemv.glsl
 //   subgroup of 32      decodes 16 rows of its 64 columns into shared memory of its own and multiplies them at once, so
@@ -59,7 +60,54 @@ MatA load_a(uint row, uint tile)
     return a;
 }
 
+#define FRAGMENT_TILES WIDTH
 #include "trellis/fragments.glsl"
+
+MatA rows_of_x[HEIGHT];
+
+// Column tile j, a constant.
+void multiply_fragment(uint j, uint from)
+{
+    if (j >= WIDTH)
+        return;
+    const MatB b = fragment(j, from);
+    [[unroll]] for (uint i = 0; i < HEIGHT; i++)
+        acc[i * WIDTH + j] = coopMatMulAdd(rows_of_x[i], b, acc[i * WIDTH + j]);
+}
+
+// `tiles` of the rows, from the unit at `base` on.
+void multiply_fragments(uint base, uint tiles)
+{
+    const uint step = LANES / 32 / ABREAST, column = gl_SubgroupID % ABREAST * WIDTH;
+    uint tile = gl_SubgroupID / ABREAST;
+    MatA next[HEIGHT];
+
+    if (tile >= tiles)
+        return;
+    [[unroll]] for (uint j = 0; j < WIDTH; j++)
+        fetch_fragment(j, base, column + j, tile);
+    [[unroll]] for (uint i = 0; i < HEIGHT; i++)
+        next[i] = load_a(16 * i, tile);
+    [[dont_unroll]] for (; tile < tiles; tile += step) {
+        const uint following = min(tile + step, tiles - 1), from = fragment_bit(tile) % 32;
+        next_fragments();
+        [[unroll]] for (uint i = 0; i < HEIGHT; i++)
+            rows_of_x[i] = next[i];
+        [[unroll]] for (uint j = 0; j < WIDTH; j++)
+            fetch_fragment(j, base, column + j, following);
+        [[unroll]] for (uint i = 0; i < HEIGHT; i++)
+            next[i] = load_a(16 * i, following);
+        // One by one, as in stream.glsl.
+        multiply_fragment(0, from);
+        multiply_fragment(1, from);
+        multiply_fragment(2, from);
+        multiply_fragment(3, from);
+        multiply_fragment(4, from);
+        multiply_fragment(5, from);
+        multiply_fragment(6, from);
+        multiply_fragment(7, from);
+    }
+}
 
 void begin_unit() { }
 void end_unit(uint unit) { }
