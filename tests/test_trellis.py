@@ -137,9 +137,14 @@ def test_rate(device: _C.Device, bits: float, codebook: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [4, 17, 70])
-@pytest.mark.parametrize("kernel", KERNELS[1:3])
+@pytest.mark.parametrize(
+    "kernel, without", [("trellis_gemm", ()), ("trellis_gemm_coopmat", ()), ("trellis_gemm_coopmat", ("fragments",))]
+)
 @pytest.mark.parametrize("layer", FEW, ids=str)
-def test_gemm(device: _C.Device, layer: Layer, kernel: str, rows: int) -> None:
+def test_gemm(
+    open_device: Callable[..., _C.Device], layer: Layer, kernel: str, without: tuple[str, ...], rows: int
+) -> None:
+    device = open_device(without)
     skip_without(device, kernel)
     if "fp16" not in device.features and (rows != 70) != (layer.codebook == "mul1" and rows == 17):
         pytest.skip("on this device the rows make no other code")
@@ -148,11 +153,15 @@ def test_gemm(device: _C.Device, layer: Layer, kernel: str, rows: int) -> None:
     check(y, exact(layer, x), "f16" if "coopmat" in kernel else "f32")
 
 
-@pytest.mark.parametrize("kernel", ["trellis_gemv_coopmat", "trellis_gemv_coopmat@2,1", "trellis_gemv_coopmat@1,2"])
+@pytest.mark.parametrize("without", [(), ("fragments",)], ids=["fragments", "staged"])
+@pytest.mark.parametrize("kernel", [f"trellis_gemv_coopmat{tuning}" for tuning in ("", "@2,1", "@1,2", "@1,8")])
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 32, 64])
 @pytest.mark.parametrize("layer", FEW, ids=str)
-def test_gemv_on_matrices(device: _C.Device, layer: Layer, rows: int, kernel: str) -> None:
+def test_gemv_on_matrices(
+    open_device: Callable[..., _C.Device], layer: Layer, rows: int, kernel: str, without: tuple[str, ...]
+) -> None:
     """Rows of several scales in the same matrix."""
+    device = open_device(without)
     skip_without(device, kernel)
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((rows, 16 * layer.trellis.shape[0])) * 2.0 ** -(np.arange(rows)[:, None] % 4)

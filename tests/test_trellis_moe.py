@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,12 +165,26 @@ def test_mixture(device: _C.Device, case: Case) -> None:
     mixture(device, case).check(device, case)
 
 
+@pytest.mark.parametrize("kernel", [f"trellis_moe_gemv@{tile}" for tile in (16, 32, 64)])
+@pytest.mark.parametrize("without", [(), ("fragments",)], ids=["fragments", "staged"])
+def test_tiles_on_matrices(open_device: Callable[..., _C.Device], without: tuple[str, ...], kernel: str) -> None:
+    """Values decoded in the matrices or by way of shared memory; rates from the least to the highest."""
+    device = open_device(without)
+    if "coopmat" not in device.features:
+        pytest.skip("needs coopmat")
+    case = Case("mul1", (1.5, 4, 8), 150, top_k=3, hidden=400, inner=300, kernel=kernel, residual=True)
+    mixture(device, case).check(device, case)
+
+
 def test_kernels_of_many_pairs(device: _C.Device) -> None:
     """Tiles of 16 pairs go through matrices where the device has them, after a transform of their own."""
     made = mixture(device, CASES[0])
     x = _C.full(device, (60, 200), 0, "f16")
     names = kernels_of(device, lambda: made.raw(x, kernel="trellis_moe_gemv@16"))
     matrices = {"coopmat", "int_dot", "subnormals"} <= set(device.features) and device_row()["subgroup_size"] == 32
+    if matrices:
+        high = kernels_of(device, lambda: made.raw(x, kernel="trellis_moe_gemv@32"))
+        assert ("trellis_moe_gemm_coopmat" in high) == ("fragments" in device.features)
     assert ("trellis_moe_gemv_coopmat" in names) == matrices == ("trellis_moe_hadamard" in names)
 
 

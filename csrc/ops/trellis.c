@@ -513,8 +513,11 @@ static mrl_status experts_on_matrices(mrl_device *dev, const mrl_trellis_experts
     const mrl_range reads[] = {whole(t->units),              whole(t->svh),               whole(x),
                                mrl_view_range(&args->tiles), mrl_view_range(&args->order), whole(args->places)};
     const mrl_range writes[] = {mrl_view_range(&args->y)};
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_moe_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16, plan.spec, 10,
-                             &pipeline, err));
+    const bool high = args->tile >= 32 && has_fragments(dev, t);
+    const uint32_t spec[] = {256,        t->rate2, (uint32_t)t->codebook, t->k_padded / GEMM_STEP,
+                             args->tile, true,     true,                  (uint32_t)args->y.dtype};
+    MRL_TRY(mrl_pipeline_get(dev, high ? MRL_KERNEL_trellis_moe_gemm_coopmat : MRL_KERNEL_trellis_moe_gemv_coopmat,
+                             MRL_FORMAT_NONE, MRL_MATH_F16, high ? spec : plan.spec, high ? 8 : 10, &pipeline, err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
         .push = &push,
@@ -597,6 +600,7 @@ done:
 
 /* ---- gemm: input transform, product, output transform ---- */
 
+/* The sums of all shares, or, where *sums stays NULL, all of it. */
 static mrl_status product(const call *given, bool coopmat, const tuning *asked, mrl_buffer *x, uint32_t *splits,
                           mrl_buffer **sums, mrl_error *err)
 {
@@ -605,10 +609,11 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
     const mrl_trellis *t = c.args->t;
     const mrl_device_info *info = mrl_device_info_of(c.dev);
     const uint32_t m = c.push.m, columns = t->n_padded / MRL_TRELLIS_BLOCK, steps = t->k_padded / GEMM_STEP;
+    const bool fragments = coopmat && has_fragments(c.dev, t);
     uint32_t rows = 32;
 
     if (coopmat)
-        rows = asked->tune[1] ? asked->tune[1] : m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 ? 64 : 128;
+        rows = asked->tune[1] ? asked->tune[1] : m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 || fragments ? 64 : 128;
     while (coopmat && rows > 64 && COOPMAT_SHARED(rows) > info->shared_bytes) rows /= 2;
     const uint32_t tiles = columns * mrl_div_up(m, rows);
     const uint32_t enough = m < 64 ? 264 : 132; /* workgroups */
@@ -616,18 +621,27 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
     const uint32_t share = mrl_div_up(steps, min_u32(asked->tune[0] ? asked->tune[0] : wanted, mrl_div_up(steps, 4)));
     *splits = mrl_div_up(steps, share);
 
-    const uint64_t bytes = (uint64_t)*splits * m * t->n_padded * sizeof(float);
+    const bool finishes = fragments && *splits == 1 && m <= 64; /* of more rows others make y in less time */
+    const uint64_t bytes = finishes ? 0 : (uint64_t)*splits * m * t->n_padded * sizeof(float);
     if (bytes / sizeof(float) > INT32_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", m);
-    MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, sums, err));
+    if (!finishes) {
+        MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, sums, err));
+        c.push.partial = mrl_buffer_address(*sums);
+    }
     c.push.x = mrl_buffer_address(x);
-    c.push.partial = mrl_buffer_address(*sums);
-    const uint32_t spec[] = {256, t->rate2, (uint32_t)t->codebook, share, rows, has_fragments(c.dev, t)};
+    const uint32_t spec[] = {256,       t->rate2, (uint32_t)t->codebook,          share,
+                             rows,      fragments, finishes, (uint32_t)c.args->y.dtype, (uint32_t)c.args->activation};
     const uint32_t grid[3] = {columns, mrl_div_up(m, rows), *splits};
-    const mrl_range reads[] = {whole(t->units), whole(x)};
-    const mrl_range writes[] = {whole(*sums)};
+    const mrl_range reads[] = {whole(t->units),
+                               whole(x),
+                               whole(t->svh),
+                               mrl_view_range(&c.args->bias),
+                               mrl_view_range(&c.args->residual),
+                               mrl_view_range(&c.args->gate)};
+    const mrl_range writes[] = {finishes ? c.y : whole(*sums)};
     MRL_TRY(record(&c, coopmat ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm,
-                   coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 6 : 4, grid, reads, 2, writes, 1,
+                   coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 9 : 4, grid, reads, finishes ? 6 : 2, writes, 1,
                    2.0 * m * t->n * t->k, err));
 done:
     return rc;
@@ -640,7 +654,7 @@ static mrl_status gemm(const call *given, bool coopmat, const tuning *asked, mrl
     const mrl_trellis *t = c.args->t;
     const mrl_dtype dtype = coopmat ? MRL_DTYPE_f16 : MRL_DTYPE_f32;
     mrl_buffer *x = NULL, *sums = NULL;
-    uint32_t splits;
+    uint32_t splits = 0;
 
     MRL_TRY(mrl_buffer_create(c.dev, (uint64_t)c.push.m * t->k_padded * mrl_dtype_bytes(dtype), MRL_MEMORY_DEVICE, &x,
                               err));
@@ -648,6 +662,8 @@ static mrl_status gemm(const call *given, bool coopmat, const tuning *asked, mrl
     c.push.x_scale = coopmat ? ldexpf(1.0f, t->x_exponent) : 1.0f;
     MRL_TRY(transform(&c, INPUT, dtype, 1, x, err));
     MRL_TRY(product(&c, coopmat, asked, x, &splits, &sums, err));
+    if (sums == NULL)
+        goto done;
     c.push.partial = mrl_buffer_address(sums);
     MRL_TRY(transform(&c, OUTPUT, c.args->y.dtype, splits, sums, err));
 done:
