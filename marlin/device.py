@@ -103,7 +103,7 @@ def find(which: int | str | None) -> DeviceInfo:
 
 _opened: dict[tuple[str, frozenset[str]], _C.Device] = {}
 _lock = threading.Lock()
-_warnings: list[str] = []  # of an opening, for the caller of the next Device()
+_warnings: list[str] = []  # of openings, perhaps ahead, for who calls Device()
 
 
 def _forget() -> None:
@@ -167,9 +167,11 @@ class Device:
             disable = (disable,)
         info = find(which)
         self.disable = frozenset(disable)
-        self.raw = _open(info, self.disable)
-        if _warnings:
-            warnings.warn(_warnings.pop(), stacklevel=2)
+        try:
+            self.raw = _open(info, self.disable)
+        finally:
+            while _warnings:
+                warnings.warn(_warnings.pop(), stacklevel=2)
 
     @property
     def index(self) -> int:

@@ -171,6 +171,19 @@ def test_gemv_on_matrices(
         check(y[row], exact(layer, x)[row], "f16")
 
 
+@pytest.mark.parametrize("without", [(), ("fragments",)], ids=["fragments", "staged"])
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_every_rate_on_matrices(open_device: Callable[..., _C.Device], layer: Layer, without: tuple[str, ...]) -> None:
+    device = open_device(without)
+    skip_without(device, "coopmat")
+    lin = make(device, layer)
+    for rows in (7, 40):
+        x = np.random.default_rng(rows).standard_normal((rows, 16 * layer.trellis.shape[0])).astype(np.float16)
+        expected = exact(layer, x)
+        for kernel in KERNELS[2:]:
+            check(to_numpy(lin(_C.tensor(device, x), dtype="f32", kernel=kernel)), expected, "f16")
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_sizes_that_were_padded(device: _C.Device, kernel: str) -> None:
     """x is extended by zeros, columns beyond n are dropped, and no neighbour is written."""

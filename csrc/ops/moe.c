@@ -423,7 +423,7 @@ static bool trellis_sums(const routed *r)
 {
     const mrl_moe_layer *layer = r->args->layer;
     return layer->nstacks == 1 && is_trellis(&layer->stacks[0]) && layer->stacks[0].places == NULL &&
-           r->how.tile == 0 && mrl_trellis_sums(r->dev, r->slots);
+           r->how.tile == 0 && mrl_trellis_sums(r->slots);
 }
 
 static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, int which, const mrl_view *gate,
@@ -444,7 +444,6 @@ static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, i
                                            .y = *y,
                                            .counters = {layer->pair_counters, which == UP ? counters : 0, counters},
                                            .slots = which == DOWN && !sum ? 1 : r->slots,
-                                           .sum = sum,
                                            .weights = sum ? r->weights : (mrl_view){0},
                                            .residual = sum ? r->args->residual : (mrl_view){0},
                                            .splits = splits_asked(r->args),

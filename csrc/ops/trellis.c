@@ -20,6 +20,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
 #define MATRIX_MAX_ROWS 64u  /* that it can */
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
 #define COOPMAT_SHARED(rows) (((rows) + 128u) * 144u) /* bytes of its tiles */
+#define WHOLE_SHARED(rows) ((rows) * 288u + min_u32(rows, 32) * 528u) /* where it finishes y */
 #define COPY_ROWS 1024u     /* rows of W that are in f32 at a time while it is dequantized */
 
 static const char *const codebooks[] = {"3inst", "mcg", "mul1"};
@@ -168,7 +169,8 @@ typedef struct gemv_plan {
 static uint32_t gemv_shared(uint32_t rows, uint32_t blocks, uint32_t groups, bool f32, bool int8)
 {
     const uint32_t lanes = 64 * groups, staged = blocks * rows, pitch = 132 * sizeof(float);
-    const uint32_t work = pitch * (f32 ? staged : max_u32(lanes / 16, rows)), x = f32 ? 0 : staged * (int8 ? 512 : 256);
+    const uint32_t lines = max_u32(f32 ? staged : max_u32(lanes / 16, rows), MRL_TRELLIS_SUM_MAX);
+    const uint32_t work = pitch * lines, x = f32 ? 0 : staged * (int8 ? 512 : 256);
     return work + x + staged * (int8 ? 80 : 12) + 8 * lanes + 64;
 }
 
@@ -307,49 +309,7 @@ bool mrl_trellis_matrices(mrl_device *dev)
 {
     const mrl_device_info *info = mrl_device_info_of(dev);
     return mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
-           info->subgroup_min == 32 && info->subgroup_max == 32 && info->shared_bytes >= 49152 &&
-           info->max_workgroup >= 512;
-}
-
-mrl_status mrl_op_probe_fragments(mrl_device *dev, mrl_error *err)
-{
-    mrl_status rc;
-    mrl_buffer *found = NULL;
-    mrl_pipeline *pipeline;
-    float elements[32 * 8];
-    const uint32_t lanes = 32;
-    bool same = true;
-
-    if (!mrl_device_has(dev, MRL_BIT(fragments)))
-        return MRL_OK;
-    if (!mrl_pipeline_available(dev, MRL_KERNEL_fragments, MRL_FORMAT_NONE, MRL_MATH_F16)) {
-        mrl_device_drop(dev, MRL_BIT(fragments));
-        return MRL_OK;
-    }
-    MRL_TRY(mrl_buffer_create(dev, sizeof elements, MRL_MEMORY_DEVICE, &found, err));
-    const mrl_push_trellis_copy push = {.file = mrl_buffer_address(found)};
-    const mrl_range writes[] = {whole(found)};
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_fragments, MRL_FORMAT_NONE, MRL_MATH_F16, &lanes, 1, &pipeline, err));
-    const mrl_dispatch d = {
-        .pipeline = pipeline,
-        .push = &push,
-        .push_bytes = sizeof push,
-        .groups = {1, 1, 1},
-        .writes = writes,
-        .nwrites = 1,
-    };
-    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
-    MRL_TRY(mrl_buffer_read(found, 0, elements, sizeof elements, err));
-    for (uint32_t lane = 0; lane < 32; lane++)
-        for (uint32_t e = 0; e < 8; e++) { /* as trellis/fragments.glsl fills them */
-            const uint32_t row = lane % 4 * 2 + e % 2 + e / 2 % 2 * 8, column = lane / 4 + e / 4 * 8;
-            same &= elements[lane * 8 + e] == (float)(row * 16 + column);
-        }
-    if (!same)
-        mrl_device_drop(dev, MRL_BIT(fragments));
-done:
-    mrl_buffer_release(found);
-    return rc;
+           info->subgroup_min == 32 && info->subgroup_max == 32 && info->shared_bytes >= 49152;
 }
 
 /* What gemv_coopmat.glsl is specialized with. */
@@ -370,11 +330,12 @@ static matrices_plan plan_matrices(mrl_device *dev, const mrl_trellis *t, uint32
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
     const uint32_t rows = m <= 16 ? 16 : m <= 32 ? 32 : 64;
     const bool fragments = has_fragments(dev, t) && rows <= 32; /* more would read x too often */
+    const uint32_t most = fragments ? mrl_device_info_of(dev)->max_workgroup / 64 : 2;
     const uint32_t enough = fragments ? (columns >= 32 ? 1 : 112 / columns) : 224 / columns;
     const uint32_t wanted = splits ? splits : max_u32(1, min_u32(enough, all / 2));
     const uint32_t blocks = mrl_div_up(all, min_u32(wanted, all)), shares = mrl_div_up(all, blocks);
     const uint32_t usual = fragments && splits == 0 && shares == 1 ? 8 : 2;
-    const uint32_t lanes = 64 * min_u32(groups ? groups : usual, fragments ? 8 : 2);
+    const uint32_t lanes = 64 * min_u32(groups ? groups : usual, most);
     return (matrices_plan){
         .splits = shares,
         .rows = rows,
@@ -392,6 +353,8 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
         plan_matrices(c.dev, t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype, c.args->activation);
     mrl_buffer *x = NULL, *sums = NULL;
 
+    if (64 * asked->tune[1] > plan.spec[0])
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel %s cannot have %u groups here", asked->name, asked->tune[1]);
     /* Matrices read whole rows of 16. */
     MRL_TRY(mrl_buffer_create(c.dev, (uint64_t)plan.rows * t->k_padded * 2, MRL_MEMORY_DEVICE, &x, err));
     c.push.partial = mrl_buffer_address(x);
@@ -423,6 +386,12 @@ done:
 
 /* ---- experts ---- */
 
+/* Whether the products of a row's pairs are summed up. */
+static bool adds_up(const mrl_trellis_experts_args *args)
+{
+    return args->weights.buffer != NULL;
+}
+
 static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
 {
     const mrl_trellis *t = args->t;
@@ -431,8 +400,8 @@ static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
         .suh = suh_at(t, 0),
         .svh = svh_at(t, 0),
         .x = mrl_view_address(&args->x),
-        .norm = args->sum ? mrl_view_address(&args->residual) : mrl_view_address(&args->norm),
-        .weights = args->sum ? mrl_view_address(&args->weights) : 0,
+        .norm = mrl_view_address(adds_up(args) ? &args->residual : &args->norm),
+        .weights = mrl_view_address(&args->weights),
         .ids = mrl_view_address(&args->ids),
         .tiles = mrl_view_address(&args->tiles),
         .order = mrl_view_address(&args->order),
@@ -454,11 +423,9 @@ uint32_t mrl_trellis_pairs(uint32_t tile, uint32_t experts)
     return min_u32(8 * MRL_TRELLIS_PAIRS, (MRL_TRELLIS_PAIRS - experts) * tile);
 }
 
-bool mrl_trellis_sums(mrl_device *dev, uint32_t slots)
+bool mrl_trellis_sums(uint32_t slots)
 {
-    const bool f32 = !mrl_device_has(dev, MRL_BIT(fp16)); /* there x in shared memory makes room: 4 blocks at least */
-    const uint32_t lanes = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE ? 64 : 128;
-    return slots > 1 && slots <= (f32 ? 4 : lanes / 16) && slots <= MRL_TRELLIS_SUM_MAX;
+    return slots > 1 && slots <= MRL_TRELLIS_SUM_MAX;
 }
 
 /* x of all pairs to `out` (places, k_padded) f16, as their experts want it. */
@@ -542,7 +509,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     const mrl_trellis *t = args->t;
     const mrl_trellis_args types = {
         .t = t, .x = args->x, .norm = args->norm, .gate = args->gate, .y = args->y, .activation = args->activation};
-    const uint32_t pairs = (uint32_t)args->y.shape[0] * (args->sum ? args->slots : 1);
+    const uint32_t pairs = (uint32_t)args->y.shape[0] * (adds_up(args) ? args->slots : 1);
     const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs;
     const uint32_t columns = t->n_padded / MRL_TRELLIS_BLOCK;
     const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
@@ -558,7 +525,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         return experts_on_matrices(dev, args, err);
     if (copies > MRL_TRELLIS_PAIRS)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
-    const bool share = plan.splits > 1 || args->sum;
+    const bool share = plan.splits > 1 || adds_up(args);
     plan.spec[6] = share;
     const uint64_t told = share ? share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]) : 0;
     MRL_TRY(check_plan(dev, &plan, told, err));
@@ -621,7 +588,8 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
     const uint32_t share = mrl_div_up(steps, min_u32(asked->tune[0] ? asked->tune[0] : wanted, mrl_div_up(steps, 4)));
     *splits = mrl_div_up(steps, share);
 
-    const bool finishes = fragments && *splits == 1 && m <= 64; /* of more rows others make y in less time */
+    /* Of more rows others make y in less time. */
+    const bool finishes = fragments && *splits == 1 && m <= 64 && WHOLE_SHARED(rows) <= info->shared_bytes;
     const uint64_t bytes = finishes ? 0 : (uint64_t)*splits * m * t->n_padded * sizeof(float);
     if (bytes / sizeof(float) > INT32_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", m);
@@ -630,8 +598,11 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
         c.push.partial = mrl_buffer_address(*sums);
     }
     c.push.x = mrl_buffer_address(x);
-    const uint32_t spec[] = {256,       t->rate2, (uint32_t)t->codebook,          share,
-                             rows,      fragments, finishes, (uint32_t)c.args->y.dtype, (uint32_t)c.args->activation};
+    const uint32_t spec[] = {
+        256,       t->rate2, (uint32_t)t->codebook,       share,
+        rows,      fragments, finishes, (uint32_t)c.args->y.dtype,
+        (uint32_t)c.args->activation,
+    };
     const uint32_t grid[3] = {columns, mrl_div_up(m, rows), *splits};
     const mrl_range reads[] = {whole(t->units),
                                whole(x),
@@ -713,7 +684,8 @@ static mrl_kernel choose(const call *c)
 {
     const bool wide = c->args->t->n_padded / MRL_TRELLIS_BLOCK >= GEMV_WIDE;
 
-    if (c->push.m >= MATRIX_MIN_ROWS(wide, has_fragments(c->dev, c->args->t)) && c->push.m <= MATRIX_USUAL_ROWS && !c->args->int8 &&
+    if (c->push.m >= MATRIX_MIN_ROWS(wide, has_fragments(c->dev, c->args->t)) &&
+        c->push.m <= MATRIX_USUAL_ROWS && !c->args->int8 &&
         c->args->x.dtype == MRL_DTYPE_f16 && mrl_trellis_matrices(c->dev))
         return MRL_KERNEL_trellis_gemv_coopmat;
     if (c->push.m <= GEMV_MAX_ROWS) return MRL_KERNEL_trellis_gemv;
@@ -982,42 +954,6 @@ mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, uint
     }
 done:
     mrl_buffer_release(left);
-    return rc;
-}
-
-#define RATE_LANES 128u
-
-mrl_status mrl_op_trellis_rate(mrl_device *dev, uint32_t rate2, mrl_codebook codebook, mrl_trellis_way way,
-                               uint32_t rounds, const mrl_view *y, mrl_error *err)
-{
-    mrl_status rc;
-    mrl_pipeline *pipeline;
-    const uint64_t lanes = y->ndim == 1 ? y->shape[0] : 0;
-    const uint32_t spec[] = {RATE_LANES, rate2, (uint32_t)codebook, (uint32_t)way};
-    const mrl_push_trellis_copy push = {.file = mrl_view_address(y), .rows = rounds};
-    const mrl_range writes[] = {mrl_view_range(y)};
-
-    if (!mrl_trellis_has_rate(rate2, codebook))
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis_rate: %s has no %g bits", mrl_codebook_name(codebook),
-                        rate2 / 2.0);
-    if (way == (codebook == MRL_CODEBOOK_MUL1 ? MRL_WAY_APART : MRL_WAY_INT8))
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis_rate: %s has no such way", mrl_codebook_name(codebook));
-    if (lanes == 0 || lanes % RATE_LANES != 0 || lanes / RATE_LANES > mrl_device_info_of(dev)->max_groups[0])
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis_rate: out must have a multiple of %u elements, %u times at most",
-                        RATE_LANES, mrl_device_info_of(dev)->max_groups[0]);
-    MRL_TRY(mrl_view_check(y, dev, "trellis_rate", "out", MRL_DTYPE_BIT(f32), 1, &lanes, err));
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_rate, MRL_FORMAT_NONE, MRL_MATH_F16, spec, 4, &pipeline, err));
-    const mrl_dispatch d = {
-        .pipeline = pipeline,
-        .push = &push,
-        .push_bytes = sizeof push,
-        .groups = {(uint32_t)(lanes / RATE_LANES), 1, 1},
-        .writes = writes,
-        .nwrites = 1,
-        .flops = 64.0 * rounds * lanes,
-    };
-    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
-done:
     return rc;
 }
 

@@ -78,12 +78,12 @@ typedef struct mrl_trellis_experts_args {
     mrl_view order;
     uint32_t tile;        /* pairs of a tile at most, 1 .. 16, or 16, 32 or 64 with matrices; without tiles 1 */
     mrl_view gate;        /* like x, with a gated activation: x becomes activation(gate) * x; or absent */
-    mrl_view y;           /* (pairs, n), no more than mrl_trellis_pairs of them; or see sum */
+    mrl_view y;           /* (pairs, n), no more than mrl_trellis_pairs of them; or see weights */
     mrl_range counters;   /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */
     uint32_t slots;       /* pairs that share a row of x, or are summed up */
-    bool sum;             /* y (pairs / slots, n) = residual + the products of a row's pairs, each times its weight, where
-                           * mrl_trellis_sums; x (pairs, k) is gated then, all experts lie in t, and there are no tiles */
-    mrl_view weights;     /* (pairs) f32, or absent */
+    mrl_view weights;     /* (pairs) f32, or absent. With them y (pairs / slots, n) = residual + the products of a row's
+                           * pairs, each times its weight, where mrl_trellis_sums; x (pairs, k) is gated then, all experts
+                           * lie in t, and there are no tiles */
     mrl_view residual;    /* (pairs / slots, n) f32, or absent; may be the memory of y */
     uint32_t splits;      /* workgroups that share 128 columns of a pair; 0: choose */
     float eps;
@@ -91,11 +91,12 @@ typedef struct mrl_trellis_experts_args {
     bool beside;          /* for other pairs than the dispatches since the last barrier (see mrl_dispatch) */
 } mrl_trellis_experts_args;
 
-/* Drops the feature `fragments` of a device that was just opened if its matrices lie otherwise. */
-mrl_status mrl_op_probe_fragments(mrl_device *dev, mrl_error *err);
+/* Gives a device that was just opened the feature `fragments`, if its matrices lie as trellis/fragments.glsl fills them
+ * and `disable` has not that bit. */
+mrl_status mrl_op_probe_fragments(mrl_device *dev, uint32_t disable, mrl_error *err);
 
 /* Whether so many products can be summed up in one dispatch. */
-bool mrl_trellis_sums(mrl_device *dev, uint32_t slots);
+bool mrl_trellis_sums(uint32_t slots);
 
 /* *sums: a buffer that the dispatch works in, or NULL. The caller releases it, after what goes beside the dispatch. */
 mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,

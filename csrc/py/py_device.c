@@ -249,7 +249,7 @@ static PyObject *Device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     MRL_NOGIL({
         rc = mrl_device_open((int)index, disable, shaders_path, cache_path, &dev, &err);
         if (rc == MRL_OK)
-            rc = mrl_op_probe_fragments(dev, &err);
+            rc = mrl_op_probe_fragments(dev, disable, &err);
     });
     if (rc != MRL_OK) {
         mrl_device_release(dev);

@@ -84,7 +84,7 @@ static PyObject *Program_exit(PyObject *obj, PyObject *args)
     if (type == Py_None)
         MRL_NOGIL(rc = mrl_program_end(self->program, &err));
     else
-        mrl_program_abort(self->program);
+        MRL_NOGIL(mrl_program_abort(self->program)); /* waits for compilers */
     if (type == Py_None && rc == MRL_OK) {
         self->phase = PHASE_READY;
     } else {

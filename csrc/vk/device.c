@@ -180,7 +180,7 @@ static void query_features(VkPhysicalDevice physical, const extensions *have, fe
         info->features |= MRL_BIT(subnormals);
     if (have->coopmat && chain->coopmat.cooperativeMatrix && has_coopmat_shape(physical) &&
         info->features & MRL_BIT(subnormals))
-        info->features |= MRL_BIT(coopmat) | (info->subgroup_size == 32 ? MRL_BIT(fragments) : 0);
+        info->features |= MRL_BIT(coopmat);
     if (have->coopmat2 && chain->coopmat2.cooperativeMatrixWorkgroupScope &&
         chain->coopmat2.cooperativeMatrixFlexibleDimensions &&
         chain->coopmat2.cooperativeMatrixTensorAddressing && chain->coopmat2.cooperativeMatrixBlockLoads)
@@ -567,7 +567,7 @@ void mrl_device_release(mrl_device *dev)
 
 const mrl_device_info *mrl_device_info_of(const mrl_device *dev) { return &dev->info; }
 
-void mrl_device_drop(mrl_device *dev, uint32_t bits) { dev->info.features &= ~bits; }
+void mrl_device_gain(mrl_device *dev, uint32_t bits) { dev->info.features |= bits; }
 
 bool mrl_device_forked(const mrl_device *dev) { return dev->pid != getpid(); }
 

@@ -60,8 +60,8 @@ mrl_device *mrl_device_retain(mrl_device *dev);
 void mrl_device_release(mrl_device *dev); /* NULL allowed; the last one waits for the GPU and frees all */
 
 const mrl_device_info *mrl_device_info_of(const mrl_device *dev);
-/* Does without features, before the device is used: what only a kernel could tell. */
-void mrl_device_drop(mrl_device *dev, uint32_t bits);
+/* Features that only a kernel can tell, before the device is used. */
+void mrl_device_gain(mrl_device *dev, uint32_t bits);
 
 static inline bool mrl_device_has(const mrl_device *dev, uint32_t bits)
 {

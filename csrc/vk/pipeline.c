@@ -249,6 +249,8 @@ mrl_status mrl_pipeline_save_cache(mrl_device *dev, mrl_error *err)
     void *data = NULL;
     size_t bytes = 0;
 
+    if (mrl_device_forked(dev))
+        return mrl_device_check(dev, err); /* another thread may have had the lock */
     mrl_lock_acquire(&pipelines->lock);
     if (pipelines->cache_path[0] == 0 || pipelines->compiled == pipelines->saved)
         goto done;

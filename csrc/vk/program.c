@@ -101,6 +101,13 @@ done:
     return rc;
 }
 
+/* After a capture that came to nothing: no thread is in the driver when the process ends. */
+static void settle(mrl_device *dev)
+{
+    if (!mrl_device_forked(dev))
+        mrl_pipelines_settle(dev);
+}
+
 mrl_status mrl_program_end(mrl_program *program, mrl_error *err)
 {
     mrl_status rc = MRL_OK;
@@ -108,6 +115,7 @@ mrl_status mrl_program_end(mrl_program *program, mrl_error *err)
     if (current != program)
         return mrl_fail(err, MRL_ERR_STATE, "this thread is not capturing that program");
     current = NULL;
+    MRL_TRY(mrl_device_check(program->dev, err));
     for (size_t i = 0; i < program->recorder.nnodes; i++)
         if (program->recorder.nodes[i].kind == MRL_NODE_DISPATCH)
             MRL_TRY(mrl_pipeline_wait(program->dev, program->recorder.nodes[i].pipeline, err));
@@ -119,6 +127,8 @@ mrl_status mrl_program_end(mrl_program *program, mrl_error *err)
     mrl_lock_release(&program->dev->stream_lock);
     program->ready = rc == MRL_OK;
 done:
+    if (rc != MRL_OK)
+        settle(program->dev);
     return rc;
 }
 
@@ -127,8 +137,7 @@ void mrl_program_abort(mrl_program *program)
     if (current != program)
         return;
     current = NULL;
-    if (!mrl_device_forked(program->dev))
-        mrl_pipelines_settle(program->dev); /* no thread is in the driver when the process ends */
+    settle(program->dev);
 }
 
 mrl_program *mrl_program_retain(mrl_program *program)

@@ -49,6 +49,7 @@ layout(constant_id = 11) const uint LANES = 64;  // the local size
 // Products that are summed up: PARTS of them, copies z of the grid, one behind the other. 1 without.
 #ifndef PARTS
 #define PARTS 1
+#define MOST_PARTS 1
 #endif
 
 bool gemv_prologue();                        // false: nothing to do, for the whole workgroup
@@ -69,10 +70,11 @@ const bool LOOPS = MATH_F16 == 0;
 const bool SMALL_CODE = M == 1; // steps of one sequence: see above. More rows are worth longer code
 
 #if MATH_F16
-const uint WORK = HADAMARD_PITCH * (ROUND > M ? ROUND : M);
+const uint STAGED = ROUND > M ? ROUND : M; // lines of x that are transformed, or of sums
 #else
-const uint WORK = HADAMARD_PITCH * M * BLOCKS;
+const uint STAGED = M * BLOCKS;
 #endif
+const uint WORK = HADAMARD_PITCH * (STAGED > MOST_PARTS ? STAGED : MOST_PARTS);
 shared float work[WORK];
 shared float scales[BLOCKS * M]; // what the staged x was divided by, a block of 128
 shared float squares[BLOCKS * M]; // sums of squares of the staged x before norm and suh

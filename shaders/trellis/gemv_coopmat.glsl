@@ -143,7 +143,8 @@ void gather()
     for (uint g = 0; g < all; g += COPIES) {
         if (own >= g && own < g + COPIES)
             [[unroll]] for (uint i = 0; i < HEIGHT * WIDTH; i++) {
-                const uint at = own % COPIES * COPY + i / WIDTH * 16 * HADAMARD_PITCH + (gl_SubgroupID % ABREAST * WIDTH + i % WIDTH) * 16;
+                const uint column = gl_SubgroupID % ABREAST * WIDTH + i % WIDTH;
+                const uint at = own % COPIES * COPY + (i / WIDTH * HADAMARD_PITCH + column) * 16;
                 MatC before;
                 acc[i] = acc[i] * VALUE_UNIT;
                 if (g > 0) {

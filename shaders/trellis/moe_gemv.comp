@@ -3,25 +3,22 @@
 // expert, so that it is decoded once for them. Pairs of idle rows and of experts in other stacks are left out.
 //
 // With weights y[row] = residual + sum over the pairs of a row of weight * product: the last workgroup of 128 columns of
-// all of them adds up, always in the order of the pairs. There is room for MRL_TRELLIS_SUM_MAX, if not for less.
+// all of them adds up, always in the order of the pairs. They are MRL_TRELLIS_SUM_MAX at most.
 #ifdef DOT
 #extension GL_EXT_integer_dot_product : require
 #endif
 
-layout(push_constant, scalar) uniform Push { mrl_push_trellis_moe p; };
+#include "trellis/moe_operands.glsl"
 uvec2 expert_trellis, expert_suh, expert_svh;
-#define PLACES p.places
-#include "moe/tile.glsl"
 #define TRELLIS expert_trellis
 #define SUH expert_suh
 #define SVH expert_svh
 #define X_ROW(m) (SUMMED ? tile_pair(m) : tile_pair(m) / ROW_PAIRS)
 #define X_GATE p.gate
-#define K_PADDED ((p.k + 127) & ~127u)
-#define ROW_PAIRS (p.types >> 16)
 #define SUMMED (!is_null(p.weights))
 #define NORM (!is_null(p.norm) && !SUMMED)
 #define PARTS (SUMMED ? ROW_PAIRS : 1u)
+#define MOST_PARTS MRL_TRELLIS_SUM_MAX
 #include "trellis/gemv.glsl"
 
 shared uint part_expert[MRL_TRELLIS_SUM_MAX]; // of all pairs of the row

@@ -5,29 +5,12 @@
 #define DOT
 #include "include/subnormals.glsl"
 
-layout(push_constant, scalar) uniform Push { mrl_push_trellis_moe p; };
+#include "trellis/moe_operands.glsl"
 uvec2 expert_trellis, expert_svh;
-#define PLACES p.places
-#include "moe/tile.glsl"
 #define TRELLIS expert_trellis
 #define FIRST_ROW tile_first
 #define ROWS tile_rows
-#define K_PADDED ((p.k + 127) & ~127u)
 #define X_SCALE p.eps
 #define SVH expert_svh
 #include "trellis/gemv_coopmat.glsl"
-
-bool coopmat_prologue()
-{
-    if (!find_tile(gl_WorkGroupID.z))
-        return false;
-    expert_trellis = address_at(p.trellis, tile_expert, K_PADDED * 8 * gl_NumWorkGroups.x * RATE2);
-    expert_svh = address_at(p.svh, tile_expert, 256 * gl_NumWorkGroups.x);
-    return true;
-}
-
-void finish_column(uint m, uint n, float y)
-{
-    if (n < p.n)
-        store_act(p.y, tile_pair(m) * p.n + n, Y_TYPE, y);
-}
+#include "trellis/moe_matrices.glsl"

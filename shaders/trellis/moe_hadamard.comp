@@ -7,13 +7,10 @@ layout(constant_id = 1) const uint X_TYPE = 0;
 layout(constant_id = 2) const uint ACTIVATION = 0;
 layout(constant_id = 3) const uint LANES = 128;
 
-layout(push_constant, scalar) uniform Push { mrl_push_trellis_moe p; };
-#define PLACES p.places
-#include "moe/tile.glsl"
+#include "trellis/moe_operands.glsl"
 #include "include/address.glsl"
 #include "include/activation.glsl"
 
-#define K_PADDED ((p.k + 127) & ~127u)
 #define HADAMARD_PITCH 132
 const uint ROUND = LANES / 16;
 const bool LOOPS = false;
@@ -26,7 +23,7 @@ void main()
     const uint first = gl_WorkGroupID.x * ROUND * 128, blocks = min(ROUND, (K_PADDED - first) / 128);
     if (!find_tile(gl_WorkGroupID.z) || i >= tile_rows)
         return;
-    const uint row = tile_pair(i) / (p.types >> 16) * p.k;
+    const uint row = tile_pair(i) / ROW_PAIRS * p.k;
     const uvec2 suh = address_at(p.suh, tile_expert, 2 * K_PADDED);
     const uvec2 y = address_at(p.partial, tile_first + i, 2 * K_PADDED);
 

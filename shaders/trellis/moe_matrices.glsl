@@ -1,0 +1,16 @@
+// Behind the body of moe_gemv_coopmat.comp and moe_gemm_coopmat.comp, for which expert_trellis and expert_svh say where
+// the weights of the tile's expert are.
+bool coopmat_prologue()
+{
+    if (!find_tile(gl_WorkGroupID.z))
+        return false;
+    expert_trellis = address_at(p.trellis, tile_expert, K_PADDED * 8 * gl_NumWorkGroups.x * RATE2);
+    expert_svh = address_at(p.svh, tile_expert, 256 * gl_NumWorkGroups.x);
+    return true;
+}
+
+void finish_column(uint m, uint n, float y)
+{
+    if (n < p.n)
+        store_act(p.y, tile_pair(m) * p.n + n, Y_TYPE, y);
+}
