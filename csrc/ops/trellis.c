@@ -15,7 +15,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
 #define GEMV_WIDE 66u       /* times 128 columns: so many need few shares of k, and matrix units for fewer rows */
 /* From so many rows on cooperative matrices are faster than lanes, and up to 16 the kernel that has a workgroup for
  * each 128 columns is the faster one of these; by measurement on an H200. */
-#define MATRIX_MIN_ROWS(wide, fragments) ((fragments) ? ((wide) ? 3u : 8u) : (wide) ? 7u : 11u)
+#define MATRIX_MIN_ROWS(wide, fragments) ((fragments) ? ((wide) ? 3u : 9u) : (wide) ? 7u : 11u)
 #define MATRIX_USUAL_ROWS 16u
 #define MATRIX_MAX_ROWS 64u  /* that it can */
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
