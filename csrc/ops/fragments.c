@@ -5,13 +5,12 @@
 mrl_status mrl_op_probe_fragments(mrl_device *dev, uint32_t disable, mrl_error *err)
 {
     mrl_status rc;
+    const mrl_device_info *info = mrl_device_info_of(dev);
     mrl_buffer *found = NULL;
     mrl_pipeline *pipeline;
     float elements[32 * 8];
     const uint32_t lanes = 32;
     bool same = true;
-
-    const mrl_device_info *info = mrl_device_info_of(dev);
 
     if (disable & MRL_BIT(fragments) || info->subgroup_min != 32 || info->subgroup_max != 32 ||
         !mrl_pipeline_available(dev, MRL_KERNEL_fragments, MRL_FORMAT_NONE, MRL_MATH_F16))
