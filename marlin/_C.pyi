@@ -357,7 +357,8 @@ class MoE:
         self, x: Tensor, *, norm: Tensor | None = None, eps: float = 1e-6, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...
     # dtype: of activations between the kernels, and of y without a residual. positions (rows) i32: rows with a
-    # negative one are idle, nothing is computed for them. kernel: "rows", "moe_gemv@tile", ... of csrc/ops/moe.h
+    # negative one are idle, nothing is computed for them. activations: f16, or int8 for trellises of mul1 (where
+    # the rows of an expert do not go through matrices). kernel: "rows", "moe_gemv@tile", ... of csrc/ops/moe.h
     def __call__(
         self,
         x: Tensor,
@@ -369,6 +370,7 @@ class MoE:
         out: Tensor | None = None,
         positions: Tensor | None = None,
         kernel: str | None = None,
+        activations: str | None = None,
     ) -> Tensor: ...
 
 class KVCache:

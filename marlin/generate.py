@@ -123,7 +123,8 @@ class Engine:
         dtype: str,
     ) -> None:
         self.network, self.config, self.device = network, config, device
-        self.context, self.slots, self.dtype = context, slots, dtype
+        self.context, self.slots = context, slots
+        self.dtype = "f16" if dtype == "int8" else dtype  # between kernels
         self.chunk = chunk_rows(device.kind)
         latent = config.latent
         self.cache = _C.KVCache(

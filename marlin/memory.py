@@ -10,7 +10,7 @@ from marlin import html
 from marlin.config import ModelConfig
 
 KV_BYTES: Final = {"f16": 2, "f32": 4}
-ACTIVATION_BYTES: Final = {"f16": 2, "bf16": 2, "f32": 4}
+ACTIVATION_BYTES: Final = {"f16": 2, "bf16": 2, "f32": 4, "int8": 2}  # int8: f16 between kernels
 CHUNK_ROWS: Final = {"discrete": 2048}  # of a prefill call, by the kind of device: experts want hundreds of rows each
 CHUNK_ROWS_ELSEWHERE: Final = 512  # large enough for full matrix tiles, short enough to cancel
 EXPANDED_BYTES: Final = 256 << 20  # keys and values that are made of latents at a time (csrc/ops/mla_prefill.c)

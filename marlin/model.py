@@ -28,12 +28,11 @@ from marlin.keywords import checked_keywords
 from marlin.linear import WeightFormat, parse_format
 from marlin.loaders import open_checkpoint
 from marlin.memory import ACTIVATION_BYTES, KV_BYTES, MemoryPlan, kv_dtype
-from marlin.models import build
-from marlin.models.base import CausalLM, Source
+from marlin.models.base import CausalLM
 from marlin.models.moe import MoE
 from marlin.perplexity import Perplexity, Score, log_softmax, picked, windows
 from marlin.placement import bus_rate, read_usage
-from marlin.planning import budget_of, check_choice, make_plan, read_network, refuse
+from marlin.planning import budget_of, build_for, check_choice, make_plan, read_network, refuse
 from marlin.sampling import SamplingParams, Stop
 from marlin.tensors import to_numpy
 from marlin.tokenizer import Tokenizer
@@ -132,7 +131,8 @@ class Model:
                  "f32", rounded to nearest on the device; None keeps what is stored. A name alone ("int4") also
                  keeps weights stored in that format, with whatever groups and scales; options ("int4:64") are had
         device   index, part of a name, UUID or Device; None is $MARLIN_DEVICE, else the best
-        dtype    of activations between kernels: "f16", "bf16" or "f32"
+        dtype    of activations between kernels: "f16", "bf16" or "f32"; "int8" is f16, rounded to 8 bits with a scale
+                 for 128 where EXL3 trellises of codebook mul1 multiply one or two rows: faster, a little less exact
         context  tokens a slot holds; None: the model's own, at most 4096, less if memory is short
         kv       of the cache: "f16" or "f32"; None: f32 where dtype is, else f16
         slots    sequences generated at once; None: 8, fewer if memory is short
@@ -192,7 +192,7 @@ class Model:
         check_choice("dtype", dtype, ACTIVATION_BYTES)
         check_choice("kv", kv_dtype(kv, dtype), KV_BYTES)
         parsed = read_config(config, context=context)
-        network = build(parsed, Source(None, parse_format(format), exact=dtype == "f32"))
+        network = build_for(parsed, None, parse_format(format), dtype)
         opened, name = Device(device), f"random {parsed.model_type}"
         plan = make_plan(
             network, name, device=opened.name, kind=opened.kind, budget=budget_of(opened, memory_limit),

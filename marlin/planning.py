@@ -27,6 +27,7 @@ from marlin.memory import (
 from marlin.models import build
 from marlin.models.base import CausalLM, Linear, Source
 from marlin.placement import bus_rate, move_experts, read_usage
+from marlin.trellis import TrellisFormat
 from marlin.usage import ExpertUsage
 
 DEFAULT_CONTEXT: Final = 4096
@@ -53,7 +54,22 @@ def read_network(
     if context is not None and not 1 <= context <= config.context:
         raise ValueError(f"context must be 1 to {config.context} tokens for this model, got {context}")
     wanted = parse_format(format) if format is not None else None
-    return config, build(config, Source(checkpoint, wanted, exact=dtype == "f32"))
+    return config, build_for(config, checkpoint, wanted, dtype)
+
+
+def build_for(
+    config: ModelConfig, checkpoint: Checkpoint | None, format: WeightFormat | TrellisFormat | None, dtype: str
+) -> CausalLM:
+    """The network of a config for activations of this type, from a checkpoint or random.
+
+    Raises ValueError for int8 where no matrix takes it.
+    """
+    network = build(config, Source(checkpoint, format, exact=dtype == "f32", int8=dtype == "int8"))
+    if dtype == "int8" and not any(module.int8 for module in network.modules() if isinstance(module, Linear)):
+        raise ValueError(
+            "dtype int8 rounds what EXL3 trellises of codebook mul1 multiply, and this model has none; use f16"
+        )
+    return network
 
 
 def make_plan(

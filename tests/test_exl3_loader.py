@@ -70,6 +70,19 @@ def test_golden_logits(tiny: ml.Model) -> None:
     assert np.array_equal(logits.argmax(1), theirs.argmax(1))
 
 
+def test_int8_activations(tiny: ml.Model) -> None:
+    """One or two rows in 8 bits: further from an exact forward pass than f16 is, by what 8 bits allow."""
+    ids, _, dequantized = golden_logits()
+    with ml.Model.load(TINY, device=device_row()["index"], slots=1, dtype="int8") as model:
+        rounded = distance(model.logits(ids[:2]), dequantized[:2])
+        assert distance(tiny.logits(ids[:2]), dequantized[:2]) < 5e-4 < rounded < 3e-2
+        assert np.array_equal(model.logits(ids[:8]), tiny.logits(ids[:8]))  # more rows are in f16
+        made = model.generate(ids[:8], temperature=0, max_tokens=12).tokens
+        assert made[0] == dequantized[7].argmax() and len(made) == 12
+    with pytest.raises(ValueError, match="mul1"):
+        ml.plan(TINY, dtype="int8", format="f16")
+
+
 def test_golden_greedy(tiny: ml.Model) -> None:
     """Each token that is generated is the likeliest of the logits for all before it."""
     ids, theirs, _ = golden_logits()

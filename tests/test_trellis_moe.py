@@ -20,7 +20,7 @@ from ref.model import greedy
 from ref.moe import moe, route
 from test_model import weights_of
 from test_moe import ints, kernels_of
-from tolerance import check
+from tolerance import check, nmse
 
 import marlin as ml
 from marlin import _C
@@ -177,6 +177,23 @@ def test_tiles_on_matrices(open_device: Callable[..., _C.Device], without: tuple
         pytest.skip("needs coopmat")
     case = Case("mul1", (1.5, 4, 8), 150, top_k=3, hidden=400, inner=300, kernel=kernel, residual=True)
     mixture(device, case).check(device, case)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_int8_activations(device: _C.Device, rows: int) -> None:
+    case = Case("mul1", (4, 3, 2), rows, norm=True, residual=True, shared=1)
+    made = mixture(device, case)
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, case.hidden)).astype(np.float32)
+    given = _C.tensor(device, x)
+    exact, rounded = (to_numpy(made.raw(given, dtype="f16", activations=kind)) for kind in ("f16", "int8"))
+    expected = made.expected(x.astype(np.float64))
+    check(rounded, expected, "i8", products=3)
+    assert nmse(rounded, expected) > 10 * nmse(exact, expected)  # they are in 8 bits indeed
+    with pytest.raises(ValueError, match="mul1"):
+        mixture(device, Case("mcg", (2, 2, 2), 1)).raw(given, activations="int8")
+    with pytest.raises(ValueError, match="f16 or int8"):
+        made.raw(given, activations="int4")
 
 
 def test_kernels_of_many_pairs(device: _C.Device) -> None:

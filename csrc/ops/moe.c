@@ -449,6 +449,7 @@ static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, i
                                            .splits = splits_asked(r->args),
                                            .eps = r->args->eps,
                                            .activation = layer->activation, /* of the gate, where there is one */
+                                           .int8 = r->args->int8,
                                            .beside = beside};
     return mrl_op_trellis_experts(r->dev, &args, sums, err);
 }
@@ -749,6 +750,18 @@ done:
     return rc;
 }
 
+/* Stacks that are no trellises have no such kernel and would say nothing. */
+static mrl_status check_int8(const mrl_moe_args *args, mrl_error *err)
+{
+    const mrl_moe_layer *layer = args->layer;
+
+    for (uint32_t s = 0; s < layer->nstacks && args->int8; s++)
+        for (int i = GATE; i <= DOWN; i++)
+            if (!is_trellis(&layer->stacks[s]) || layer->stacks[s].trellis[i]->codebook != MRL_CODEBOOK_MUL1)
+                return mrl_fail(err, MRL_ERR_VALUE, "moe: activations in int8 need experts that are all trellises of mul1");
+    return MRL_OK;
+}
+
 static mrl_status check_input(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
 {
     mrl_status rc;
@@ -857,6 +870,7 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
     if (args.residual.buffer != NULL)
         MRL_TRY(mrl_view_check(&args.residual, dev, "moe", "residual", MRL_DTYPE_BIT(f32), 2, shape, err));
     MRL_TRY(check_overlap(&args, err));
+    MRL_TRY(check_int8(&args, err));
     /* Kernels count elements in 31 bits and workgroups in 16. */
     strategy how;
     MRL_TRY(choose(dev, &args, &how, err));

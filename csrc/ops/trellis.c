@@ -508,7 +508,8 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     mrl_status rc;
     const mrl_trellis *t = args->t;
     const mrl_trellis_args types = {
-        .t = t, .x = args->x, .norm = args->norm, .gate = args->gate, .y = args->y, .activation = args->activation};
+        .t = t, .x = args->x, .norm = args->norm, .gate = args->gate, .y = args->y, .activation = args->activation,
+        .int8 = args->int8};
     const uint32_t pairs = (uint32_t)args->y.shape[0] * (adds_up(args) ? args->slots : 1);
     const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs;
     const uint32_t columns = t->n_padded / MRL_TRELLIS_BLOCK;

@@ -88,6 +88,7 @@ typedef struct mrl_trellis_experts_args {
     uint32_t splits;      /* workgroups that share 128 columns of a pair; 0: choose */
     float eps;
     mrl_activation activation;
+    bool int8;            /* activations in 8 bits: mul1; not in tiles that go through matrices */
     bool beside;          /* for other pairs than the dispatches since the last barrier (see mrl_dispatch) */
 } mrl_trellis_experts_args;
 

@@ -272,6 +272,15 @@ static const struct {
     {"geglu", MRL_ACTIVATION_GEGLU},         {"geglu_tanh", MRL_ACTIVATION_GEGLU_TANH},
 };
 
+int mrl_py_int8(const char *name, const char *what, bool *int8)
+{
+    *int8 = name != NULL && strcmp(name, "int8") == 0;
+    if (name == NULL || *int8 || strcmp(name, "f16") == 0)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s: activations must be f16 or int8, got '%s'", what, name);
+    return -1;
+}
+
 int mrl_py_activation(const char *name, const char *what, mrl_activation *out)
 {
     *out = MRL_ACTIVATION_NONE;

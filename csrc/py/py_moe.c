@@ -266,16 +266,18 @@ static mrl_device *parse_input(mrl_py_moe *self, PyObject *x, PyObject *norm, Py
 static PyObject *MoE_call(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
     static const char *const keywords[] = {"x",   "norm",      "eps",    "residual", "dtype",
-                                           "out", "positions", "kernel", NULL};
+                                           "out", "positions", "kernel", "activations", NULL};
     mrl_py_moe *self = (mrl_py_moe *)obj;
     mrl_moe_args call = {0};
     PyObject *x, *norm = NULL, *eps = NULL, *residual = NULL, *dtype = NULL, *out = NULL, *positions = NULL, *y;
+    const char *activations = NULL;
     mrl_device *dev;
     mrl_error err;
     mrl_status rc;
 
-    if (!MRL_PARSE(args, kwargs, "O|$OOOOOOz:MoE", keywords, &x, &norm, &eps, &residual, &dtype, &out, &positions,
-                   &call.kernel) ||
+    if (!MRL_PARSE(args, kwargs, "O|$OOOOOOzz:MoE", keywords, &x, &norm, &eps, &residual, &dtype, &out, &positions,
+                   &call.kernel, &activations) ||
+        mrl_py_int8(activations, "moe", &call.int8) < 0 ||
         (dev = parse_input(self, x, norm, eps, positions, &call)) == NULL ||
         mrl_py_view(self->state, residual, "moe: residual", true, &call.residual) < 0 ||
         mrl_py_dtype(dtype, "moe: dtype", call.norm.buffer != NULL ? MRL_DTYPE_f16 : call.x.dtype, &call.dtype) < 0)

@@ -181,14 +181,6 @@ static PyObject *TrellisLinear_set_bias(PyObject *obj, PyObject *arg)
 
 /* ---- use ---- */
 
-static int parse_activations(const char *name, bool *int8)
-{
-    *int8 = name != NULL && strcmp(name, "int8") == 0;
-    if (name == NULL || *int8 || strcmp(name, "f16") == 0) return 0;
-    PyErr_Format(PyExc_ValueError, "trellis: activations must be f16 or int8, got '%s'", name);
-    return -1;
-}
-
 /* x (m, k) or (k), else ValueError or TypeError. */
 static int check_x(const mrl_view *x, uint32_t k)
 {
@@ -226,7 +218,7 @@ static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwa
         mrl_py_view(self->state, residual, "trellis: residual", true, &call.residual) < 0 ||
         mrl_py_float(eps, "trellis: eps", 0, 1, &eps_value) < 0 ||
         mrl_py_u32(column, "trellis: column", 0, MRL_LINEAR_N_MAX, &call.y_column) < 0 ||
-        mrl_py_activation(activation, "TrellisLinear", &call.activation) < 0 || parse_activations(activations, &call.int8) < 0 ||
+        mrl_py_activation(activation, "TrellisLinear", &call.activation) < 0 || mrl_py_int8(activations, "trellis", &call.int8) < 0 ||
         parse_expert(obj, expert, &call.expert) < 0 || check_x(&call.x, t->k) < 0)
         return NULL;
     result = call.residual.buffer != NULL ? MRL_DTYPE_f32

@@ -173,6 +173,8 @@ struct mrl_linear *mrl_py_linear_of(PyObject *linear);
 struct mrl_trellis_linear *mrl_py_trellis_of(PyObject *trellis);
 /* An activation by name, NULL for none; ValueError "what: activation must be ...". */
 int mrl_py_activation(const char *name, const char *what, mrl_activation *out);
+/* "f16" or "int8"; NULL is f16 */
+int mrl_py_int8(const char *name, const char *what, bool *int8);
 /* "device" or "host"; ValueError "what: memory must be ...". */
 int mrl_py_memory(const char *name, const char *what, mrl_memory_kind *out);
 

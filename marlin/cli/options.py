@@ -53,7 +53,13 @@ Format = Annotated[
         "while loading. [as stored]",
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="Activations between kernels: f16, bf16 or f32.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Activations between kernels: f16, bf16 or f32; int8: f16, rounded to 8 bits where EXL3 weights multiply "
+        "a token."
+    ),
+]
 Context = Annotated[int | None, typer.Option(metavar="TOKENS", help="Tokens of prompt and answer together.")]
 
 # How tokens are chosen; what is not given is the model's generation_config.json.

@@ -123,8 +123,8 @@ class Source:
     """Where a network's weights come from: a checkpoint, or random numbers of the right shapes.
 
     format: of every linear layer, None for what is stored. exact: norms are not fused into matrices, whose
-    kernels round a normalised row to f16. Remembers what was asked for; `finish` complains
-    about tensors that nobody wanted.
+    kernels round a normalised row to f16. int8: trellises of mul1 take one or two rows in 8 bits. Remembers what was
+    asked for; `finish` complains about tensors that nobody wanted.
     """
 
     def __init__(
@@ -133,8 +133,9 @@ class Source:
         format: WeightFormat | TrellisFormat | None = None,
         *,
         exact: bool = False,
+        int8: bool = False,
     ) -> None:
-        self.checkpoint, self.format, self.exact = checkpoint, format, exact
+        self.checkpoint, self.format, self.exact, self.int8 = checkpoint, format, exact, int8
         self._used: set[str] = set()
         self._unused: tuple[str, ...] = ()  # beginnings of names
 
@@ -336,6 +337,7 @@ class Linear(Module):
             self.form, self.global_scale = self._choose(None if as_stored else source.format)
             if whole and isinstance(self.form, TrellisFormat):
                 self.form = WeightFormat("f16")
+        self.int8 = source.int8 and isinstance(self.form, TrellisFormat) and self.form.codebook == "mul1"
         self.weight: _C.Linear | None = None
         self.trellises: list[_C.TrellisLinear] = []
 
@@ -479,6 +481,10 @@ class Linear(Module):
         y = self.weight(x, norm=weight, eps=eps, activation=activation, residual=residual, dtype=dtype)
         return self.seen(y)
 
+    def activations(self, x: _C.Tensor) -> str | None:
+        """What a trellis rounds x to: more rows than two are multiplied by other kernels, in f16."""
+        return "int8" if self.int8 and x.shape[0] <= 2 else None
+
     def _call_trellises(
         self,
         x: _C.Tensor,
@@ -488,17 +494,21 @@ class Linear(Module):
         residual: _C.Tensor | None,
         dtype: str | None,
     ) -> _C.Tensor:
-        first = self.trellises[0]
+        first, rounded = self.trellises[0], self.activations(x)
         if len(self.trellises) == 1:
-            return first(x, norm=norm, eps=eps, activation=activation, residual=residual, dtype=dtype)
+            return first(
+                x, norm=norm, eps=eps, activation=activation, residual=residual, dtype=dtype, activations=rounded
+            )
         assert residual is None
         dtype = dtype or ("f16" if norm is not None else x.dtype)
         if activation in GATED.values():
-            gate = first(x, norm=norm, eps=eps, dtype=dtype)
-            return self.trellises[1](x, norm=norm, eps=eps, activation=activation, gate=gate, dtype=dtype)
+            gate = first(x, norm=norm, eps=eps, dtype=dtype, activations=rounded)
+            return self.trellises[1](
+                x, norm=norm, eps=eps, activation=activation, gate=gate, dtype=dtype, activations=rounded
+            )
         y = _C.empty(x.device, (x.shape[0], self.n), dtype)
         for part, trellis in zip(self.parts, self.trellises, strict=True):
-            trellis(x, norm=norm, eps=eps, activation=activation, out=y, column=part.start)
+            trellis(x, norm=norm, eps=eps, activation=activation, out=y, column=part.start, activations=rounded)
         return y
 
     def _load_trellis(self, device: _C.Device, part: Part) -> _C.TrellisLinear:

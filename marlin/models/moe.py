@@ -139,6 +139,11 @@ class MoE(Module):
             self.gate_up.append(gate_up)
             self.down.append(down)
 
+    @property
+    def int8(self) -> bool:
+        """Whether all its experts take activations in 8 bits."""
+        return all(linear.int8 for linear in (*self.gate_up, *self.down))
+
     def expert_bytes(self) -> list[int]:
         """Of each expert, shared ones last."""
         members = [self.stacks.count(stack) for stack in range(len(self.gate_up))]
@@ -164,7 +169,10 @@ class MoE(Module):
         elif self.shared_gate_up is not None and self.shared_down is not None:
             m = self.shared_gate_up(h, norm=norm, eps=self.eps, activation=self.activation, dtype=dtype)
             base = self.shared_down(m, residual=h)
-        y: _C.Tensor = self.core.raw(x, norm=weight, eps=self.eps, residual=base, dtype=dtype, positions=positions)
+        rounded = self.gate_up[0].activations(x) if self.int8 else None
+        y: _C.Tensor = self.core.raw(
+            x, norm=weight, eps=self.eps, residual=base, dtype=dtype, positions=positions, activations=rounded
+        )
         return self.seen(y)
 
     @property
