@@ -344,8 +344,12 @@ class Model:
         """Perplexity of a text, cut into windows of `stride` tokens side by side.
 
         The first token of a window is context only, so a window of 512 makes 511 predictions; no begin token is
-        added. Raises ValueError for fewer than two tokens.
+        added. Raises ValueError for fewer than two tokens, and where dtype is int8, which texts do not take.
         """
+        if self.dtype == "int8":
+            raise ValueError(
+                "perplexity: int8 is for steps, texts are multiplied in f16; load the model with dtype='f16'"
+            )
         if not 2 <= stride <= self.context:
             raise ValueError(f"perplexity: stride must be 2 to {self.context} (the context), got {stride}")
         ids = self._ids(text, bos=False, whole=False)

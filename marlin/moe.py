@@ -21,12 +21,13 @@ class MoE:
     moe = MoE.from_arrays(router, gate, up, down, top_k=2, format="int4")
     y = moe(x)                        # x (..., hidden) array or Tensor -> Tensor (..., hidden)
     experts, weights = moe.route(x)   # (rows, top_k + shared) each
+    loss = moe.balance_loss(x)        # 1 where the router is even
     """
 
-    __slots__ = ("raw",)
+    __slots__ = ("_router", "_scoring", "raw")
 
-    def __init__(self, raw: _C.MoE) -> None:
-        self.raw = raw
+    def __init__(self, raw: _C.MoE, router: _C.Linear, scoring: str) -> None:
+        self.raw, self._router, self._scoring = raw, router, scoring
 
     @classmethod
     @checked_keywords
@@ -95,7 +96,9 @@ class MoE:
                 rows, both, back, stacks=stacks, experts=count - shared, top_k=top_k, shared=shared, scoring=scoring,
                 bias=offset, normalise=normalise, scale=scale, groups=groups, top_groups=top_groups,
                 group_best=group_best, activation=activation,
-            )
+            ),
+            rows,
+            scoring,
         )  # fmt: skip
 
     def __call__(self, x: ArrayLike | Tensor) -> Tensor:
@@ -107,6 +110,27 @@ class MoE:
         """The experts that each row goes to, the best first and shared ones last, and their weights."""
         ids, weights = self.raw.route(self._rows(x).reshape(-1, self.raw.hidden))
         return to_numpy(ids), to_numpy(weights)
+
+    def balance_loss(self, x: ArrayLike | Tensor) -> float:
+        """The auxiliary loss that keeps a router even while it is trained: experts * sum over routed experts of the
+        share of all choices that fall on an expert times its mean probability over the rows.
+
+        1 where either is even, up to experts / top_k where all rows go to the same. The probability is the softmax of
+        the logits or, with sigmoid scoring, the share of the scores; a bias takes part in the choice alone. The rows
+        count in `usage` like a call. NaN where a logit is.
+        Source: Fedus et al. 2022, "Switch Transformers", arXiv 2101.03961, equation 4; DeepSeek-V3, arXiv 2412.19437,
+        equations 17 to 20, for several experts a row and for sigmoids.
+        """
+        raw, experts = self._rows(x).reshape(-1, self.raw.hidden), self.raw.experts
+        logits = to_numpy(self._router(raw, dtype="f32"))[:, :experts].astype(np.float64)
+        if self._scoring == "softmax":
+            scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+        else:
+            with np.errstate(over="ignore"):
+                scores = 1 / (1 + np.exp(-logits)) + 1e-20
+        ids = to_numpy(self.raw.route(raw)[0])[:, : self.raw.top_k]
+        share = np.bincount(ids.reshape(-1), minlength=experts) / ids.size
+        return float(experts * share @ (scores / scores.sum(axis=1, keepdims=True)).mean(axis=0))
 
     @property
     def usage(self) -> NDArray[np.uint32]:

@@ -67,7 +67,7 @@ def build_for(
     network = build(config, Source(checkpoint, format, exact=dtype == "f32", int8=dtype == "int8"))
     if dtype == "int8" and not any(module.int8 for module in network.modules() if isinstance(module, Linear)):
         raise ValueError(
-            "dtype int8 rounds what EXL3 trellises of codebook mul1 multiply, and this model has none; use f16"
+            "dtype int8 rounds what EXL3 trellises of codebook mul1 multiply; as loaded, this model has none: use f16"
         )
     return network
 

@@ -79,6 +79,8 @@ def test_int8_activations(tiny: ml.Model) -> None:
         assert np.array_equal(model.logits(ids[:8]), tiny.logits(ids[:8]))  # more rows are in f16
         made = model.generate(ids[:8], temperature=0, max_tokens=12).tokens
         assert made[0] == dequantized[7].argmax() and len(made) == 12
+        with pytest.raises(ValueError, match="f16"):
+            model.perplexity("a text")
     with pytest.raises(ValueError, match="mul1"):
         ml.plan(TINY, dtype="int8", format="f16")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import device_row
 from ref.model import Model as Reference
 from ref.model import greedy
 from ref.moe import moe, route
@@ -190,6 +191,33 @@ def test_moe_on_arrays(shared: int) -> None:
     assert layer.usage.sum() == 2 * 6 * 2
     assert "experts" in repr(layer)
     assert "experts" in layer._repr_html_()
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+def test_balance_loss(scoring: str) -> None:
+    rng = np.random.default_rng(4)
+    router = rng.standard_normal((6, 32)).astype(np.float32)
+    gate, up, down = (rng.standard_normal((6, *size)).astype(np.float32) for size in ((16, 32), (16, 32), (32, 16)))
+
+    def layer(router: np.ndarray, **options: Any) -> ml.MoE:
+        where = {"top_k": 2, "scoring": scoring, "device": device_row()["index"]}
+        return ml.MoE.from_arrays(router, gate, up, down, **(where | options))
+
+    x = rng.standard_normal((50, 32)).astype(np.float32)
+    bias = 3 * rng.standard_normal(6)
+    made = layer(router, bias=bias if scoring == "sigmoid" else None)
+    logits = x.astype(np.float64) @ router.T
+    scores = np.exp(logits) if scoring == "softmax" else 1 / (1 + np.exp(-logits))
+    share = np.bincount(made.route(x)[0].ravel(), minlength=6) / 100
+    expected = 6 * sum(f * p for f, p in zip(share, (scores / scores.sum(1, keepdims=True)).mean(0), strict=True))
+    assert made.balance_loss(x.reshape(5, 10, 32)) == pytest.approx(expected, rel=1e-5)
+    assert layer(np.zeros((6, 32), np.float32)).balance_loss(x) == pytest.approx(1)  # probabilities are even
+    one = np.zeros((6, 32), np.float32)
+    one[:2] = 40 if scoring == "softmax" else -1
+    one[2:] = 0 if scoring == "softmax" else -40
+    assert layer(one).balance_loss(np.ones((3, 32))) == pytest.approx(3)  # all rows go to the same two
+    with pytest.raises(ValueError, match="at least one row"):
+        made.balance_loss(np.zeros((0, 32)))
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,11 @@ class MoE(Module):
             self.gate_up.append(gate_up)
             self.down.append(down)
 
-    @property
-    def int8(self) -> bool:
-        """Whether all its experts take activations in 8 bits."""
-        return all(linear.int8 for linear in (*self.gate_up, *self.down))
+    @staticmethod
+    def activations(x: _C.Tensor, *experts: Linear | None) -> str | None:
+        """What these round x to: 8 bits only where all of them do."""
+        found = {linear.activations(x) if linear is not None else None for linear in experts}
+        return found.pop() if len(found) == 1 else None
 
     def expert_bytes(self) -> list[int]:
         """Of each expert, shared ones last."""
@@ -165,14 +166,18 @@ class MoE(Module):
         base = h
         if self.shared_core is not None:
             assert self.shared_core.raw is not None
-            base = self.shared_core.raw(x, norm=weight, eps=self.eps, residual=h, dtype=dtype, positions=positions)
+            own = self.shared_gate_up, self.shared_down
+            base = self.shared_core.raw(
+                x, norm=weight, eps=self.eps, residual=h, dtype=dtype, positions=positions,
+                activations=self.activations(x, *own),
+            )  # fmt: skip
         elif self.shared_gate_up is not None and self.shared_down is not None:
             m = self.shared_gate_up(h, norm=norm, eps=self.eps, activation=self.activation, dtype=dtype)
             base = self.shared_down(m, residual=h)
-        rounded = self.gate_up[0].activations(x) if self.int8 else None
         y: _C.Tensor = self.core.raw(
-            x, norm=weight, eps=self.eps, residual=base, dtype=dtype, positions=positions, activations=rounded
-        )
+            x, norm=weight, eps=self.eps, residual=base, dtype=dtype, positions=positions,
+            activations=self.activations(x, *self.gate_up, *self.down),
+        )  # fmt: skip
         return self.seen(y)
 
     @property
