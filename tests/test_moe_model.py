@@ -213,7 +213,7 @@ def test_balance_loss(scoring: str) -> None:
     assert made.balance_loss(x.reshape(5, 10, 32)) == pytest.approx(expected, rel=1e-5)
     assert layer(np.zeros((6, 32), np.float32)).balance_loss(x) == pytest.approx(1)  # probabilities are even
     one = np.zeros((6, 32), np.float32)
-    one[:2] = 40 if scoring == "softmax" else -1
+    one[:2] = 40 if scoring == "softmax" else 1
     one[2:] = 0 if scoring == "softmax" else -40
     assert layer(one).balance_loss(np.ones((3, 32))) == pytest.approx(3)  # all rows go to the same two
     with pytest.raises(ValueError, match="at least one row"):
