@@ -514,7 +514,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs;
     const uint32_t columns = t->n_padded / MRL_TRELLIS_BLOCK;
     const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
-    const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(264, columns * copies);
+    const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(240, columns * copies);
     const tuning shares = {.tune = {args->splits ? args->splits : enough}};
     gemv_plan plan = plan_gemv(dev, &types, args->tile, &shares);
     mrl_push_trellis_moe push = experts_push(args);

@@ -61,14 +61,20 @@ void store_x(uint m, uint b, uint part, uint most, const float v[8])
         scales[of] = finite ? scale : uintBitsToFloat(0x7fc00000u);
 }
 
-void multiply_norm(uint k, inout float v[8])
+// The norm's weights of elements k .. k + 7; 1 without a norm.
+void load_norm(uint k, out vec4 a, out vec4 b)
 {
+    a = b = vec4(1.0);
+    if (!NORM)
+        return;
     if (FOURS == 0) {
-        [[unroll]] for (uint j = 0; j < 8; j++)
-            v[j] *= k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0;
+        [[unroll]] for (uint j = 0; j < 4; j++) {
+            a[j] = k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0;
+            b[j] = k + 4 + j < p.k ? BufF32(p.norm).v[k + 4 + j] : 0.0;
+        }
     } else if (k < p.k) {
-        const vec4 a = BufF32x4(p.norm).v[k / 4], b = BufF32x4(p.norm).v[k / 4 + 1];
-        v = float[8](v[0] * a.x, v[1] * a.y, v[2] * a.z, v[3] * a.w, v[4] * b.x, v[5] * b.y, v[6] * b.z, v[7] * b.w);
+        a = BufF32x4(p.norm).v[k / 4];
+        b = BufF32x4(p.norm).v[k / 4 + 1];
     }
 }
 
@@ -82,15 +88,16 @@ void stage_x(uint first, uint count)
         const uint part = t % 16, k = (first + b) * 128 + part * 8, at = t / 16 * HADAMARD_PITCH + part * 8;
         const bool mine = task < count * M;
         if (mine) {
+            // All is asked for before anything is used: what comes from memory comes at once.
+            const uvec4 suh = BufU32x4(SUH).v[k / 8];
+            vec4 a, b;
+            load_norm(k, a, b);
             load_x(m, k, v);
             if (NORM)
                 eight_squares[t] = dot(vec4(v[0], v[1], v[2], v[3]), vec4(v[0], v[1], v[2], v[3])) +
                                    dot(vec4(v[4], v[5], v[6], v[7]), vec4(v[4], v[5], v[6], v[7]));
-            const uvec4 suh = BufU32x4(SUH).v[k / 8];
-            if (NORM)
-                multiply_norm(k, v);
             [[unroll]] for (uint j = 0; j < 8; j++)
-                v[j] *= unpackHalf2x16(suh[j / 2])[j % 2];
+                v[j] = v[j] * (j < 4 ? a : b)[j % 4] * unpackHalf2x16(suh[j / 2])[j % 2];
             butterflies8(v);
             [[unroll]] for (uint j = 0; j < 8; j++)
                 work[at + j] = v[j];
