@@ -7,6 +7,7 @@
 #include "push.h"
 
 #include "ops/norm.h"
+#include "ops/trellis_layout.h"
 
 _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <= 128 &&
                    sizeof(mrl_push_trellis_copy) <= 128, "push constants");
@@ -39,16 +40,7 @@ static uint32_t max_u32(uint32_t a, uint32_t b)
     return a > b ? a : b;
 }
 
-static mrl_range whole(mrl_buffer *buffer)
-{
-    return buffer == NULL ? (mrl_range){0} : (mrl_range){buffer, 0, mrl_buffer_bytes(buffer)};
-}
-
-/* Where the parts of an expert begin. */
-static uint64_t units_at(const mrl_trellis *t, uint32_t expert)
-{
-    return mrl_buffer_address(t->units) + expert * mrl_trellis_bytes(t);
-}
+/* Where the scales of an expert begin. */
 static uint64_t suh_at(const mrl_trellis *t, uint32_t expert)
 {
     return mrl_buffer_address(t->suh) + 2ull * expert * t->k_padded;
@@ -84,7 +76,7 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
         .args = args,
         .push =
             {
-                .trellis = units_at(t, args->expert),
+                .trellis = mrl_trellis_units_at(t, args->expert),
                 .suh = suh_at(t, args->expert),
                 .svh = svh_at(t, args->expert),
                 .x = mrl_view_address(&args->x),
@@ -254,12 +246,13 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
         MRL_TRY(mrl_buffer_create(c.dev, told, MRL_MEMORY_DEVICE, &partial, err));
         c.push.partial = mrl_buffer_address(partial);
     }
-    const mrl_range counters = plan.splits > 1 ? whole(t->counters) : (mrl_range){0};
+    const mrl_range counters = plan.splits > 1 ? mrl_range_of(t->counters) : (mrl_range){0};
     const mrl_range reads[] = {
-        whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
+        mrl_range_of(t->units), mrl_range_of(t->suh), mrl_range_of(t->svh), mrl_view_range(&args->x),
+        mrl_view_range(&args->norm),
         mrl_view_range(&args->bias), mrl_view_range(&args->residual), mrl_view_range(&args->gate), counters,
     };
-    const mrl_range writes[] = {c.y, whole(partial), counters};
+    const mrl_range writes[] = {c.y, mrl_range_of(partial), counters};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
     MRL_TRY(record(&c, plan.kernel, plan.math, plan.spec, (int)plan.nspec, grid, reads, sizeof reads / sizeof *reads,
                    writes, sizeof writes / sizeof *writes, 2.0 * m * t->n * t->k, err));
@@ -293,11 +286,11 @@ static mrl_status transform(const call *c, int side, mrl_dtype y_type, uint32_t 
     if (c->push.m > info->max_groups[1])
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", c->push.m);
     if (side == INPUT) {
-        const mrl_range reads[] = {mrl_view_range(&args->x), whole(args->t->suh)};
-        const mrl_range writes[] = {whole(partial)};
+        const mrl_range reads[] = {mrl_view_range(&args->x), mrl_range_of(args->t->suh)};
+        const mrl_range writes[] = {mrl_range_of(partial)};
         return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 2, writes, 1, 0, err);
     }
-    const mrl_range reads[] = {whole(partial), whole(args->t->svh), mrl_view_range(&args->bias),
+    const mrl_range reads[] = {mrl_range_of(partial), mrl_range_of(args->t->svh), mrl_view_range(&args->bias),
                                mrl_view_range(&args->residual), mrl_view_range(&args->gate)};
     const mrl_range writes[] = {c->y};
     return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 5, writes, 1, 0, err);
@@ -370,9 +363,10 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
         MRL_TRY(mrl_buffer_create(c.dev, bytes, MRL_MEMORY_DEVICE, &sums, err));
         c.push.partial = mrl_buffer_address(sums);
     }
-    const mrl_range reads[] = {whole(t->units), whole(t->svh), whole(x), mrl_view_range(&c.args->bias),
+    const mrl_range reads[] = {mrl_range_of(t->units), mrl_range_of(t->svh), mrl_range_of(x),
+                               mrl_view_range(&c.args->bias),
                                mrl_view_range(&c.args->residual), mrl_view_range(&c.args->gate)};
-    const mrl_range writes[] = {plan.splits > 1 ? whole(sums) : c.y};
+    const mrl_range writes[] = {plan.splits > 1 ? mrl_range_of(sums) : c.y};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
     MRL_TRY(record(&c, MRL_KERNEL_trellis_gemv_coopmat, MRL_MATH_F16, plan.spec, 10, grid, reads,
                    sizeof reads / sizeof *reads, writes, 1, 2.0 * c.push.m * t->n * t->k, err));
@@ -396,7 +390,7 @@ static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
 {
     const mrl_trellis *t = args->t;
     return (mrl_push_trellis_moe){
-        .trellis = units_at(t, 0),
+        .trellis = mrl_trellis_units_at(t, 0),
         .suh = suh_at(t, 0),
         .svh = svh_at(t, 0),
         .x = mrl_view_address(&args->x),
@@ -436,9 +430,9 @@ static mrl_status transform_pairs(mrl_device *dev, const mrl_trellis_experts_arg
     mrl_pipeline *pipeline;
     const uint32_t activation = args->gate.buffer != NULL ? (uint32_t)args->activation : MRL_ACTIVATION_NONE;
     const uint32_t lanes = 128, spec[] = {lanes, (uint32_t)args->x.dtype, activation, lanes};
-    const mrl_range reads[] = {whole(args->t->suh),          mrl_view_range(&args->x),     mrl_view_range(&args->gate),
-                               mrl_view_range(&args->tiles), mrl_view_range(&args->order), whole(args->places)};
-    const mrl_range writes[] = {whole(out)};
+    const mrl_range reads[] = {mrl_range_of(args->t->suh),   mrl_view_range(&args->x),     mrl_view_range(&args->gate),
+                               mrl_view_range(&args->tiles), mrl_view_range(&args->order), mrl_range_of(args->places)};
+    const mrl_range writes[] = {mrl_range_of(out)};
 
     push->partial = mrl_buffer_address(out);
     MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_moe_hadamard, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 4, &pipeline,
@@ -477,8 +471,8 @@ static mrl_status experts_on_matrices(mrl_device *dev, const mrl_trellis_experts
     push.eps = ldexpf(1.0f, t->x_exponent);
     MRL_TRY(transform_pairs(dev, args, &push, x, err));
     push.x = mrl_buffer_address(x);
-    const mrl_range reads[] = {whole(t->units),              whole(t->svh),               whole(x),
-                               mrl_view_range(&args->tiles), mrl_view_range(&args->order), whole(args->places)};
+    const mrl_range reads[] = {mrl_range_of(t->units),              mrl_range_of(t->svh),               mrl_range_of(x),
+                               mrl_view_range(&args->tiles), mrl_view_range(&args->order), mrl_range_of(args->places)};
     const mrl_range writes[] = {mrl_view_range(&args->y)};
     const bool high = args->tile >= 32 && has_fragments(dev, t);
     const uint32_t spec[] = {256,        t->rate2, (uint32_t)t->codebook, t->k_padded / GEMM_STEP,
@@ -536,13 +530,14 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     }
     const mrl_range counters = share ? args->counters : (mrl_range){0};
     const mrl_range reads[] = {
-        whole(t->units), whole(t->suh), whole(t->svh), mrl_view_range(&args->x), mrl_view_range(&args->norm),
+        mrl_range_of(t->units), mrl_range_of(t->suh), mrl_range_of(t->svh), mrl_view_range(&args->x),
+        mrl_view_range(&args->norm),
         mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
-        mrl_view_range(&args->gate), whole(args->places), mrl_view_range(&args->weights),
+        mrl_view_range(&args->gate), mrl_range_of(args->places), mrl_view_range(&args->weights),
         mrl_view_range(&args->residual),
     };
     /* The counters are read too: as ranges that are written they already are behind all others. */
-    const mrl_range writes[] = {mrl_view_range(&args->y), counters, whole(partial)};
+    const mrl_range writes[] = {mrl_view_range(&args->y), counters, mrl_range_of(partial)};
     const mrl_kernel kernel =
         plan.kernel == MRL_KERNEL_trellis_gemv_dot ? MRL_KERNEL_trellis_moe_gemv_dot : MRL_KERNEL_trellis_moe_gemv;
     MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec, &pipeline, err));
@@ -605,13 +600,13 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
         (uint32_t)c.args->activation,
     };
     const uint32_t grid[3] = {columns, mrl_div_up(m, rows), *splits};
-    const mrl_range reads[] = {whole(t->units),
-                               whole(x),
-                               whole(t->svh),
+    const mrl_range reads[] = {mrl_range_of(t->units),
+                               mrl_range_of(x),
+                               mrl_range_of(t->svh),
                                mrl_view_range(&c.args->bias),
                                mrl_view_range(&c.args->residual),
                                mrl_view_range(&c.args->gate)};
-    const mrl_range writes[] = {finishes ? c.y : whole(*sums)};
+    const mrl_range writes[] = {finishes ? c.y : mrl_range_of(*sums)};
     MRL_TRY(record(&c, coopmat ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm,
                    coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 9 : 4, grid, reads, finishes ? 6 : 2, writes, 1,
                    2.0 * m * t->n * t->k, err));
@@ -851,75 +846,7 @@ done:
     return rc;
 }
 
-/* ---- layouts and decoding ---- */
-
-static mrl_status copy(mrl_device *dev, const mrl_trellis *t, mrl_kernel kernel, uint32_t option,
-                       const mrl_push_trellis_copy *push, const uint32_t *groups, mrl_range read, mrl_range write,
-                       mrl_error *err)
-{
-    mrl_status rc;
-    mrl_pipeline *pipeline;
-    const uint32_t local = kernel == MRL_KERNEL_trellis_pack ? 256 : 64;
-    const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
-    const uint32_t spec[] = {local, t->rate2, (uint32_t)t->codebook, option, software};
-    const mrl_range reads[] = {read, whole(t->suh)};
-
-    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, kernel == MRL_KERNEL_trellis_pack ? 4 : 5,
-                             &pipeline, err));
-    const mrl_dispatch d = {
-        .pipeline = pipeline,
-        .push = push,
-        .push_bytes = sizeof *push,
-        .groups = {groups[0], groups[1], groups[2]},
-        .reads = reads,
-        .nreads = 2,
-        .writes = &write,
-        .nwrites = 1,
-    };
-    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
-done:
-    return rc;
-}
-
-mrl_status mrl_op_trellis_pack(mrl_device *dev, const mrl_trellis *t, uint32_t expert, mrl_buffer *file, uint32_t row,
-                               uint32_t rows, bool back, mrl_error *err)
-{
-    const uint64_t words = (uint64_t)rows * (t->n_padded / 16) * 4 * t->rate2;
-    const mrl_push_trellis_copy push = {
-        .file = mrl_buffer_address(file),
-        .trellis = units_at(t, expert),
-        .row = row,
-        .rows = rows,
-        .k = t->k_padded,
-        .n = t->n_padded,
-    };
-    const uint32_t groups[3] = {(uint32_t)((words + 255) / 256 < 32768 ? (words + 255) / 256 : 32768), 1, 1};
-    const mrl_range in_file = {file, 0, words * 4};
-
-    if (row % 8 != 0 || rows % 8 != 0 || (uint64_t)row + rows > t->k_padded / 16 || words > INT32_MAX ||
-        words * 4 > mrl_buffer_bytes(file))
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: tile rows %u .. %u cannot be packed", row, row + rows);
-    return copy(dev, t, MRL_KERNEL_trellis_pack, back, &push, groups, back ? whole(t->units) : in_file,
-                back ? in_file : whole(t->units), err);
-}
-
-mrl_status mrl_op_trellis_inner(mrl_device *dev, const mrl_trellis *t, uint32_t expert, const mrl_view *y,
-                                mrl_error *err)
-{
-    mrl_status rc;
-    const mrl_push_trellis_copy push = {
-        .file = mrl_view_address(y),
-        .trellis = units_at(t, expert),
-        .k = t->k_padded,
-        .n = t->n_padded,
-    };
-    const uint32_t groups[3] = {t->n_padded / 16, t->k_padded / MRL_TRELLIS_BLOCK, 1};
-
-    MRL_TRY(mrl_view_check(y, dev, "inner", "out", MRL_DTYPE_BIT(f16), 2, (uint64_t[]){t->k_padded, t->n_padded}, err));
-    MRL_TRY(copy(dev, t, MRL_KERNEL_trellis_dequantize, 0, &push, groups, whole(t->units), mrl_view_range(y), err));
-done:
-    return rc;
-}
+/* ---- decoding ---- */
 
 mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, uint32_t expert, const mrl_view *y,
                                      mrl_error *err)
@@ -935,7 +862,7 @@ mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, uint
         const uint32_t rows = min_u32(most, t->k - row);
         const mrl_push_trellis_copy push = {
             .file = mrl_buffer_address(left),
-            .trellis = units_at(t, expert),
+            .trellis = mrl_trellis_units_at(t, expert),
             .suh = suh_at(t, expert),
             .row = row / 16,
             .k = t->k_padded,
@@ -948,7 +875,8 @@ mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, uint
             .x = {.shape = {rows, t->k}},
             .y = {y->buffer, y->offset + row * row_bytes, y->dtype, 2, {rows, t->n}},
         };
-        MRL_TRY(copy(dev, t, MRL_KERNEL_trellis_dequantize, 1, &push, groups, whole(t->units), whole(left), err));
+        MRL_TRY(mrl_trellis_copy(dev, t, MRL_KERNEL_trellis_dequantize, 1, &push, groups, mrl_range_of(t->units),
+                                 mrl_range_of(left), err));
         call c = begin(dev, &args);
         c.push.partial = mrl_buffer_address(left);
         MRL_TRY(transform(&c, OUTPUT, y->dtype, 1, left, err));
