@@ -91,7 +91,7 @@ def token_bytes(model: ml.Model, positions: float) -> tuple[float, float]:
 
 def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
     config = CONFIGS[name]
-    model = ml.Model.random(config, format=format, context=args.context, slots=1)
+    model = ml.Model.random(config, format=format, context=args.context, slots=1, dtype=args.dtype)
     engine = model._open_engine()
     bandwidth = stream_bandwidth(engine.device, 10)
     bench.warm_up(lambda: bench.decode_time(engine, args.tokens, args.depth))
@@ -100,19 +100,19 @@ def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
     stats = engine._programs[1][-1][1].stats
     weights, cache = token_bytes(model, args.depth + args.tokens / 2)
     row = {
-        "model": name, "format": format, "depth": args.depth, "tok_s": 1 / seconds, "us": seconds * 1e6,
+        "model": name, "format": format, "dtype": args.dtype, "depth": args.depth, "tok_s": 1 / seconds, "us": seconds * 1e6,
         "floor_us": (weights + cache) / bandwidth * 1e6, "weight_gb": weights / 1e9, "bandwidth_gb_s": bandwidth / 1e9,
         "dispatches": stats["dispatches"], "barriers": stats["barriers"],
     }  # fmt: skip
     print(
-        f"{name} {format} tg{args.tokens} @ d{args.depth}: {row['tok_s']:.1f} tok/s  {row['us']:.0f} us a token, floor "
+        f"{name} {format} {args.dtype} tg{args.tokens} @ d{args.depth}: {row['tok_s']:.1f} tok/s  {row['us']:.0f} us a token, floor "
         f"{row['floor_us']:.0f} us ({row['floor_us'] / row['us']:.1%}; {row['weight_gb']:.2f} GB at "
         f"{row['bandwidth_gb_s']:.0f} GB/s), {row['dispatches']} dispatches, {row['barriers']} barriers",
         flush=True,
     )
     for count in args.prompt:
         row[f"pp{count}"] = prefill_rate(engine, count, args.repeat)
-        print(f"{name} {format} pp{count}: {row[f'pp{count}']:.0f} tok/s", flush=True)
+        print(f"{name} {format} {args.dtype} pp{count}: {row[f'pp{count}']:.0f} tok/s", flush=True)
     if args.profile:
         row["profile"] = {f"tg @ d{args.depth}": bench.profile(engine, depth=args.depth)}
         row["profile"] |= {f"pp{count}": bench.profile_prefill(engine, count) for count in args.prompt}
@@ -142,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=sorted(CONFIGS), default=sorted(CONFIGS, reverse=True))
     parser.add_argument("--format", nargs="+", default=["int4", "fp4_e2m1"])
+    parser.add_argument("--dtype", default="f16", help="of activations: f16, bf16, f32; int8 for exl3")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--depth", type=int, default=0)
     parser.add_argument("--prompt", type=int, nargs="*", default=[512])

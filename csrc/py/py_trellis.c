@@ -218,7 +218,8 @@ static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwa
         mrl_py_view(self->state, residual, "trellis: residual", true, &call.residual) < 0 ||
         mrl_py_float(eps, "trellis: eps", 0, 1, &eps_value) < 0 ||
         mrl_py_u32(column, "trellis: column", 0, MRL_LINEAR_N_MAX, &call.y_column) < 0 ||
-        mrl_py_activation(activation, "TrellisLinear", &call.activation) < 0 || mrl_py_int8(activations, "trellis", &call.int8) < 0 ||
+        mrl_py_activation(activation, "TrellisLinear", &call.activation) < 0 ||
+        mrl_py_int8(activations, "trellis", &call.int8) < 0 ||
         parse_expert(obj, expert, &call.expert) < 0 || check_x(&call.x, t->k) < 0)
         return NULL;
     result = call.residual.buffer != NULL ? MRL_DTYPE_f32
