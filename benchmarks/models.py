@@ -100,13 +100,14 @@ def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
     stats = engine._programs[1][-1][1].stats
     weights, cache = token_bytes(model, args.depth + args.tokens / 2)
     row = {
-        "model": name, "format": format, "dtype": args.dtype, "depth": args.depth, "tok_s": 1 / seconds, "us": seconds * 1e6,
+        "model": name, "format": format, "dtype": args.dtype, "depth": args.depth,
+        "tok_s": 1 / seconds, "us": seconds * 1e6,
         "floor_us": (weights + cache) / bandwidth * 1e6, "weight_gb": weights / 1e9, "bandwidth_gb_s": bandwidth / 1e9,
         "dispatches": stats["dispatches"], "barriers": stats["barriers"],
     }  # fmt: skip
     print(
-        f"{name} {format} {args.dtype} tg{args.tokens} @ d{args.depth}: {row['tok_s']:.1f} tok/s  {row['us']:.0f} us a token, floor "
-        f"{row['floor_us']:.0f} us ({row['floor_us'] / row['us']:.1%}; {row['weight_gb']:.2f} GB at "
+        f"{name} {format} {args.dtype} tg{args.tokens} @ d{args.depth}: {row['tok_s']:.1f} tok/s  {row['us']:.0f} us a token, "
+        f"floor {row['floor_us']:.0f} us ({row['floor_us'] / row['us']:.1%}; {row['weight_gb']:.2f} GB at "
         f"{row['bandwidth_gb_s']:.0f} GB/s), {row['dispatches']} dispatches, {row['barriers']} barriers",
         flush=True,
     )
