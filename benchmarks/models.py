@@ -106,8 +106,8 @@ def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
         "dispatches": stats["dispatches"], "barriers": stats["barriers"],
     }  # fmt: skip
     print(
-        f"{name} {format} {args.dtype} tg{args.tokens} @ d{args.depth}: {row['tok_s']:.1f} tok/s  {row['us']:.0f} us a token, "
-        f"floor {row['floor_us']:.0f} us ({row['floor_us'] / row['us']:.1%}; {row['weight_gb']:.2f} GB at "
+        f"{name} {format} {args.dtype} tg{args.tokens} @ d{args.depth}: {row['tok_s']:.1f} tok/s  "
+        f"{row['us']:.0f} us a token, floor {row['floor_us']:.0f} us ({row['floor_us'] / row['us']:.1%}; {row['weight_gb']:.2f} GB at "
         f"{row['bandwidth_gb_s']:.0f} GB/s), {row['dispatches']} dispatches, {row['barriers']} barriers",
         flush=True,
     )
