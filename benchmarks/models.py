@@ -107,8 +107,9 @@ def measure(args: argparse.Namespace, name: str, format: str) -> dict[str, Any]:
     }  # fmt: skip
     print(
         f"{name} {format} {args.dtype} tg{args.tokens} @ d{args.depth}: {row['tok_s']:.1f} tok/s  "
-        f"{row['us']:.0f} us a token, floor {row['floor_us']:.0f} us ({row['floor_us'] / row['us']:.1%}; {row['weight_gb']:.2f} GB at "
-        f"{row['bandwidth_gb_s']:.0f} GB/s), {row['dispatches']} dispatches, {row['barriers']} barriers",
+        f"{row['us']:.0f} us a token, floor {row['floor_us']:.0f} us ({row['floor_us'] / row['us']:.1%}; "
+        f"{row['weight_gb']:.2f} GB at {row['bandwidth_gb_s']:.0f} GB/s), "
+        f"{row['dispatches']} dispatches, {row['barriers']} barriers",
         flush=True,
     )
     for count in args.prompt:
