@@ -59,10 +59,6 @@ typedef struct call {
     mrl_range y; /* what is written of it */
 } call;
 
-static uint32_t types_of(const mrl_view *x, const mrl_view *y)
-{
-    return (uint32_t)x->dtype | (uint32_t)y->dtype << 8;
-}
 
 static call begin(mrl_device *dev, const mrl_trellis_args *args)
 {
@@ -94,7 +90,6 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
                 .y_stride = stride,
                 .eps = args->eps,
                 .x_scale = 1.0f,
-                .types = types_of(&args->x, &args->y),
             },
         .y = {all.buffer, all.offset + start, m == 0 ? 0 : ((m - 1) * (uint64_t)stride + t->n) * size},
     };
@@ -124,9 +119,11 @@ done:
     return rc;
 }
 
+/* Kernels in f16 transform by eight lanes of a subgroup or more. */
 static bool wants_f32(mrl_device *dev, const mrl_trellis_args *args)
 {
-    return !mrl_device_has(dev, MRL_BIT(fp16)) || (args->x.dtype == MRL_DTYPE_f32 && args->norm.buffer == NULL);
+    return !mrl_device_has(dev, MRL_BIT(fp16)) || mrl_device_info_of(dev)->subgroup_min < 8 ||
+           (args->x.dtype == MRL_DTYPE_f32 && args->norm.buffer == NULL);
 }
 
 /* ---- gemv ---- */
@@ -154,6 +151,7 @@ static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, u
 typedef struct gemv_plan {
     mrl_kernel kernel; /* trellis_gemv or trellis_gemv_dot */
     mrl_math math;
+    uint32_t types; /* of x and y and blocks of 128 rows of Q of a workgroup, as the push block has them */
     uint32_t splits, shared, nspec, spec[12];
 } gemv_plan;
 
@@ -161,9 +159,9 @@ typedef struct gemv_plan {
 static uint32_t gemv_shared(uint32_t rows, uint32_t blocks, uint32_t groups, bool f32, bool int8)
 {
     const uint32_t lanes = 64 * groups, staged = blocks * rows, pitch = 132 * sizeof(float);
-    const uint32_t lines = max_u32(f32 ? staged : max_u32(lanes / 16, rows), MRL_TRELLIS_SUM_MAX);
-    const uint32_t work = pitch * lines, x = f32 ? 0 : staged * (int8 ? 512 : 256);
-    return work + x + staged * (int8 ? 80 : 12) + 8 * lanes + 64;
+    const uint32_t pieces = f32 ? staged : rows == 1 ? 1 + lanes / 8 : 1;
+    const uint32_t lines = max_u32(max_u32(pieces, groups * rows), MRL_TRELLIS_SUM_MAX);
+    return pitch * lines + staged * ((f32 ? 0 : int8 ? 512 : 256) + 12) + 128;
 }
 
 /* args: its types and addresses, for at most m rows of x that are multiplied together. */
@@ -174,7 +172,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     const bool software = info->kind == MRL_DEVICE_SOFTWARE, f32 = wants_f32(dev, args);
     const uint32_t unit_rows = t->rate2 % 2 == 0 ? 64 : 128;
     const uint32_t blocks = gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
-    const uint32_t splits = mrl_div_up(t->k_padded / MRL_TRELLIS_BLOCK, blocks);
+    const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, splits = mrl_div_up(all, blocks);
     const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
     const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : software ? 1 : 2, info->max_workgroup / 64);
     const uint64_t alignment = 4 * mrl_dtype_bytes(args->x.dtype);
@@ -191,6 +189,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     return (gemv_plan){
         .kernel = dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv,
         .math = f32 ? MRL_MATH_F32 : MRL_MATH_F16,
+        .types = (uint32_t)args->x.dtype | (uint32_t)args->y.dtype << 4 | mrl_div_up(all, splits) << 8,
         .splits = splits,
         .shared = gemv_shared(m, room, groups, f32, args->int8),
         .nspec = 12,
@@ -204,7 +203,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                 (uint32_t)args->activation,
                 splits > 1,
                 !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
-                info->subgroup_min >= 8,
+                info->subgroup_min >= 32 ? 32 : info->subgroup_min >= 16 ? 16 : info->subgroup_min >= 8 ? 8 : 0,
                 args->int8,
                 t->k % 8 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0 &&
                     mrl_view_address(&args->norm) % 16 == 0,
@@ -213,10 +212,11 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     };
 }
 
-/* Of what workgroups of a gemv tell each other: a row is all columns, and a number for each 128 of them. */
+/* Of what workgroups of a gemv tell each other: a row is all columns, and a number for each 128 of them, of which there
+ * are a multiple of four. */
 static uint64_t share_bytes(const mrl_trellis *t, uint64_t rows)
 {
-    return rows * (t->n_padded + t->n_padded / MRL_TRELLIS_BLOCK) * sizeof(float);
+    return rows * (t->n_padded + mrl_div_up(t->n_padded / MRL_TRELLIS_BLOCK, 4) * 4) * sizeof(float);
 }
 
 /* told: bytes of the shares, which shaders count in 31 bits. */
@@ -242,6 +242,7 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
     mrl_buffer *partial = NULL;
 
     MRL_TRY(check_plan(c.dev, &plan, told, err));
+    c.push.types = plan.types;
     if (told > 0) {
         MRL_TRY(mrl_buffer_create(c.dev, told, MRL_MEMORY_DEVICE, &partial, err));
         c.push.partial = mrl_buffer_address(partial);
@@ -405,7 +406,7 @@ static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
         .counters = mrl_buffer_address(args->counters.buffer) + args->counters.offset,
         .n = t->n,
         .k = t->k,
-        .types = types_of(&args->x, &args->y) | args->slots << 16,
+        .types = args->slots << 16, /* and those of the plan */
         .eps = args->eps,
     };
 }
@@ -524,6 +525,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     plan.spec[6] = share;
     const uint64_t told = share ? share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]) : 0;
     MRL_TRY(check_plan(dev, &plan, told, err));
+    push.types |= plan.types;
     if (told > 0) {
         MRL_TRY(mrl_buffer_create(dev, told, MRL_MEMORY_DEVICE, &partial, err));
         push.partial = mrl_buffer_address(partial);

@@ -3,6 +3,7 @@
 // What is told is written and read through BufTold, coherent across the device access by access. So one thread's
 // release and acquire suffice behind a barrier of the workgroup; a fence of every thread waits for memory twice more.
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufTold { devicecoherent float v[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) buffer BufTold4 { devicecoherent vec4 v[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufArrivals { nonprivate uint v[]; };
 
 shared uint arrival;
@@ -33,33 +34,4 @@ bool last_to_arrive(uvec2 counters, uint counter, uint count)
     }
     told_barrier();
     return arrival == count - 1;
-}
-
-// Two numbers of every workgroup, each always added in the same order; sixteen are on their way at once.
-vec2 told_sums(uvec2 told, uint at, uint at_other, uint stride, uint count)
-{
-    vec2 sums = vec2(0.0);
-    for (uint s = 0; s < count; s += 8) {
-        vec2 v[8];
-        [[unroll]] for (uint i = 0; i < 8; i++) {
-            const uint here = (s + i) * stride;
-            v[i] = s + i < count ? vec2(BufTold(told).v[at + here], BufTold(told).v[at_other + here]) : vec2(0.0);
-        }
-        [[unroll]] for (uint i = 0; i < 8; i++)
-            sums += v[i];
-    }
-    return sums;
-}
-
-float told_sum(uvec2 told, uint at, uint stride, uint count)
-{
-    float sum = 0.0;
-    for (uint s = 0; s < count; s += 16) {
-        float v[16];
-        [[unroll]] for (uint i = 0; i < 16; i++)
-            v[i] = s + i < count ? BufTold(told).v[at + (s + i) * stride] : 0.0;
-        [[unroll]] for (uint i = 0; i < 16; i++)
-            sum += v[i];
-    }
-    return sum;
 }

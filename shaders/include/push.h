@@ -153,7 +153,7 @@ PUSH_STRUCT(mrl_push_trellis)
     ADDR residual;    /* (m, n) f32 or 0, added to the result */
     ADDR gate;        /* (m, n) in the type of y: gated activations multiply by act(gate) */
     ADDR y;           /* (m, y_stride), from its first column on */
-    ADDR partial;     /* (splits, m, n_padded + n_padded / 128) f32: what workgroups tell; or what lies between two dispatches */
+    ADDR partial;     /* what workgroups tell, as gemv.glsl has it; or what lies between two dispatches */
     ADDR counters;    /* (n_padded / 128) u32, zero between calls */
     UINT m;
     UINT n;
@@ -163,7 +163,7 @@ PUSH_STRUCT(mrl_push_trellis)
     UINT y_stride;    /* elements */
     FLOAT eps;
     FLOAT x_scale;    /* power of two that x was multiplied by, to stay in range of f16 (gemm) */
-    UINT types;       /* of x, and of y times 256, for gemv; the other kernels are specialized with types */
+    UINT types;       /* for gemv: of x, 16 times that of y, and 256 times the blocks of 128 rows of Q of a workgroup */
 };
 
 /* y (pairs, n) = epilogue(norm(x[pair / slots]) . W[expert of the pair]), experts of one size behind each other. */
@@ -181,7 +181,7 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     ADDR places;      /* (experts of the layer) i32: where an expert lies here, negative: elsewhere; 0: in their order */
     ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
     ADDR y;           /* (pairs, n), or (rows, n) */
-    ADDR partial;     /* (pairs or tiles, splits, rows of a tile, n_padded + n_padded / 128) f32: what workgroups tell */
+    ADDR partial;     /* what workgroups tell, as gemv.glsl has it */
     ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */
     UINT n;
     UINT k;

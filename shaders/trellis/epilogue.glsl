@@ -1,7 +1,12 @@
 // What the trellis kernels do with a column sum that has been through the output transform and times svh: bias,
-// activation, gate, residual, conversion. Needs the push block p (mrl_push_trellis) and ACTIVATION and Y_TYPE.
+// activation, gate, residual, conversion. Needs the push block p (mrl_push_trellis) and ACTIVATION and Y_TYPE; RESIDUAL(at)
+// where element `at` of the residual was asked for before.
 #include "include/activation.glsl"
 #include "include/address.glsl"
+
+#ifndef RESIDUAL
+#define RESIDUAL(at) BufF32(p.residual).v[at]
+#endif
 
 // Column n of row m; columns beyond p.n are padding.
 void finish_column(uint m, uint n, float y)
@@ -16,6 +21,6 @@ void finish_column(uint m, uint n, float y)
     else
         y = activate(ACTIVATION, y);
     if (!is_null(p.residual))
-        y += BufF32(p.residual).v[at];
+        y += RESIDUAL(at);
     store_act(p.y, m * p.y_stride + n, Y_TYPE, y);
 }

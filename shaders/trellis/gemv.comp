@@ -10,8 +10,15 @@ layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define X_ROW(m) (m)
 #define K_PADDED p.k_padded
 #include "trellis/gemv.glsl"
+
+float asked_residual; // with ONE_COLUMN, of the thread's
+#define RESIDUAL(at) (ONE_COLUMN ? asked_residual : BufF32(p.residual).v[at])
 #include "trellis/epilogue.glsl"
 
 bool gemv_prologue() { return true; }
-void request_sum() {}
-void finish_sum() {}
+void request_column(uint n)
+{
+    asked_residual = 0.0;
+    if (ONE_COLUMN && !is_null(p.residual))
+        asked_residual = BufF32(p.residual).v[min(n, p.n - 1)];
+}

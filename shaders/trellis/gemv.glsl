@@ -10,8 +10,8 @@
 //   64 lanes           the 128 columns of a unit: lane 8 b + m has columns m and m + 8 of tile b (include/trellis.glsl)
 //   group of 64        every GROUPS-th unit of the rows
 //
-//   first units' words and svh requested | x * suh, Hadamard -> xs | decode and multiply | sums of the groups
-//     | SPLIT: the last of the workgroups of 128 columns adds their sums | Hadamard, 1 / rms, svh, bias .. -> y
+//   first units' words and svh requested | x * suh, Hadamard -> xs | decode and multiply | sums of the groups -> work
+//     | SPLIT: the last of the workgroups of 128 columns adds their sums | Hadamard, svh, 1 / rms | bias .. -> y
 //
 // A lane has all 16 rows of its columns, so products need no reduction across lanes; x is the same for the whole
 // subgroup. Per 128 rows x is scaled by a power of two to at most 16: chains of 16 f16 products then cannot overflow,
@@ -32,7 +32,7 @@ layout(constant_id = 4) const uint BLOCKS = 1;   // of 128 rows of Q that there 
 layout(constant_id = 5) const uint ACTIVATION = 0;
 layout(constant_id = 6) const uint SPLIT = 0;    // 1: several workgroups share 128 columns
 layout(constant_id = 7) const uint PREFETCH = 0; // 1: units in registers, the next one in flight (f16 only)
-layout(constant_id = 8) const uint SHUFFLE = 0;  // 1: subgroups of 8 lanes or more: tails come from registers
+layout(constant_id = 8) const uint CLUSTER = 8;  // lanes of a subgroup that transform 128 values: 8, 16, 32; f32: 0 or 8
 layout(constant_id = 9) const uint INT8 = 0;
 layout(constant_id = 10) const uint FOURS = 0;   // 1: four elements of x at once; k is a multiple of 8
 layout(constant_id = 11) const uint LANES = 64;  // the local size
@@ -40,49 +40,55 @@ layout(constant_id = 11) const uint LANES = 64;  // the local size
 // Not constants, nor how many blocks a workgroup has: products of a step should have as few pipelines as can be,
 // because machine code that does not stay in the instruction cache from layer to layer costs more than all these
 // branches.
-#define X_TYPE (p.types & 255u)
-#define Y_TYPE (p.types >> 8 & 255u)
+#define X_TYPE (p.types & 15u)
+#define Y_TYPE (p.types >> 4 & 15u)
+#define SHARE_BLOCKS (p.types >> 8 & 255u)
 #ifndef NORM
 #define NORM (!is_null(p.norm))
 #endif
 
 // Products that are summed up: PARTS of them, copies z of the grid, one behind the other. 1 without.
 #ifndef PARTS
-#define PARTS 1
+#define PARTS 1u
 #define MOST_PARTS 1
+#define FIRST_PART 0u
+#define LINE_SVH(line) SVH
+#define LINE_WEIGHT(line) 1.0
+#define END_COPY gl_WorkGroupID.z
 #endif
 
 bool gemv_prologue();                        // false: nothing to do, for the whole workgroup
+void request_column(uint n);                 // in the workgroup that makes y, before sums are collected
 void finish_column(uint m, uint n, float y); // what has been through the output transform and times svh, to y
-void request_sum();                          // with PARTS > 1: what finish_sum needs beside work [part][128]
-void finish_sum();
 
 #include "include/trellis.glsl"
 #include "include/address.glsl"
 #include "include/activation.glsl"
 #include "include/arrive.glsl"
+#include "include/hadamard.glsl"
 
 #define HADAMARD_PITCH 132
 const uint GROUPS = LANES / 64;
-const uint ROUND = LANES / 16; // blocks that are transformed at a time
 const uint SUMS = 2 * M;
-const bool LOOPS = MATH_F16 == 0;
 const bool SMALL_CODE = M == 1; // steps of one sequence: see above. More rows are worth longer code
+const bool ONE_COLUMN = M == 1 && LANES >= 128; // makes a thread of y
+const uint SHUFFLE = CLUSTER;
 
+// Lines of 128 in work: sums of the groups [group][m], then those of all workgroups, of rows or of parts.
 #if MATH_F16
-const uint STAGED = ROUND > M ? ROUND : M; // lines of x that are transformed, or of sums
+const uint PIECES = M == 1 ? 1 + LANES / CLUSTER : 1; // clusters share the sums of one line
 #else
-const uint STAGED = M * BLOCKS;
+const uint PIECES = M * BLOCKS; // work holds x as well
 #endif
-const uint WORK = HADAMARD_PITCH * (STAGED > MOST_PARTS ? STAGED : MOST_PARTS);
-shared float work[WORK];
-shared float scales[BLOCKS * M]; // what the staged x was divided by, a block of 128
+const uint GROUP_LINES = GROUPS * M > MOST_PARTS ? GROUPS * M : MOST_PARTS;
+const uint LINES = GROUP_LINES > PIECES ? GROUP_LINES : PIECES;
+shared float work[HADAMARD_PITCH * LINES];
+shared float scales[BLOCKS * M];  // what the staged x was divided by, a block of 128
 shared float squares[BLOCKS * M]; // sums of squares of the staged x before norm and suh
 
 // At file scope like w of trellis.glsl: sums of the lane's two columns for all rows.
 float acc[SUMS];
-
-#include "include/hadamard_work.glsl"
+uint thread; // such that subgroups have neighbours
 
 // ---- x ----
 
@@ -98,37 +104,48 @@ float x_at(uint m, uint k)
     return x;
 }
 
-#if MATH_F16
-// Four of them, where FOURS allows it.
-vec4 x_at4(uint m, uint k)
+// ---- sums ----
+
+// Of row m over the workgroup's blocks.
+float row_squares(uint m, uint blocks)
 {
-    const uint at = X_ROW(m) * p.k + k;
-    vec4 x = load_act4(p.x, at, X_TYPE);
-#ifdef X_GATE
-    if (is_gated(ACTIVATION) && !is_null(X_GATE)) {
-        const vec4 gate = load_act4(X_GATE, at, X_TYPE);
-        [[unroll]] for (uint i = 0; i < 4; i++)
-            x[i] *= activate(ACTIVATION, gate[i]);
-    }
-#endif
-    return x;
+    float sum = 0.0;
+    [[dont_unroll]] for (uint b = 0; b < blocks; b++)
+        sum += squares[b * M + m];
+    return sum;
 }
 
-void load_x(uint m, uint k, out float v[8])
+// What a workgroup tells: rows of a share; of a row all columns, then its sum of squares as each 128 columns have it, on
+// to a multiple of 16 bytes.
+struct Told {
+    uint columns; // where the 128 columns of the workgroup begin in a row
+    uint pitch;   // of rows
+    uint share;   // distance of shares
+    uint first;   // share of this product
+};
+
+Told told_places()
 {
-    if (FOURS == 0) {
-        [[unroll]] for (uint i = 0; i < 8; i++)
-            v[i] = k + i < p.k ? x_at(m, k + i) : 0.0;
-        return;
-    }
-    vec4 a = vec4(0.0), b = vec4(0.0);
-    if (k < p.k) {
-        a = x_at4(m, k);
-        b = x_at4(m, k + 4);
-    }
-    v = float[8](a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w);
+    Told told;
+    told.columns = gl_WorkGroupID.x * 128;
+    told.pitch = gl_NumWorkGroups.x * 128 + ((gl_NumWorkGroups.x + 3) & ~3u);
+    told.share = told.pitch * M;
+    told.first = gl_WorkGroupID.z * gl_NumWorkGroups.y * told.share;
+    return told;
 }
-#endif
+
+// Where the shares of line `line` begin: row `line`, or the row of part `line`.
+uint told_line(Told told, uint line)
+{
+    if (PARTS == 1)
+        return told.first + line * told.pitch;
+    return (FIRST_PART + line) * gl_NumWorkGroups.y * told.share;
+}
+
+// The number of squares in a row, behind the columns.
+uint told_squares() { return gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x; }
+
+uint end_counter() { return END_COPY * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
 
 #include "trellis/stream.glsl"
 #if MATH_F16
@@ -137,105 +154,51 @@ void load_x(uint m, uint k, out float v[8])
 #include "trellis/products_f32.glsl"
 #endif
 
-// ---- sums ----
-
-// Of row m over the workgroup's blocks.
-float row_squares(uint m, uint blocks)
-{
-    float sum = 0.0;
-    for (uint b = 0; b < blocks; b++)
-        sum += squares[b * M + m];
-    return sum;
-}
-
 void clear_sums()
 {
     [[unroll]] for (uint i = 0; i < SUMS; i++)
         acc[i] = 0.0;
 }
 
-// The lane's sums to work, or onto what is there.
-void add_sums(bool first, uint lane, uint blocks)
+// The lane's sums to the line of its group and row.
+void store_sums(uint group, uint lane, uint blocks)
 {
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
-        const uint at = i % M * HADAMARD_PITCH + lane / 8 * 16 + lane % 8 + i / M * 8;
-        work[at] = first ? acc[i] + product_offset(i % M, blocks) : work[at] + acc[i];
+        const uint at = (group * M + i % M) * HADAMARD_PITCH + lane / 8 * 16 + lane % 8 + i / M * 8;
+        work[at] = group == 0 ? acc[i] + product_offset(i % M, blocks) : acc[i];
     }
 }
 
-// svh of the thread's columns, and the counter into a cache: both asked for before everything else, because at the end
-// nobody has anything to do while they come.
-float column_scale[2];
-
-uint end_counter() { return gl_WorkGroupID.z / PARTS * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
-
-void request_end()
+void tell_sums(uint blocks)
 {
-    const uint t = gl_LocalInvocationIndex, first = gl_WorkGroupID.x * 128;
-    [[unroll]] for (uint i = 0; i < 2; i++)
-        column_scale[i] = half_to_float(uint(BufU16(SVH).v[first + (t + LANES * i) % 128]));
-    if (SPLIT != 0 && t == 0)
-        touch_counter(p.counters, end_counter());
-}
-
-// Sums of all groups and, with SPLIT, of all workgroups of these columns -> work [m][128], or [part][128]; false: others
-// will finish.
-bool gather(uint group, uint lane, uint blocks)
-{
-    const uint t = gl_LocalInvocationIndex;
-    barrier(); // in f32, work has been x
-    for (uint g = 0; g < GROUPS; g++) {
-        if (group == g)
-            add_sums(g == 0, lane, blocks);
-        barrier();
+    const Told told = told_places();
+    const uint share = told.first + gl_WorkGroupID.y * told.share;
+    [[dont_unroll]] for (uint i = thread; i < 128 * M; i += LANES) {
+        float sum = 0.0;
+        [[unroll]] for (uint g = 0; g < GROUPS; g++)
+            sum += work[(g * M + i / 128) * HADAMARD_PITCH + i % 128];
+        BufTold(p.partial).v[share + i / 128 * told.pitch + told.columns + i % 128] = sum;
     }
-    if (SPLIT == 0)
-        return true;
-    // A row of a share: its columns, then the sum of squares as each 128 columns have it.
-    const uint pitch = gl_NumWorkGroups.x * 129, stride = pitch * M, columns = gl_WorkGroupID.x * 128;
-    const uint all = gl_WorkGroupID.z * gl_NumWorkGroups.y * stride, share = all + gl_WorkGroupID.y * stride;
-    for (uint i = t; i < 128 * M; i += LANES)
-        BufTold(p.partial).v[share + i / 128 * pitch + columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
-    const uint row = min(t, M - 1); // all threads take part in loops before barriers
+    const uint row = min(thread, M - 1); // all threads take part in loops before barriers
     if (NORM) {
         const float sum = row_squares(row, blocks);
-        if (t < M)
-            BufTold(p.partial).v[share + t * pitch + gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x] = sum;
+        if (thread < M)
+            BufTold(p.partial).v[share + thread * told.pitch + told_squares()] = sum;
     }
-    if (!last_to_arrive(p.counters, end_counter(), gl_NumWorkGroups.y * PARTS))
-        return false;
-    if (PARTS > 1)
-        request_sum();
-    const uint first_part = gl_WorkGroupID.z / PARTS * PARTS * gl_NumWorkGroups.y * stride;
-    for (uint i = t; i < 128 * M * PARTS; i += LANES) {
-        const uint start = PARTS > 1 ? first_part + i / 128 * gl_NumWorkGroups.y * stride : all + i / 128 * pitch;
-        const uint at = start + columns + i % 128;
-        vec2 sums = vec2(0.0);
-        if (NORM)
-            sums = told_sums(p.partial, at, start + gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x, stride, gl_NumWorkGroups.y);
-        else
-            sums.x = told_sum(p.partial, at, stride, gl_NumWorkGroups.y);
-        work[i / 128 * HADAMARD_PITCH + i % 128] = sums.x;
-        if (NORM && i % 128 == 0)
-            squares[i / 128] = sums.y;
-    }
-    barrier();
-    return true;
 }
 
 void main()
 {
-    const uint t = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+    thread = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
 #if MATH_F16
-    const uint group = subgroupBroadcastFirst(t / 64); // that it is uniform is news to compilers
+    const uint group = subgroupBroadcastFirst(thread / 64); // that it is uniform is news to compilers
 #else
-    const uint group = t / 64;
+    const uint group = thread / 64;
 #endif
-    const uint lane = t % 64, units = K_PADDED / UNIT_ROWS;
+    const uint lane = thread % 64, units = K_PADDED / UNIT_ROWS;
     if (!gemv_prologue())
         return;
-    const uint each = (K_PADDED / 128 + gl_NumWorkGroups.y - 1) / gl_NumWorkGroups.y;
-    const uint first = gl_WorkGroupID.y * each, blocks = min(each, K_PADDED / 128 - first);
+    const uint first = gl_WorkGroupID.y * SHARE_BLOCKS, blocks = min(SHARE_BLOCKS, K_PADDED / 128 - first);
     const uint first_unit = first * 128 / UNIT_ROWS, count = blocks * 128 / UNIT_ROWS;
 
     clear_sums();
@@ -246,18 +209,22 @@ void main()
     [[dont_unroll]] for (uint unit = group; unit - group < count; unit += GROUPS)
         if (unit < count)
             take_unit(TRELLIS, base, lane, unit, count);
-    if (!gather(group, lane, blocks))
-        return;
-    hadamard_work(M * PARTS);
-    if (PARTS > 1) {
-        finish_sum();
-        return;
+#if !MATH_F16
+    barrier(); // work has been x
+#endif
+    store_sums(group, lane, blocks);
+    barrier();
+    if (SPLIT != 0) {
+        tell_sums(blocks);
+        if (!last_to_arrive(p.counters, end_counter(), gl_NumWorkGroups.y * PARTS))
+            return;
     }
-    for (uint i = gl_LocalInvocationIndex; i < 128 * M; i += LANES) {
-        const uint m = i / 128;
-        float sum = work[m * HADAMARD_PITCH + i % 128];
-        if (NORM)
-            sum *= inversesqrt((SPLIT != 0 ? squares[m] : row_squares(m, blocks)) / float(p.k) + p.eps);
-        finish_column(m, gl_WorkGroupID.x * 128 + i % 128, sum * column_scale[LANES == 64 ? i / 64 % 2 : 0]);
+    request_column(gl_WorkGroupID.x * 128 + thread % 128);
+    transform_sums(M * PARTS, blocks);
+    [[dont_unroll]] for (uint i = thread; i < 128 * M; i += LANES) {
+        float sum = work[i / 128 * HADAMARD_PITCH + i % 128];
+        for (uint part = 1; part < PARTS; part++)
+            sum += work[part * HADAMARD_PITCH + i % 128];
+        finish_column(i / 128, gl_WorkGroupID.x * 128 + i % 128, sum);
     }
 }

@@ -13,16 +13,23 @@ uvec2 expert_trellis, expert_suh, expert_svh;
 #define TRELLIS expert_trellis
 #define SUH expert_suh
 #define SVH expert_svh
-#define X_ROW(m) (SUMMED ? tile_pair(m) : tile_pair(m) / ROW_PAIRS)
+#define X_ROW(m) (SUMMED ? tile_pair(m) : row_of(tile_pair(m)))
 #define X_GATE p.gate
 #define SUMMED (!is_null(p.weights))
 #define NORM (!is_null(p.norm) && !SUMMED)
 #define PARTS (SUMMED ? ROW_PAIRS : 1u)
 #define MOST_PARTS MRL_TRELLIS_SUM_MAX
-#include "trellis/gemv.glsl"
+#define FIRST_PART (row_of(gl_WorkGroupID.z) * ROW_PAIRS)
+#define END_COPY (SUMMED ? row_of(gl_WorkGroupID.z) : gl_WorkGroupID.z)
+#define LINE_SVH(line) (SUMMED ? svh_of(part_expert[line]) : expert_svh)
+#define LINE_WEIGHT(line) (SUMMED ? part_weight[line] : 1.0)
 
 shared uint part_expert[MRL_TRELLIS_SUM_MAX]; // of all pairs of the row
 shared float part_weight[MRL_TRELLIS_SUM_MAX];
+uvec2 svh_of(uint expert);
+#include "trellis/gemv.glsl"
+
+uvec2 svh_of(uint expert) { return address_at(p.svh, expert, 256 * gl_NumWorkGroups.x); }
 
 bool gemv_prologue()
 {
@@ -30,50 +37,30 @@ bool gemv_prologue()
     if (!find_tile(gl_WorkGroupID.z))
         return false;
     if (SUMMED && part < ROW_PAIRS) { // behind the barriers of what follows
-        const uint pair = gl_WorkGroupID.z / ROW_PAIRS * ROW_PAIRS + part;
+        const uint pair = FIRST_PART + part;
         part_expert[part] = uint(BufI32(p.ids).v[pair]);
         part_weight[part] = BufF32(p.weights).v[pair];
     }
     expert_trellis = address_at(p.trellis, tile_expert, K_PADDED * 8 * gl_NumWorkGroups.x * RATE2);
     expert_suh = address_at(p.suh, tile_expert, 2 * K_PADDED);
-    expert_svh = address_at(p.svh, tile_expert, 256 * gl_NumWorkGroups.x);
+    expert_svh = svh_of(tile_expert);
     return true;
 }
 
+float asked_residual; // with ONE_COLUMN, of the thread's
+
+float residual_of(uint n)
+{
+    if (!SUMMED || is_null(p.norm))
+        return 0.0;
+    return BufF32(p.norm).v[row_of(gl_WorkGroupID.z) * p.n + min(n, p.n - 1)];
+}
+
+void request_column(uint n) { asked_residual = ONE_COLUMN ? residual_of(n) : 0.0; }
+
 void finish_column(uint m, uint n, float y)
 {
-    if (n < p.n && m < tile_rows)
-        store_act(p.y, tile_pair(m) * p.n + n, Y_TYPE, y);
-}
-
-// ---- sums over the pairs of a row: column t % 128, and 128 threads on, of each of them
-
-const uint SUM_COLUMNS = LANES < 128 ? 128 / LANES : 1;
-float part_svh[SUM_COLUMNS * MRL_TRELLIS_SUM_MAX], sum_residual[SUM_COLUMNS];
-
-uint sum_column(uint c) { return gl_WorkGroupID.x * 128 + (gl_LocalInvocationIndex + LANES * c) % 128; }
-uint sum_place(uint c) { return gl_WorkGroupID.z / ROW_PAIRS * p.n + min(sum_column(c), p.n - 1); }
-
-void request_sum()
-{
-    [[unroll]] for (uint c = 0; c < SUM_COLUMNS; c++) {
-        [[unroll]] for (uint i = 0; i < MRL_TRELLIS_SUM_MAX; i++) {
-            const uvec2 svh = address_at(p.svh, part_expert[min(i, ROW_PAIRS - 1)], 256 * gl_NumWorkGroups.x);
-            part_svh[c * MRL_TRELLIS_SUM_MAX + i] = half_to_float(uint(BufU16(svh).v[sum_column(c)]));
-        }
-        sum_residual[c] = is_null(p.norm) ? 0.0 : BufF32(p.norm).v[sum_place(c)];
-    }
-}
-
-void finish_sum()
-{
-    [[unroll]] for (uint c = 0; c < SUM_COLUMNS; c++) {
-        const uint at = (gl_LocalInvocationIndex + LANES * c) % 128;
-        float y = sum_residual[c];
-        [[unroll]] for (uint i = 0; i < MRL_TRELLIS_SUM_MAX; i++)
-            if (i < ROW_PAIRS)
-                y = fma(part_weight[i], work[i * HADAMARD_PITCH + at] * part_svh[c * MRL_TRELLIS_SUM_MAX + i], y);
-        if (gl_LocalInvocationIndex < 128 && sum_column(c) < p.n)
-            store_act(p.y, sum_place(c), Y_TYPE, y);
-    }
+    const uint row = SUMMED ? row_of(gl_WorkGroupID.z) : tile_pair(m);
+    if (n < p.n && (SUMMED || m < tile_rows))
+        store_act(p.y, row * p.n + n, Y_TYPE, y + (ONE_COLUMN ? asked_residual : residual_of(n)));
 }

@@ -9,128 +9,228 @@ const bool APART = CODEBOOK != CODEBOOK_MUL1 && M <= 2;
 
 shared uvec4 xs[BLOCKS * M * 8 * X_VECS];
 shared float offsets[INT8 != 0 ? BLOCKS * M : 1]; // scale * sum of a block of int8 x
-shared uint peaks[LANES / 2];
-shared float eight_squares[LANES];
-shared float parts[INT8 != 0 ? BLOCKS * M * 16 : 1]; // sums of eight of them
 
-// second_pass, and the largest magnitude that it leaves, as bits: in their order inf and nan are above all numbers.
-uint second_pass_peak(bool mine, uint block, uint i)
-{
-    uint most = 0;
-    if (!mine)
-        return most;
-    second_pass(block, i);
-    [[unroll]] for (uint j = 0; j < 16; j++)
-        most = max(most, floatBitsToUint(work[block * HADAMARD_PITCH + i + 8 * j]) & 0x7fffffffu);
-    return most;
-}
+#include "include/hadamard_lanes.glsl"
+
+const uint CLUSTERS = LANES / CLUSTER;
+
+// ---- x ----
 
 // A power of two that brings `most` to 8 .. 16 when divided by it.
 float power_for(uint most) { return uintBitsToFloat((clamp(most >> 23, 4u, 250u) - 3u) << 23); }
 
-// Eight transformed elements, `part` of 16 of block b of row m, to shared memory.
-void store_x(uint m, uint b, uint part, uint most, const float v[8])
+// Elements k .. k + 3 of row m.
+vec4 load_x(uint m, uint k)
 {
-    const uint at = ((b * 8 + part / 2) * M + m) * X_VECS + part % 2 * (X_VECS / 2), of = b * M + m;
-    const bool finite = most < 0x7f800000u;
-    if (INT8 == 0) {
-        const float scale = finite ? power_for(most) : 1.0;
-        const float inverse = uintBitsToFloat((254u << 23) - floatBitsToUint(scale)); // exact
-        uvec4 word;
-        [[unroll]] for (uint j = 0; j < 4; j++)
-            word[j] = packHalf2x16(vec2(v[2 * j], v[2 * j + 1]) * inverse);
-        xs[at] = word;
-        if (part == 0)
-            scales[of] = scale;
-        return;
-    }
-    // A row with inf or nan becomes nan whole: its scale is.
-    const float scale = most > 0 ? uintBitsToFloat(most) / 127.0 : 1.0;
-    float total = 0.0;
-    [[unroll]] for (uint j = 0; j < 2; j++) {
-        uvec4 word;
-        [[unroll]] for (uint i = 0; i < 4; i++) {
-            const float whole_x = finite ? roundEven(v[4 * j + i] / scale) : 0.0;
-            total += whole_x;
-            word[i] = (uint(int(whole_x)) & 255u) * 0x01010101u;
-        }
-        xs[at + j] = word;
-    }
-    parts[of * 16 + part] = total;
-    if (part == 0)
-        scales[of] = finite ? scale : uintBitsToFloat(0x7fc00000u);
-}
-
-// The norm's weights of elements k .. k + 7; 1 without a norm.
-void load_norm(uint k, out vec4 a, out vec4 b)
-{
-    a = b = vec4(1.0);
-    if (!NORM)
-        return;
+    vec4 x = vec4(0.0);
     if (FOURS == 0) {
-        [[unroll]] for (uint j = 0; j < 4; j++) {
-            a[j] = k + j < p.k ? BufF32(p.norm).v[k + j] : 0.0;
-            b[j] = k + 4 + j < p.k ? BufF32(p.norm).v[k + 4 + j] : 0.0;
-        }
+        [[unroll]] for (uint i = 0; i < 4; i++)
+            x[i] = k + i < p.k ? x_at(m, k + i) : 0.0;
     } else if (k < p.k) {
-        a = BufF32x4(p.norm).v[k / 4];
-        b = BufF32x4(p.norm).v[k / 4 + 1];
+        const uint at = X_ROW(m) * p.k + k;
+        x = load_act4(p.x, at, X_TYPE);
+#ifdef X_GATE
+        if (is_gated(ACTIVATION) && !is_null(X_GATE)) {
+            const vec4 gate = load_act4(X_GATE, at, X_TYPE);
+            [[unroll]] for (uint i = 0; i < 4; i++)
+                x[i] *= activate(ACTIVATION, gate[i]);
+        }
+#endif
     }
+    return x;
 }
 
-// Blocks first .. first + count - 1 of all rows of x -> xs.
+// The norm's weights of elements k .. k + 3; 1 without a norm.
+vec4 load_norm(uint k)
+{
+    vec4 w = vec4(1.0);
+    if (NORM && FOURS == 0) {
+        [[unroll]] for (uint i = 0; i < 4; i++)
+            w[i] = k + i < p.k ? BufF32(p.norm).v[k + i] : 0.0;
+    } else if (NORM && k < p.k) {
+        w = BufF32x4(p.norm).v[k / 4];
+    }
+    return w;
+}
+
+// Quad q, a literal, of transformed x, elements e .. e + 3 of block b of row m, to shared memory.
+void store_quad(uint q, uint at, uint e, float inverse)
+{
+    const vec4 v = quads[q] * inverse;
+    xs[at + e % 16 / 8][e % 8 / 2] = packHalf2x16(v.xy);
+    xs[at + e % 16 / 8][e % 8 / 2 + 1] = packHalf2x16(v.zw);
+}
+
+// With INT8; returns the sum of the four whole numbers.
+float store_quad8(uint q, uint at, uint e, float scale, bool finite)
+{
+    const vec4 v = finite ? roundEven(quads[q] / scale) : vec4(0.0);
+    xs[at + e % 16 / 4] = (uvec4(ivec4(v)) & 255u) * 0x01010101u;
+    return v.x + v.y + v.z + v.w;
+}
+
+uint peak_of(vec4 v)
+{
+    const uvec4 bits = floatBitsToUint(v) & 0x7fffffffu;
+    return max(max(bits.x, bits.y), max(bits.z, bits.w));
+}
+
+float asked_square; // of the lane's elements
+
+// Elements k .. k + 3 of row m, times the norm's weights and suh -> quad q, a literal. All is asked for before anything is
+// used: what comes from memory comes at once.
+void load_quad(uint q, uint m, uint k)
+{
+    const uvec2 suh = BufU32x2(SUH).v[k / 4];
+    const vec4 w = load_norm(k), x = load_x(m, k);
+    quads[q] = x * w * vec4(unpackHalf2x16(suh.x), unpackHalf2x16(suh.y));
+    asked_square += dot(x, x);
+}
+
+#define LOAD_QUAD(q, k) load_quad(q, m, k + 4 * q);
+#define PEAK_QUAD(q, unused) most = max(most, peak_of(quads[q]));
+#define AT_QUAD(q) ((b * 8 + (lane * EACH + 4 * q) / 16) * M + m) * X_VECS, lane * EACH + 4 * q
+#define STORE_QUAD(q, inverse) store_quad(q, AT_QUAD(q), inverse);
+#define STORE_QUAD8(q, scale) total += store_quad8(q, AT_QUAD(q), scale, finite);
+
+// Blocks first .. first + count - 1 of all rows of x -> xs, a block a cluster. Clusters without one do the last one again.
 void stage_x(uint first, uint count)
 {
-    const uint t = gl_LocalInvocationIndex, rounds = (count * M + ROUND - 1) / ROUND;
-    [[dont_unroll]] for (uint round = 0; round < rounds; round++) {
-        float v[8];
-        uint most, task = round * ROUND + t / 16, m = task / count, b = task % count;
-        const uint part = t % 16, k = (first + b) * 128 + part * 8, at = t / 16 * HADAMARD_PITCH + part * 8;
-        const bool mine = task < count * M;
-        if (mine) {
-            // All is asked for before anything is used: what comes from memory comes at once.
-            const uvec4 suh = BufU32x4(SUH).v[k / 8];
-            vec4 a, b;
-            load_norm(k, a, b);
-            load_x(m, k, v);
+    const uint lane = thread % CLUSTER, tasks = count * M;
+    [[dont_unroll]] for (uint base = 0; base < tasks; base += CLUSTERS) {
+        const uint task = min(base + thread / CLUSTER, tasks - 1);
+        const uint m = M == 1 ? 0 : task / count, b = M == 1 ? task : task % count, of = b * M + m;
+        const uint k = (first + b) * 128 + lane * EACH;
+        asked_square = 0.0;
+        EACH_QUAD(LOAD_QUAD, k)
+        hadamard_lanes(lane);
+        uint most = 0; // as bits: in their order inf and nan are above all numbers
+        EACH_QUAD(PEAK_QUAD, 0)
+        most = cluster_max(most);
+        const bool finite = most < 0x7f800000u;
+        float scale = finite ? power_for(most) : 1.0, total = 0.0;
+        if (INT8 != 0) // a row with inf or nan becomes nan whole: its scale is
+            scale = !finite ? uintBitsToFloat(0x7fc00000u) : most > 0 ? uintBitsToFloat(most) / 127.0 : 1.0;
+        if (base + thread / CLUSTER < tasks) {
+            if (INT8 != 0) {
+                EACH_QUAD(STORE_QUAD8, scale)
+            } else {
+                EACH_QUAD(STORE_QUAD, uintBitsToFloat((254u << 23) - floatBitsToUint(scale))) // 1 / scale
+            }
+        }
+        if (INT8 != 0)
+            total = cluster_add(total);
+        const float square = NORM ? cluster_add(asked_square) : 0.0;
+        if (base + thread / CLUSTER < tasks && lane == 0) {
+            scales[of] = scale;
+            squares[of] = square;
+            if (INT8 != 0)
+                offsets[of] = total * scale;
+        }
+    }
+    barrier();
+}
+
+// ---- sums ----
+
+// svh of the lane's columns, and the counter into a cache: both asked for before everything else, because at the end
+// nobody has anything to do while they come. With PARTS > 1 they are asked for again, of every part.
+uvec2 asked_svh[4];
+
+#define ASK_QUAD(q, svh) asked_svh[q] = BufU32x2(svh).v[gl_WorkGroupID.x * 32 + thread % CLUSTER * QUADS + q];
+
+void request_end()
+{
+    const uvec2 svh = SVH;
+    EACH_QUAD(ASK_QUAD, svh)
+    if (SPLIT != 0 && thread == 0)
+        touch_counter(p.counters, end_counter());
+}
+
+// The told sums of every `step`-th share from `first` on, each share `stride` numbers after the one before -> quad q.
+void collect_quad(uint q, uint at, uint first, uint step, uint stride)
+{
+    const uint batch = 6; // on their way at once
+    vec4 sum = vec4(0.0);
+    [[dont_unroll]] for (uint s = first; s < gl_NumWorkGroups.y; s += batch * step) {
+        vec4 v[batch];
+        [[unroll]] for (uint i = 0; i < batch; i++) {
+            const uint share = s + i * step;
+            v[i] = share < gl_NumWorkGroups.y ? BufTold4(p.partial).v[(at + share * stride) / 4] : vec4(0.0);
+        }
+        [[unroll]] for (uint i = 0; i < batch; i++)
+            sum += v[i];
+    }
+    quads[q] = sum;
+}
+
+float collect_squares(uint lane, uint at, uint stride)
+{
+    float sum = 0.0;
+    [[dont_unroll]] for (uint base = 0; base < gl_NumWorkGroups.y; base += CLUSTER)
+        if (base + lane < gl_NumWorkGroups.y)
+            sum += BufTold(p.partial).v[at + (base + lane) * stride];
+    return cluster_add(sum);
+}
+
+vec4 line_quad(uint at) { return vec4(work[at], work[at + 1], work[at + 2], work[at + 3]); }
+
+// `count` lines of work added up, `distance` apart -> quad q.
+void add_quad(uint q, uint at, uint count, uint distance)
+{
+    quads[q] = line_quad(at);
+    [[dont_unroll]] for (uint c = 1; c < count; c++)
+        quads[q] += line_quad(at + c * distance * HADAMARD_PITCH);
+}
+
+void store_line_quad(uint q, uint at)
+{
+    [[unroll]] for (uint i = 0; i < 4; i++)
+        work[at + i] = quads[q][i];
+}
+
+#define COLLECT_QUAD(q, at) collect_quad(q, at + 4 * q, together ? cluster : 0, together ? CLUSTERS : 1, told.share);
+#define ADD_GROUPS(q, at) add_quad(q, at + 4 * q, GROUPS, M);
+#define ADD_CLUSTERS(q, at) add_quad(q, at + 4 * q, CLUSTERS, 1);
+#define STORE_LINE_QUAD(q, at) store_line_quad(q, at + 4 * q);
+#define FINISH_QUAD(q, factor)                                                                                                 quads[q] *= factor * vec4(unpackHalf2x16(asked_svh[q].x), unpackHalf2x16(asked_svh[q].y));
+
+// The sums of all groups, or of all workgroups, through the transform, times svh, the weight of a part and 1 / rms -> line
+// `line` of work; a cluster a line, but sums of one line alone are collected by all. A barrier stands at the end.
+void transform_sums(uint lines, uint blocks)
+{
+    const uint lane = thread % CLUSTER, cluster = thread / CLUSTER;
+    const Told told = told_places();
+    const bool together = SPLIT != 0 && lines == 1;
+    [[dont_unroll]] for (uint base = 0; base < lines; base += CLUSTERS) {
+        const uint line = min(base + cluster, lines - 1), at = line * HADAMARD_PITCH + lane * EACH;
+        float factor = LINE_WEIGHT(line);
+        if (PARTS > 1) {
+            const uvec2 svh = LINE_SVH(line);
+            EACH_QUAD(ASK_QUAD, svh)
+        }
+        if (SPLIT != 0) {
+            const uint first = told_line(told, line);
+            EACH_QUAD(COLLECT_QUAD, first + told.columns + lane * EACH)
             if (NORM)
-                eight_squares[t] = dot(vec4(v[0], v[1], v[2], v[3]), vec4(v[0], v[1], v[2], v[3])) +
-                                   dot(vec4(v[4], v[5], v[6], v[7]), vec4(v[4], v[5], v[6], v[7]));
-            [[unroll]] for (uint j = 0; j < 8; j++)
-                v[j] = v[j] * (j < 4 ? a : b)[j % 4] * unpackHalf2x16(suh[j / 2])[j % 2];
-            butterflies8(v);
-            [[unroll]] for (uint j = 0; j < 8; j++)
-                work[at + j] = v[j];
+                factor *= inversesqrt(collect_squares(lane, first + told_squares(), told.share) / float(p.k) + p.eps);
+        } else {
+            EACH_QUAD(ADD_GROUPS, at)
+            if (NORM)
+                factor *= inversesqrt(row_squares(line, blocks) / float(p.k) + p.eps);
         }
-        barrier();
-        // Threads 0 .. 8 * ROUND - 1 take the second pass.
-        task = round * ROUND + t / 8;
-        most = second_pass_peak(t < 8 * ROUND && task < count * M, t / 8, t % 8);
-        if (t < 8 * ROUND)
-            peaks[t] = most;
-        barrier();
-        if (mine) {
-            most = 0;
-            [[unroll]] for (uint j = 0; j < 8; j++) {
-                most = max(most, peaks[t / 16 * 8 + j]);
-                v[j] = work[at + j];
-            }
-            store_x(m, b, part, most, v);
-            if (NORM && part == 0) {
-                float sum = 0.0;
-                [[unroll]] for (uint j = 0; j < 16; j++)
-                    sum += eight_squares[t + j];
-                squares[b * M + m] = sum;
-            }
+        if (together) { // lines 1 and up are those of the clusters
+            EACH_QUAD(STORE_LINE_QUAD, (1 + cluster) * HADAMARD_PITCH + lane * EACH)
+            barrier();
+            EACH_QUAD(ADD_CLUSTERS, HADAMARD_PITCH + lane * EACH)
         }
-        barrier();
+        hadamard_lanes(lane);
+        EACH_QUAD(FINISH_QUAD, factor)
+        if (base + cluster < lines) {
+            EACH_QUAD(STORE_LINE_QUAD, at)
+        }
     }
-    if (INT8 != 0 && t < count * M) { // read behind the next barrier
-        float total = 0.0;
-        [[unroll]] for (uint i = 0; i < 16; i++)
-            total += parts[t * 16 + i];
-        offsets[t] = total * scales[t];
-    }
+    barrier();
 }
 
 // ---- products ----

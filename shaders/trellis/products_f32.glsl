@@ -3,6 +3,9 @@
 //
 // The staged x lies in work: [block of 128][m][HADAMARD_PITCH]. INT8: whole numbers there, scales beside them.
 
+const bool LOOPS = true;
+#include "include/hadamard_work.glsl"
+
 // Sums of squares of the blocks, a thread a block.
 void sum_squares(uint first, uint all)
 {
@@ -87,3 +90,53 @@ void multiply_tile(uint tile)
 }
 
 float product_offset(uint m, uint blocks) { return 0.0; }
+
+// ---- sums ----
+
+void request_end()
+{
+    if (SPLIT != 0 && thread == 0)
+        touch_counter(p.counters, end_counter());
+}
+
+// As in products_f16.glsl.
+void transform_sums(uint lines, uint blocks)
+{
+    const Told told = told_places();
+    for (uint base = 0; base < 128 * lines; base += LANES) {
+        const uint i = min(base + thread, 128 * lines - 1), line = i / 128;
+        const uint at = told_line(told, line) + told.columns + i % 128;
+        float sum = 0.0;
+        if (SPLIT != 0)
+            for (uint s = 0; s < gl_NumWorkGroups.y; s++)
+                sum += BufTold(p.partial).v[at + s * told.share];
+        else
+            for (uint g = 0; g < GROUPS; g++)
+                sum += work[(g * M + line) * HADAMARD_PITCH + i % 128];
+        if (base + thread < 128 * lines)
+            work[line * HADAMARD_PITCH + i % 128] = sum;
+    }
+    if (NORM) {
+        const uint line = min(thread, lines - 1); // all threads take part in loops before barriers
+        float sum = 0.0;
+        if (SPLIT != 0)
+            for (uint s = 0; s < gl_NumWorkGroups.y; s++)
+                sum += BufTold(p.partial).v[told_line(told, line) + s * told.share + told_squares()];
+        else
+            sum = row_squares(line, blocks);
+        barrier();
+        if (thread < lines)
+            squares[thread] = sum;
+    }
+    barrier();
+    hadamard_work(lines);
+    for (uint base = 0; base < 128 * lines; base += LANES) {
+        const uint i = min(base + thread, 128 * lines - 1), line = i / 128;
+        float factor = LINE_WEIGHT(line) * half_to_float(uint(BufU16(LINE_SVH(line)).v[gl_WorkGroupID.x * 128 + i % 128]));
+        if (NORM)
+            factor *= inversesqrt(squares[line] / float(p.k) + p.eps);
+        if (base + thread < 128 * lines)
+            work[line * HADAMARD_PITCH + i % 128] *= factor;
+    }
+    barrier();
+}
