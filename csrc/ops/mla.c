@@ -3,7 +3,8 @@
 #include "ops/mla_call.h"
 #include "ops/quantize.h"
 
-#define PARTIAL_EXTRA 4u   /* floats beside O in a chunk's result (PARTIAL of mla.glsl) */
+#define PARTIAL_EXTRA 16u  /* bytes beside O in a chunk's result (mla_partial of mla.glsl) */
+#define VALUE_MERGE 17u    /* MERGE_MAX of mla/value.comp */
 #define STAGE_BYTES 20480u /* of cache rows in shared memory */
 #define DIM_MAX 1024u      /* of nope and v_dim */
 
@@ -117,7 +118,7 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
         plan.stage = plan.keys;
         plan.work = 1;
     }
-    plan.chunks = chunks_of(plan.blocks * rows, bound, software ? 8 : 132, software ? 256 : 32);
+    plan.chunks = chunks_of(plan.blocks * rows, bound, software ? 8 : MRL_MLA_CHUNKS, software ? 256 : 32);
     return plan;
 }
 
@@ -147,7 +148,10 @@ static decode_plan plan_matrices(uint32_t heads, uint32_t rows, uint32_t bound)
     const uint32_t blocks = mrl_div_up(heads, MATRIX_HEADS);
 
     return (decode_plan){
-        .matrices = true, .lanes = MATRIX_LANES, .blocks = blocks, .chunks = chunks_of(blocks * rows, bound, 132, 64)};
+        .matrices = true,
+        .lanes = MATRIX_LANES,
+        .blocks = blocks,
+        .chunks = chunks_of(blocks * rows, bound, MRL_MLA_CHUNKS, MATRIX_KEYS)};
 }
 
 static mla_call call_of(const mrl_kv *kv, const mrl_mla_args *args, uint32_t nope, uint32_t v_dim)
@@ -261,7 +265,8 @@ static mrl_status latent(const mla_call *call, mrl_error *err)
                   mrl_view_range(&call->args->kv), mrl_range_of(call->kv->k), 0, err);
 }
 
-static mrl_status query(const mla_call *call, mrl_buffer *y, mrl_error *err)
+/* type: that of y. */
+static mrl_status query(const mla_call *call, mrl_dtype type, mrl_buffer *y, mrl_error *err)
 {
     const mrl_weight *w = call->args->kv_b;
     mrl_push_mla push = call->push;
@@ -280,8 +285,9 @@ static mrl_status query(const mla_call *call, mrl_buffer *y, mrl_error *err)
     spec[MRL_MLA_SPECS + 4] = across;
     spec[MRL_MLA_SPECS + 5] = by_broadcast(call);
     spec[MRL_MLA_SPECS + 6] = is_software(call) ? 1 : min_u32(8, mrl_div_up(call->nope, spec[0] / across));
+    spec[MRL_MLA_SPECS + 7] = (uint32_t)type;
     const uint32_t columns = across * (by_broadcast(call) ? 128 / mrl_format_bits(w->format) : 8);
-    return mrl_mla_record(call, MRL_KERNEL_mla_query, spec, MRL_MLA_SPECS + 7, &push,
+    return mrl_mla_record(call, MRL_KERNEL_mla_query, spec, MRL_MLA_SPECS + 8, &push,
                   (uint32_t[]){mrl_div_up(call->kv->rank, columns) + 1, call->args->heads, call->rows},
                   mrl_view_range(&call->args->q), mrl_range_of(y),
                   2.0 * call->rows * call->args->heads * call->nope * call->kv->rank, err);
@@ -312,13 +318,15 @@ static mrl_status decode(const mla_call *call, const decode_plan *plan, mrl_buff
                   (uint32_t[]){plan->chunks, plan->blocks, call->rows}, mrl_range_of(q), mrl_range_of(y), flops, err);
 }
 
-static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, const mrl_view *y, mrl_error *err)
+/* type: that of O in the results of chunks, x. */
+static mrl_status value(const mla_call *call, uint32_t chunks, mrl_dtype type, mrl_buffer *x, const mrl_view *y,
+                        mrl_error *err)
 {
     const mrl_weight *w = call->args->kv_b;
     mrl_push_mla push = call->push;
     uint32_t spec[MRL_MAX_SPEC];
     const bool broadcast = by_broadcast(call);
-    const uint32_t turns = is_software(call) && !broadcast ? 12 : 1, quads = call->kv->rank / 4;
+    const uint32_t turns = is_software(call) && !broadcast ? 12 : 1, items = call->kv->rank * mrl_dtype_bytes(type) / 16;
     const uint32_t units = mrl_div_up(call->kv->rank, 128 / mrl_format_bits(w->format));
     const uint32_t held = mrl_div_up(units, call->info->subgroup_min); /* registers: rows * held words of 16 bytes */
     const uint32_t rows = broadcast ? 8 : held <= 4 ? 4 : held <= 8 ? 2 : 1;
@@ -334,13 +342,17 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_buffer *x, co
     spec[MRL_MLA_SPECS + 2] = w->group;
     spec[MRL_MLA_SPECS + 3] = rows;
     spec[MRL_MLA_SPECS + 4] = turns;
-    spec[MRL_MLA_SPECS + 5] = is_software(call) ? 1 : 8;
+    const uint32_t shares = is_software(call) ? 1 : max_u32(1, min_u32(8, spec[0] / items));
+    const uint32_t merge = mrl_div_up(chunks, shares);
+    const bool once = shares * items <= spec[0] && merge <= VALUE_MERGE && call->info->subgroup_min >= 32;
+    spec[MRL_MLA_SPECS + 5] = once ? merge : 0;
     spec[MRL_MLA_SPECS + 6] = broadcast;
-    spec[MRL_MLA_SPECS + 7] = is_software(call) ? 1 : max_u32(1, min_u32(8, spec[0] / quads));
+    spec[MRL_MLA_SPECS + 7] = shares;
     spec[MRL_MLA_SPECS + 8] = held;
+    spec[MRL_MLA_SPECS + 9] = (uint32_t)type;
     /* Where subgroups may be smaller than subgroup_max there are more of them: some workgroups idle. */
     uint32_t owners = broadcast ? spec[0] : spec[0] / call->info->subgroup_max;
-    return mrl_mla_record(call, MRL_KERNEL_mla_value, spec, MRL_MLA_SPECS + 9, &push,
+    return mrl_mla_record(call, MRL_KERNEL_mla_value, spec, MRL_MLA_SPECS + 10, &push,
                   (uint32_t[]){mrl_div_up(call->v_dim, owners * rows * turns), call->args->heads, call->rows},
                   mrl_range_of(x), mrl_view_range(y),
                   2.0 * call->rows * call->args->heads * call->v_dim * call->kv->rank, err);
@@ -359,7 +371,8 @@ mrl_status mrl_mla(const mrl_kv *kv, const mrl_mla_args *args, const mrl_view *y
     const bool matrices = decodes_on_matrices(call.dev, kv, args);
     const decode_plan plan = matrices ? plan_matrices(args->heads, call.rows, args->bound)
                                       : plan_decode(call.info, kv, args->heads, call.rows, args->bound);
-    const uint64_t heads = (uint64_t)call.rows * args->heads, floats = kv->rank + PARTIAL_EXTRA;
+    const mrl_dtype type = matrices ? MRL_DTYPE_f16 : MRL_DTYPE_f32; /* of what is between the kernels */
+    const uint64_t heads = (uint64_t)call.rows * args->heads, size = mrl_dtype_bytes(type);
     if (heads * plan.chunks > INT32_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "mla: %u rows of %u heads are too many for one call", call.rows,
                         args->heads);
@@ -374,13 +387,15 @@ mrl_status mrl_mla(const mrl_kv *kv, const mrl_mla_args *args, const mrl_view *y
         MRL_TRY(mrl_mla_expanded(&call, y, err));
         goto done;
     }
-    MRL_TRY(mrl_buffer_create(call.dev, heads * kv->dim * sizeof(float), MRL_MEMORY_DEVICE, &absorbed, err));
-    MRL_TRY(mrl_buffer_create(call.dev, heads * plan.chunks * floats * sizeof(float), MRL_MEMORY_DEVICE, &partial,
-                              err));
+    /* Matrices read whole lines of 16 heads. */
+    MRL_TRY(mrl_buffer_create(call.dev, (heads + MATRIX_HEADS) * kv->dim * size, MRL_MEMORY_DEVICE, &absorbed, err));
+    /* mla_value asks for results of chunks before it knows how many there are. */
+    MRL_TRY(mrl_buffer_create(call.dev, (heads * plan.chunks + 2 * MRL_MLA_CHUNKS) * (kv->rank * size + PARTIAL_EXTRA),
+                              MRL_MEMORY_DEVICE, &partial, err));
     MRL_TRY(latent(&call, err));
-    MRL_TRY(query(&call, absorbed, err));
+    MRL_TRY(query(&call, type, absorbed, err));
     MRL_TRY(decode(&call, &plan, absorbed, partial, err));
-    MRL_TRY(value(&call, plan.chunks, partial, y, err));
+    MRL_TRY(value(&call, plan.chunks, type, partial, y, err));
 done:
     mrl_buffer_release(absorbed);
     mrl_buffer_release(partial);

@@ -21,8 +21,7 @@ layout(push_constant, scalar) uniform Push { mrl_push_mla p; };
 
 const uint ROW = RANK + ROPE_DIM;
 const uint ROW_UNITS = ROW / 8;
-const uint CHUNK_STEP = 16;             // chunk lengths are multiples of this many positions
-const uint PARTIAL = RANK + 4;          // floats of a head's result of a chunk: O, maximum, sum
+const uint CHUNK_STEP = 32;             // chunk lengths are multiples of this many positions
 const float LOWEST = -3.0e38;           // below all finite scores; -inf would make NaN of differences
 
 uint act_bytes(uint type) { return type == ACT_F32 ? 4 : 2; }
@@ -44,10 +43,11 @@ uint mla_chunk_length(uint count)
     return (even + CHUNK_STEP - 1) / CHUNK_STEP * CHUNK_STEP;
 }
 
-// Where the result of (row, head, chunk) lies.
-uvec2 mla_partial(uvec2 base, uint row, uint head, uint chunk)
+// Where the result of (row, head, chunk) lies: O, then 16 bytes with the maximum of the scores and the sum of the weights,
+// in f32. O is in f32, or divided by that sum in f16.
+uvec2 mla_partial(uvec2 base, uint row, uint head, uint chunk, const uint type)
 {
-    return address_at(base, (row * HEADS + head) * p.chunks + chunk, PARTIAL * 4);
+    return address_at(base, (row * HEADS + head) * p.chunks + chunk, RANK * act_bytes(type) + 16);
 }
 
 // Element e of the ROPE_DIM that start at `from` in a row of x, turned.

@@ -189,6 +189,8 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
 };
 
+#define MRL_MLA_CHUNKS 132 /* of the positions that latent attention is divided into, at most */
+
 #define MRL_TRELLIS_SUM_MAX 8 /* pairs of a row that one workgroup sums up */
 
 /* A trellis in the file's layout to kernel layout or back, or decoded. */

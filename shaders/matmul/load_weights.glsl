@@ -1,12 +1,15 @@
-// Eight consecutive weights of a row for the tiled kernels: value * group scale (a per-row scale is left to
-// finish()). k is a multiple of 8 and below k_padded. Needs p, SCALE, ZERO, GROUP.
-void load_weights8(uint n, uint k, out float w[8])
+uvec4 load_unit(uint n, uint k) { return fmt_load(BufU32x4(p.quant), n * (p.k_padded / FMT_UNIT) + k / FMT_UNIT); }
+
+// Eight consecutive weights of a row for the tiled kernels, of which `bits` has FMT_UNIT (in f32 the first four): value *
+// group scale (a per-row scale is left to finish()). k is a multiple of 8 and below k_padded. Needs p, SCALE, ZERO, GROUP.
+void decode_weights8(uvec4 bits, uint n, uint k, out float w[8])
 {
     const uint group = n * p.groups + (GROUP == 0 ? 0 : min(k / max(GROUP, 1), p.groups - 1));
     const float scale = SCALE == SCALE_NONE || GROUP == 0 ? 1.0 : load_scale(p.scale, group, SCALE);
     [[unroll]] for (uint i = 0; i < 8; i += FMT_CHUNK) {
-        const uint unit = (k + i) / FMT_UNIT, piece = (k + i) % FMT_UNIT / FMT_CHUNK;
-        uvec4 bits = fmt_load(BufU32x4(p.quant), n * (p.k_padded / FMT_UNIT) + unit);
+        const uint piece = (k + i) % FMT_UNIT / FMT_CHUNK;
+        if (i == FMT_UNIT)
+            bits = load_unit(n, k + i);
         A2 v[FMT_CHUNK / 2];
 #if FMT_ZERO
         if (ZERO != 0)
@@ -21,7 +24,7 @@ void load_weights8(uint n, uint k, out float w[8])
     }
 }
 
-uvec4 load_unit(uint n, uint k) { return fmt_load(BufU32x4(p.quant), n * (p.k_padded / FMT_UNIT) + k / FMT_UNIT); }
+void load_weights8(uint n, uint k, out float w[8]) { decode_weights8(load_unit(n, k), n, k, w); }
 
 // The weights of such a unit of row n, k the first one's. scaled: times group scales, else the caller's affair.
 void decode_unit(uvec4 bits, uint n, uint k, const bool scaled, out float w[FMT_UNIT])

@@ -207,7 +207,7 @@ void main()
                 sum += stats[at_head].y * shrink;
                 value += shrink * uintBitsToFloat(work[at_head * QUADS + i % QUADS]);
             }
-            BufF32x4 to = BufF32x4(mla_partial(p.y, row, first_head + h, chunk));
+            BufF32x4 to = BufF32x4(mla_partial(p.y, row, first_head + h, chunk, ACT_F32));
             to.v[i % QUADS] = value;
             if (i % QUADS == 0)
                 to.v[QUADS] = vec4(highest, sum, 0.0, 0.0);
@@ -218,7 +218,7 @@ void main()
         [[unroll]] for (uint h = 0; h < TILE; h++) {
             if (tile * TILE + h >= heads)
                 continue;
-            BufF32x4 to = BufF32x4(mla_partial(p.y, row, first_head + tile * TILE + h, chunk));
+            BufF32x4 to = BufF32x4(mla_partial(p.y, row, first_head + tile * TILE + h, chunk, ACT_F32));
             [[unroll]] for (uint u = 0; u < VALUE_UNITS; u++) {
                 uint unit = part + u * TEAM;
                 if (unit < RANK / 8) {

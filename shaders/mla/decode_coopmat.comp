@@ -1,5 +1,6 @@
-// mla/decode.comp on cooperative matrices: for each (row, head, chunk of positions) O = sum of w * latent, the maximum
-// of the scores and the sum of the weights w. f16 operands, f32 sums; 16 heads are the lines of a matrix.
+// mla/decode.comp on cooperative matrices: for each (row, head, chunk of positions) O = sum of w * latent over the sum of the
+// weights w, in f16; the maximum of the scores and the sum of the weights. f16 operands, f32 sums; 16 heads are the lines
+// of a matrix. Queries are in f16; lines behind the last head hold anything, and count for nothing.
 //
 // Grid (chunks, blocks of 16 heads, rows). A turn takes KEYS rows of the cache, staged in shared memory while the next
 // are on their way. 8 subgroups of 32 share it: for the scores each has 16 keys and every fourth sixteen of the row,
@@ -24,7 +25,7 @@ const uint STEPS = ROW / 16;
 const uint Q_MATRICES = (STEPS + PARTS - 1) / PARTS;
 const uint O_MATRICES = RANK / 16 / SUBGROUPS;
 const uint FETCH = (KEYS * ROW_UNITS + LANES - 1) / LANES;
-const uint QUADS = RANK / 4;
+const uint Q_FETCH = (16 * ROW_UNITS + LANES - 1) / LANES;
 const float SLACK = 8.0;               // weights stay below 2^8: f16 holds them as well as those below 1
 
 // Shared memory, in uvec4s. The pad of a row spreads rows over the banks.
@@ -35,25 +36,42 @@ const uint W_PITCH = KEYS / 8 + 1;     // weights in f16
 const uint W_AT = S_AT + PARTS * 16 * S_PITCH;
 shared uvec4 pool[W_AT + 16 * W_PITCH];
 shared float line_factor[16];          // what the sums of a head shrink by in this turn
+shared float line_inverse[16];         // 1 / sum of the weights
+// O at the end, where rows of the cache were: 16 lines a subgroup.
+const uint O_PITCH = O_MATRICES * 4 + 1;
 
 #define MatA coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA>
 #define MatB coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB>
 #define MatC coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>
 
-// This lane's share of rows first .. first + KEYS - 1; zeros from `last` on, where the cache may hold anything.
-#define FETCH_ROWS(first, last)                                                                      \
-    [[unroll]] for (uint i = 0; i < FETCH; i++) {                                                    \
-        const uint at = t + i * LANES, key = (first) + at / ROW_UNITS;                               \
-        fetched[i] = uvec4(0);                                                                       \
-        if (at < KEYS * ROW_UNITS && key < (last))                                                   \
-            fetched[i] = BufU32x4(p.cache).v[mla_unit(slot, key) + at % ROW_UNITS];                  \
+// This thread's share of rows first .. first + KEYS - 1, which lie one behind the other; zeros from `last` on, where the
+// cache may hold anything. Offsets from an address that is computed once are constants, which loads take for nothing.
+#define FETCH_ROWS(first, last)                                                                                            \
+    {                                                                                                                      \
+        BufU32x4 rows = BufU32x4(address_at(p.cache, mla_unit(slot, first) + t, 16));                                      \
+        const uint units = min((last) - (first), KEYS) * ROW_UNITS;                                                        \
+        [[unroll]] for (uint i = 0; i < FETCH; i++)                                                                        \
+            fetched[i] = t + i * LANES < units ? rows.v[i * LANES] : uvec4(0);                                             \
     }
+
+// Unit `at` of lines of ROW_UNITS in shared memory.
+uint pool_unit(uint at) { return at + at / ROW_UNITS; }
 
 void main()
 {
     const uint chunk = gl_WorkGroupID.x, row = gl_WorkGroupID.z, first_head = gl_WorkGroupID.y * 16;
     const uint subgroup = gl_SubgroupID, lane = gl_SubgroupInvocationID, t = subgroup * 32 + lane;
+    const uint part = subgroup % PARTS, keys = subgroup / PARTS * 16; // of the scores
+    const uint line = t / 16, pair = t % 16;                          // a thread has two keys of a head
     const int at_position = BufI32(p.positions).v[row], in_slot = BufI32(p.slots).v[row];
+    // Queries to shared memory before the position is waited for.
+    BufU32x4 queries = BufU32x4(address_at(p.x, (row * HEADS + first_head) * ROW_UNITS + t, 16));
+    uvec4 fetched[FETCH];
+    [[unroll]] for (uint i = 0; i < Q_FETCH; i++)
+        fetched[i] = t + i * LANES < 16 * ROW_UNITS ? queries.v[i * LANES] : uvec4(0);
+    [[unroll]] for (uint i = 0; i < Q_FETCH; i++)
+        if (t + i * LANES < 16 * ROW_UNITS)
+            pool[pool_unit(t + i * LANES)] = fetched[i];
     if (!mla_valid(in_slot, at_position))
         return;
     const uint slot = uint(in_slot), count = uint(at_position) + 1, chunk_length = mla_chunk_length(count);
@@ -61,22 +79,12 @@ void main()
     if (first >= count)
         return;
 
-    const uint part = subgroup % PARTS, keys = subgroup / PARTS * 16; // of the scores
-    const uint line = t / 16, pair = t % 16;                          // a thread has two keys of a head
     const uint detour = S_AT + subgroup * 64; // 1 KiB for a matrix of f32: the scores are not needed any more then
-    uvec4 fetched[FETCH];
     MatA q[Q_MATRICES];
     MatC o[O_MATRICES];
     float top = LOWEST, sum = 0.0; // the sum over this thread's keys
 
     FETCH_ROWS(first, last)
-    for (uint i = t; i < 16 * ROW_UNITS; i += LANES) {
-        const uint head = min(first_head + i / ROW_UNITS, HEADS - 1);
-        BufF32x4 from = BufF32x4(address_at(p.x, row * HEADS + head, ROW * 4));
-        const vec4 a = from.v[i % ROW_UNITS * 2], b = from.v[i % ROW_UNITS * 2 + 1];
-        pool[i / ROW_UNITS * PITCH + i % ROW_UNITS] =
-            uvec4(packHalf2x16(a.xy), packHalf2x16(a.zw), packHalf2x16(b.xy), packHalf2x16(b.zw));
-    }
     barrier();
     [[unroll]] for (uint i = 0; i < Q_MATRICES; i++) // a step behind the last stands for none: it is not multiplied
         coopMatLoad(q[i], pool, min(i * PARTS + part, STEPS - 1) * 2, PITCH, gl_CooperativeMatrixLayoutRowMajor);
@@ -88,10 +96,11 @@ void main()
         [[unroll]] for (uint i = 0; i < FETCH; i++) {
             const uint at = t + i * LANES;
             if (at < KEYS * ROW_UNITS)
-                pool[at / ROW_UNITS * PITCH + at % ROW_UNITS] = fetched[i];
+                pool[pool_unit(at)] = fetched[i];
         }
         barrier();
-        FETCH_ROWS(base + KEYS, last)
+        if (base + KEYS < last)
+            FETCH_ROWS(base + KEYS, last)
 
         MatC s = MatC(0.0);
         [[unroll]] for (uint i = 0; i < Q_MATRICES; i++)
@@ -109,7 +118,7 @@ void main()
             const vec4 four = uintBitsToFloat(pool[S_AT + (i * 16 + line) * S_PITCH + pair / 2]);
             x += pair % 2 == 0 ? four.xy : four.zw;
         }
-        const bvec2 counts = lessThan(uvec2(base + 2 * pair) + uvec2(0, 1), uvec2(last));
+        const bvec2 counts = lessThan(uvec2(base + 2 * pair) + uvec2(0, 1), uvec2(first_head + line < HEADS ? last : 0));
         float highest = max(counts.x ? x.x : LOWEST, counts.y ? x.y : LOWEST);
         [[unroll]] for (uint mask = 1; mask < 16; mask *= 2)
             highest = max(highest, subgroupShuffleXor(highest, mask));
@@ -147,16 +156,24 @@ void main()
 
     [[unroll]] for (uint mask = 1; mask < 16; mask *= 2)
         sum += subgroupShuffleXor(sum, mask);
-    if (pair == 0 && first_head + line < HEADS)
-        BufF32x4(mla_partial(p.y, row, first_head + line, chunk)).v[QUADS] = vec4(top, sum, 0.0, 0.0);
-    [[unroll]] for (uint i = 0; i < O_MATRICES; i++) {
-        coopMatStore(o[i], pool, detour, 4, gl_CooperativeMatrixLayoutRowMajor);
-        subgroupBarrier();
-        [[unroll]] for (uint j = 0; j < 64; j += 32) {
-            const uint head = first_head + (j + lane) / 4, quad = (subgroup * O_MATRICES + i) * 4 + (j + lane) % 4;
-            if (head < HEADS)
-                BufU32x4(mla_partial(p.y, row, head, chunk)).v[quad] = pool[detour + j + lane];
-        }
-        subgroupBarrier();
+    if (pair == 0) {
+        line_inverse[line] = 1.0 / sum;
+        if (first_head + line < HEADS)
+            BufF32x4(mla_partial(p.y, row, first_head + line, chunk, ACT_F16)).v[RANK / 8] = vec4(top, sum, 0.0, 0.0);
+    }
+    barrier(); // the rows have been read
+    const uint own = subgroup * 16 * O_PITCH;
+    [[unroll]] for (uint i = 0; i < O_MATRICES; i++)
+        coopMatStore(o[i], pool, own + i * 4, O_PITCH, gl_CooperativeMatrixLayoutRowMajor);
+    subgroupBarrier();
+    BufU32x4 results = BufU32x4(mla_partial(p.y, row, first_head, chunk, ACT_F16));
+    const uint pitch = p.chunks * (RANK / 8 + 1); // of heads
+    [[unroll]] for (uint i = 0; i < O_MATRICES; i++) { // eight columns of a line
+        const uint item = i * 32 + lane, of = item / (2 * O_MATRICES), octet = item % (2 * O_MATRICES);
+        const vec4 a = line_inverse[of] * uintBitsToFloat(pool[own + of * O_PITCH + 2 * octet]);
+        const vec4 b = line_inverse[of] * uintBitsToFloat(pool[own + of * O_PITCH + 2 * octet + 1]);
+        if (first_head + of < HEADS)
+            results.v[of * pitch + subgroup * 2 * O_MATRICES + octet] =
+                uvec4(packHalf2x16(a.xy), packHalf2x16(a.zw), packHalf2x16(b.xy), packHalf2x16(b.zw));
     }
 }

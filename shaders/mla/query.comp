@@ -1,8 +1,8 @@
-// Absorbed queries, f32: y_h = [q_h[:NOPE] W_uk_h | rope(q_h[NOPE:])] * softmax scale * log2(e).
+// Absorbed queries, f32 or f16: y_h = [q_h[:NOPE] W_uk_h | rope(q_h[NOPE:])] * softmax scale * log2(e).
 // q (rows, HEADS * (NOPE + ROPE_DIM)) -> y (rows, HEADS, RANK + ROPE_DIM).
 //
 // W_uk_h is NOPE rows of kv_b, RANK long. A workgroup owns COLUMNS of them, 8 a lane; SPLIT groups of
-// lanes deal out the rows and add up in shared memory. Grid (column tiles + 1, HEADS, rows): the last
+// lanes deal out the rows and add up in shared memory, where the query is as well. Grid (column tiles + 1, HEADS, rows): the last
 // workgroup of a head turns the rope part.
 //
 // On a CPU (BROADCAST) a workgroup is one subgroup: a lane owns a unit of 16 bytes of every row, and elements of q are
@@ -16,7 +16,8 @@ layout(constant_id = 13) const uint GROUP = 0;
 layout(constant_id = 14) const uint SPLIT = 1;
 layout(constant_id = 15) const uint ACROSS = 8; // lanes along the columns: local size / SPLIT
 layout(constant_id = 16) const uint BROADCAST = 0;
-layout(constant_id = 17) const uint BATCH = 1; // rows whose loads are under way together
+layout(constant_id = 17) const uint BATCH = 1; // rows whose loads are under way together, at most 8
+layout(constant_id = 18) const uint Y = ACT_F32; // ACT_F32 or ACT_F16
 #include "matmul/load_weights.glsl"
 
 const uint COLUMNS = 8 * ACROSS;
@@ -24,10 +25,27 @@ const bool ROW_SCALED = SCALE != SCALE_NONE && (GROUP == 0 || GROUP >= RANK);
 const bool UNIT_SCALED = SCALE != SCALE_NONE && !(GROUP == 0 || GROUP >= RANK);
 const float LOG2_E = 1.4426950408889634;
 
-shared float sums[SPLIT > 1 ? SPLIT * COLUMNS : 1];
+const uint PITCH = COLUMNS + 8;                // of the lines of sums: so that parts and columns meet in no bank
+const uint TEAM = SPLIT >= 32 ? 4 : 1;         // lanes that add up a column
+const uint PADDED = (NOPE + SPLIT - 1) / SPLIT * SPLIT;
+shared float queries[PADDED];
+shared float sums[SPLIT > 1 ? SPLIT * PITCH : 1];
+
+uvec4 asked[8]; // indices are literals: NVIDIA unrolls loops too late for what lives across a barrier
+#define EACH_ASKED(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
+#define ASK(i)                                                                                                             \
+    if (i < BATCH)                                                                                                         \
+        asked[i] = load_unit(head_row + min(i * SPLIT + part, NOPE - 1), column);
+#define ADD_ASKED(i)                                                                                                       \
+    if (i < BATCH) {                                                                                                       \
+        float w[8];                                                                                                        \
+        decode_weights8(asked[i], head_row + min(i * SPLIT + part, NOPE - 1), column, w);                                  \
+        [[unroll]] for (uint j = 0; j < 8; j++)                                                                            \
+            acc[j] = fma(queries[i * SPLIT + part], w[j], acc[j]);                                                         \
+    }
 
 // Columns column .. column + FMT_UNIT - 1 of y.
-void broadcast_columns(uvec2 q, uint q_head, uint head, uint column, float factor, BufF32 y)
+void broadcast_columns(uvec2 q, uint q_head, uint head, uint column, float factor, uvec2 y)
 {
     const uint lanes = gl_WorkGroupSize.x, from = min(column, (RANK - 1) / FMT_UNIT * FMT_UNIT);
     float acc[FMT_UNIT];
@@ -51,54 +69,66 @@ void broadcast_columns(uvec2 q, uint q_head, uint head, uint column, float facto
     }
     [[unroll]] for (uint j = 0; j < FMT_UNIT; j++)
         if (column + j < RANK)
-            y.v[column + j] = acc[j];
+            store_act(y, column + j, Y, acc[j]);
 }
 
 void main()
 {
     uint head = gl_WorkGroupID.y, row = gl_WorkGroupID.z, q_head = head * (NOPE + ROPE_DIM);
     uvec2 q = address_at(p.x, row, HEADS * (NOPE + ROPE_DIM) * act_bytes(X));
-    BufF32 y = BufF32(address_at(p.y, row * HEADS + head, ROW * 4));
+    uvec2 y = address_at(p.y, row * HEADS + head, ROW * act_bytes(Y));
     float factor = p.softmax * LOG2_E;
 
     if (gl_WorkGroupID.x == gl_NumWorkGroups.x - 1) {
         int position = max(BufI32(p.positions).v[row], 0);
         for (uint e = gl_LocalInvocationIndex; e < ROPE_DIM; e += gl_WorkGroupSize.x)
-            y.v[RANK + e] = factor * mla_turned(q, q_head + NOPE, e, position);
+            store_act(y, RANK + e, Y, factor * mla_turned(q, q_head + NOPE, e, position));
         return;
     }
     if (BROADCAST != 0) {
         broadcast_columns(q, q_head, head, gl_GlobalInvocationID.x * FMT_UNIT, factor, y);
         return;
     }
-    uint lane = gl_LocalInvocationIndex % ACROSS, part = gl_LocalInvocationIndex / ACROSS;
-    uint tile = gl_WorkGroupID.x * COLUMNS, column = min(tile + lane * 8, RANK - 8);
+    const uint thread = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+    const uint lane = thread % ACROSS, part = thread / ACROSS, head_row = head * (NOPE + VALUES);
+    const uint tile = gl_WorkGroupID.x * COLUMNS, column = min(tile + lane * 8, RANK - 8);
     float acc[8];
     [[unroll]] for (uint j = 0; j < 8; j++)
         acc[j] = 0.0;
-    for (uint base = 0; base < NOPE; base += BATCH * SPLIT)
-        [[unroll]] for (uint i = 0; i < BATCH; i++) {
-            uint n = min(base + i * SPLIT + part, NOPE - 1), w_row = head * (NOPE + VALUES) + n;
-            float w[8], x = load_act(q, q_head + n, X) * factor * p.global_scale;
-            if (SCALE != SCALE_NONE && GROUP == 0)
-                x *= load_scale(p.scale, w_row, SCALE);
-            load_weights8(w_row, column, w);
-            [[unroll]] for (uint j = 0; j < 8; j++)
-                acc[j] = fma(base + i * SPLIT + part < NOPE ? x : 0.0, w[j], acc[j]);
-        }
+    // The first weights are on their way before the barrier: behind it the compiler asks for a few at a time.
+    EACH_ASKED(ASK)
+    [[dont_unroll]] for (uint base = 0; base < PADDED; base += gl_WorkGroupSize.x) {
+        const uint n = min(base + thread, PADDED - 1);
+        float x = n < NOPE ? load_act(q, q_head + n, X) * factor * p.global_scale : 0.0;
+        if (SCALE != SCALE_NONE && GROUP == 0 && n < NOPE)
+            x *= load_scale(p.scale, head_row + n, SCALE);
+        queries[n] = x;
+    }
+    barrier();
+    EACH_ASKED(ADD_ASKED)
+    [[dont_unroll]] for (uint n = BATCH * SPLIT + part; n < PADDED; n += SPLIT) {
+        float w[8];
+        load_weights8(head_row + min(n, NOPE - 1), column, w);
+        [[unroll]] for (uint j = 0; j < 8; j++)
+            acc[j] = fma(queries[n], w[j], acc[j]);
+    }
     if (SPLIT == 1) {
         if (tile + lane * 8 < RANK)
             [[unroll]] for (uint j = 0; j < 8; j++)
-                y.v[column + j] = acc[j];
+                store_act(y, column + j, Y, acc[j]);
         return;
     }
     [[unroll]] for (uint j = 0; j < 8; j++)
-        sums[part * COLUMNS + j * ACROSS + lane] = acc[j];
+        sums[part * PITCH + j * ACROSS + lane] = acc[j];
     barrier();
-    for (uint i = gl_LocalInvocationIndex; i < COLUMNS && tile + i < RANK; i += gl_WorkGroupSize.x) {
+    for (uint base = 0; base < COLUMNS * TEAM; base += gl_WorkGroupSize.x) {
+        const uint i = min((base + thread) / TEAM, COLUMNS - 1);
         float sum = 0.0;
-        [[unroll]] for (uint s = 0; s < SPLIT; s++)
-            sum += sums[s * COLUMNS + i % 8 * ACROSS + i / 8];
-        y.v[tile + i] = sum;
+        [[unroll]] for (uint s = 0; s < SPLIT; s += TEAM)
+            sum += sums[(s + thread % TEAM) * PITCH + i % 8 * ACROSS + i / 8];
+        [[unroll]] for (uint mask = 1; mask < TEAM; mask *= 2)
+            sum += subgroupShuffleXor(sum, mask);
+        if (thread % TEAM == 0 && tile + i < RANK && (base + thread) / TEAM == i)
+            store_act(y, tile + i, Y, sum);
     }
 }

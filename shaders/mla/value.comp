@@ -17,85 +17,150 @@ layout(constant_id = 12) const uint ZERO = 0;
 layout(constant_id = 13) const uint GROUP = 0;
 layout(constant_id = 14) const uint ROWS = 1;  // a subgroup, at a time
 layout(constant_id = 15) const uint TURNS = 1; // times a workgroup takes ROWS rows a subgroup
-layout(constant_id = 16) const uint MERGE = 1; // chunks whose results are loaded at once
+layout(constant_id = 16) const uint MERGE = 0; // results of chunks that a thread asks for, all at once; 0: a loop
 layout(constant_id = 17) const uint BROADCAST = 0;
 layout(constant_id = 18) const uint SHARES = 1;
 layout(constant_id = 19) const uint HELD = 1;  // units of a row that a lane has at most
+layout(constant_id = 20) const uint PARTIAL_TYPE = ACT_F32; // of results of chunks: ACT_F32 or ACT_F16
+#define MERGE_MAX 17 // a thread's; and in steps of 32 all that are weighed
+#define STATS_MAX 5
+#include "include/subgroup_sum.glsl"
 #include "matmul/load_weights.glsl"
 
-const uint QUADS = RANK / 4;
 const uint SCALES = GROUP != 0 && GROUP < FMT_UNIT ? FMT_UNIT / GROUP : 1; // groups in a unit
 
 const uint UNITS = RANK / FMT_UNIT + (RANK % FMT_UNIT == 0 ? 0 : 1);
-const uint LATENT_QUADS = UNITS * FMT_UNIT / 4 > QUADS ? UNITS * FMT_UNIT / 4 : QUADS; // the tail of a unit is zeros
+const uint LATENT_QUADS = (UNITS * FMT_UNIT > RANK ? UNITS * FMT_UNIT : RANK) / 4; // the tail of a unit is zeros
 const uint HELD_BITS = ROWS * HELD;
+const uint LOADED = PARTIAL_TYPE == ACT_F16 ? 8 : 4; // elements of a chunk's result in 16 bytes
+const uint ITEMS = RANK / LOADED;
 
 shared vec4 latent[LATENT_QUADS];
-shared vec4 share_quads[SHARES > 1 ? SHARES * QUADS : 1];
-shared vec2 share_stats[SHARES]; // maximum and sum
+shared float chunk_weights[MRL_MLA_CHUNKS]; // by which results are added up, but for 1 / total
+shared float share_sums[SHARES > 1 ? SHARES * RANK : 1];
 
-// Chunks share, share + SHARES ... of quad i: O, maximum and sum of the weights.
-void merge(uint row, uint head, uint busy, uint i, uint share, out vec4 o, out vec2 stats)
+uvec2 results; // of the chunks of the head
+
+vec4 result_unit(uint chunk, uint item) { return BufF32x4(results).v[chunk * (ITEMS + 1) + item]; }
+
+// Their maximum and sum.
+vec2 result_stats(uint chunk) { return result_unit(chunk, ITEMS).xy; }
+
+// ---- the attention over all chunks
+
+// What lives across a barrier has indices that are literals: NVIDIA unrolls loops too late.
+vec4 asked[MERGE_MAX];
+vec2 asked_stats[STATS_MAX];
+vec4 merged[2];
+
+#define EACH_ASKED(DO)                                                                                                     \
+    DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) DO(12) DO(13) DO(14) DO(15) DO(16)
+#define EACH_STATS(DO) DO(0) DO(1) DO(2) DO(3) DO(4)
+#define ASK(j)                                                                                                             \
+    if (j < MERGE)                                                                                                         \
+        asked[j] = from.v[j * SHARES * (ITEMS + 1)];
+#define ADD_ASKED(j)                                                                                                       \
+    if (j < MERGE)                                                                                                         \
+        add_chunk(asked[j], share + j * SHARES, busy);
+#define ASK_STATS(j)                                                                                                       \
+    if (32 * j < MERGE * SHARES)                                                                                           \
+        asked_stats[j] = from.v[j * gl_SubgroupSize * (ITEMS + 1)].xy;
+#define TOP_STATS(j)                                                                                                       \
+    if (32 * j < MERGE * SHARES)                                                                                           \
+        top = max(top, gl_SubgroupInvocationID + j * gl_SubgroupSize < busy ? asked_stats[j].x : LOWEST);
+#define WEIGH_STATS(j)                                                                                                     \
+    if (32 * j < MERGE * SHARES)                                                                                           \
+        total += weigh_chunk(gl_SubgroupInvocationID + j * gl_SubgroupSize, busy, asked_stats[j], top);
+
+float weigh_chunk(uint chunk, uint busy, vec2 stats, float top)
 {
-    o = vec4(0.0);
-    stats = vec2(LOWEST, 0.0);
-    for (uint c = share; c < p.chunks; c += MERGE * SHARES) {
-        vec4 x[MERGE];
-        vec2 stat[MERGE];
-        [[unroll]] for (uint j = 0; j < MERGE; j++) {
-            BufF32x4 from = BufF32x4(mla_partial(p.x, row, head, min(c + j * SHARES, p.chunks - 1)));
-            x[j] = from.v[i];
-            stat[j] = from.v[QUADS].xy;
-        }
-        float top = stats.x;
-        [[unroll]] for (uint j = 0; j < MERGE; j++)
-            top = max(top, c + j * SHARES < busy ? stat[j].x : LOWEST);
-        const float shrink = exp2(stats.x - top);
-        o *= shrink;
-        stats = vec2(top, stats.y * shrink);
-        [[unroll]] for (uint j = 0; j < MERGE; j++)
-            if (c + j * SHARES < busy) { // what others hold may be NaN
-                const float weight = exp2(stat[j].x - top);
-                o += weight * x[j];
-                stats.y += weight * stat[j].y;
-            }
+    const float weight = exp2(stats.x - top), sum = weight * stats.y;
+    if (gl_SubgroupID == 0 && chunk < busy)
+        chunk_weights[chunk] = PARTIAL_TYPE == ACT_F16 ? sum : weight;
+    return chunk < busy ? sum : 0.0; // what others hold may be NaN
+}
+
+void add_chunk(vec4 x, uint chunk, uint busy)
+{
+    if (chunk >= busy)
+        return;
+    const float weight = chunk_weights[chunk];
+    if (PARTIAL_TYPE == ACT_F16) {
+        const uvec4 bits = floatBitsToUint(x);
+        merged[0] += weight * vec4(unpackHalf2x16(bits.x), unpackHalf2x16(bits.y));
+        merged[1] += weight * vec4(unpackHalf2x16(bits.z), unpackHalf2x16(bits.w));
+    } else {
+        merged[0] += weight * x;
     }
 }
 
-// The attention over all chunks to shared memory.
-void merge_chunks(uint row, uint head, uint busy)
+// Offsets from an address that is computed once are constants, which loads take for nothing. Behind the last chunk of the
+// last head the host leaves room.
+void ask_chunks(uint share, uint item)
 {
-    for (uint base = 0; base < SHARES * QUADS; base += gl_WorkGroupSize.x) {
-        const uint item = base + gl_LocalInvocationIndex, i = item % QUADS, share = min(item / QUADS, SHARES - 1);
-        vec4 o;
-        vec2 stats;
-        merge(row, head, busy, i, share, o, stats);
-        if (item >= SHARES * QUADS)
-            continue;
-        if (SHARES == 1) {
-            latent[i] = o / stats.y;
-            continue;
+    BufF32x4 from = BufF32x4(address_at(results, gl_SubgroupInvocationID * (ITEMS + 1) + ITEMS, 16));
+    EACH_STATS(ASK_STATS)
+    from = BufF32x4(address_at(results, share * (ITEMS + 1) + item, 16));
+    EACH_ASKED(ASK)
+}
+
+// Weights to shared memory; the sum of them all. Each subgroup finds it, one stores.
+float weigh_chunks(uint busy)
+{
+    float top = LOWEST, total = 0.0;
+    EACH_STATS(TOP_STATS)
+    if (MERGE == 0)
+        for (uint c = gl_SubgroupInvocationID; c < busy; c += gl_SubgroupSize)
+            top = max(top, result_stats(c).x);
+    top = subgroup_max(top);
+    EACH_STATS(WEIGH_STATS)
+    if (MERGE == 0)
+        for (uint c = gl_SubgroupInvocationID; c < busy; c += gl_SubgroupSize)
+            total += weigh_chunk(c, busy, result_stats(c), top);
+    return subgroup_sum(total);
+}
+
+void store_merged(uint share, uint item, float factor)
+{
+    [[unroll]] for (uint i = 0; i < LOADED; i += 4)
+        if (SHARES == 1)
+            latent[(item * LOADED + i) / 4] = merged[i / 4] * factor;
+        else
+            [[unroll]] for (uint j = 0; j < 4; j++)
+                share_sums[share * RANK + item * LOADED + i + j] = merged[i / 4][j];
+}
+
+// The attention over all chunks to shared memory: SHARES threads deal out the chunks of an item. With MERGE they have
+// been asked for, and a workgroup has a thread for each share of each item.
+void merge_chunks(uint share, uint item, uint busy)
+{
+    const float factor = 1.0 / weigh_chunks(busy);
+    barrier();
+    if (MERGE != 0) {
+        merged[0] = merged[1] = vec4(0.0);
+        EACH_ASKED(ADD_ASKED)
+        if (share < SHARES)
+            store_merged(share, item, factor);
+    } else {
+        for (uint base = 0; base < SHARES * ITEMS; base += gl_WorkGroupSize.x) {
+            const uint all = min(base + gl_LocalInvocationIndex, SHARES * ITEMS - 1);
+            merged[0] = merged[1] = vec4(0.0);
+            for (uint c = all / ITEMS; c < busy; c += SHARES)
+                add_chunk(result_unit(c, all % ITEMS), c, busy);
+            if (all == base + gl_LocalInvocationIndex)
+                store_merged(all / ITEMS, all % ITEMS, factor);
         }
-        share_quads[item] = o;
-        if (i == 0)
-            share_stats[share] = stats;
     }
-    for (uint i = QUADS + gl_LocalInvocationIndex; i < LATENT_QUADS; i += gl_WorkGroupSize.x)
+    for (uint i = RANK / 4 + gl_LocalInvocationIndex; i < LATENT_QUADS; i += gl_WorkGroupSize.x)
         latent[i] = vec4(0.0);
     barrier();
     if (SHARES == 1)
         return;
-    for (uint i = gl_LocalInvocationIndex; i < QUADS; i += gl_WorkGroupSize.x) {
-        float top = LOWEST, sum = 0.0;
-        vec4 o = vec4(0.0);
+    for (uint k = gl_LocalInvocationIndex; k < RANK; k += gl_WorkGroupSize.x) {
+        float sum = 0.0;
         [[unroll]] for (uint s = 0; s < SHARES; s++)
-            top = max(top, share_stats[s].x);
-        [[unroll]] for (uint s = 0; s < SHARES; s++) {
-            const float weight = exp2(share_stats[s].x - top);
-            o += weight * share_quads[s * QUADS + i];
-            sum += weight * share_stats[s].y;
-        }
-        latent[i] = o / sum;
+            sum += share_sums[s * RANK + k];
+        latent[k / 4][k % 4] = sum * factor;
     }
     barrier();
 }
@@ -145,27 +210,26 @@ void decode(uvec4 w, uint piece, float zero, out A2 v[FMT_CHUNK / 2])
     fmt_decode8(w, piece, v);
 }
 
-uvec2 partials; // of the head
 uint busy_chunks;
 float top, total; // of the scores and weights of all chunks
 
-BufF32 partial_of(uint chunk) { return BufF32(address_at(partials, chunk, PARTIAL * 4)); }
+float result_element(uint chunk, uint k) { return BufF32(results).v[chunk * (RANK + 4) + k]; }
 
-void weigh_chunks()
+void weigh_results()
 {
     top = LOWEST;
     total = 0.0;
     for (uint c = 0; c < busy_chunks; c++)
-        top = max(top, partial_of(c).v[RANK]);
+        top = max(top, result_element(c, RANK));
     for (uint c = 0; c < busy_chunks; c++)
-        total += partial_of(c).v[RANK + 1] * exp2(partial_of(c).v[RANK] - top);
+        total += result_element(c, RANK + 1) * exp2(result_element(c, RANK) - top);
 }
 
 float merged_element(uint k)
 {
     float o = 0.0;
     for (uint c = 0; c < busy_chunks; c++)
-        o += partial_of(c).v[k] * exp2(partial_of(c).v[RANK] - top);
+        o += result_element(c, k) * exp2(result_element(c, RANK) - top);
     return o / total;
 }
 
@@ -182,9 +246,8 @@ void walk_broadcast(uint row, uint head, uint first, uint busy, uvec2 y)
     float acc[ROWS];
     uint rows[ROWS];
 
-    partials = mla_partial(p.x, row, head, 0);
     busy_chunks = busy;
-    weigh_chunks();
+    weigh_results();
     [[unroll]] for (uint r = 0; r < ROWS; r++) {
         rows[r] = head_row + min(row0 + r, VALUES - 1);
         acc[r] = 0.0;
@@ -205,15 +268,19 @@ void main()
     uint step = (BROADCAST != 0 ? gl_WorkGroupSize.x : gl_NumSubgroups) * ROWS, first = gl_WorkGroupID.x * step * TURNS;
     uint row0 = first + gl_SubgroupID * ROWS;
     uvec4 bits[HELD_BITS];
-    if (BROADCAST == 0)
+    const uint share = gl_LocalInvocationIndex / ITEMS, item = gl_LocalInvocationIndex % ITEMS;
+    results = mla_partial(p.x, row, head, 0, PARTIAL_TYPE);
+    if (BROADCAST == 0) {
+        ask_chunks(share, item);
         load_rows(head, row0, bits);
+    }
     int position = BufI32(p.positions).v[row];
     bool idle = !mla_valid(BufI32(p.slots).v[row], position);
     uvec2 y = address_at(p.y, row * HEADS + head, VALUES * act_bytes(OUT));
     uint count = idle ? 1 : uint(position) + 1, length = mla_chunk_length(count), busy = (count + length - 1) / length;
 
     if (BROADCAST == 0)
-        merge_chunks(row, head, busy);
+        merge_chunks(share, item, busy);
     if (idle) {
         for (uint i = first + gl_LocalInvocationIndex; i < min(first + step * TURNS, VALUES); i += gl_WorkGroupSize.x)
             store_act(y, i, OUT, 0.0);
@@ -231,7 +298,7 @@ void main()
         float acc[ROWS];
         multiply_rows(bits, head, row0, acc);
         [[unroll]] for (uint r = 0; r < ROWS; r++) {
-            float sum = subgroupAdd(acc[r]) * p.global_scale;
+            float sum = subgroup_sum(acc[r]) * p.global_scale;
             uint n = row0 + r;
             if (n < VALUES && gl_SubgroupInvocationID == r % gl_SubgroupSize) {
                 if (SCALE != SCALE_NONE && GROUP == 0)

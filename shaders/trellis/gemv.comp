@@ -16,6 +16,7 @@ float asked_residual; // with ONE_COLUMN, of the thread's
 #include "trellis/epilogue.glsl"
 
 bool gemv_prologue() { return true; }
+void share_operands() {}
 void request_column(uint n)
 {
     asked_residual = 0.0;

@@ -58,6 +58,7 @@ layout(constant_id = 11) const uint LANES = 64;  // the local size
 #endif
 
 bool gemv_prologue();                        // false: nothing to do, for the whole workgroup
+void share_operands();                       // before the barrier behind x: what the prologue asked for to shared memory
 void request_column(uint n);                 // in the workgroup that makes y, before sums are collected
 void finish_column(uint m, uint n, float y); // what has been through the output transform and times svh, to y
 
@@ -105,15 +106,6 @@ float x_at(uint m, uint k)
 }
 
 // ---- sums ----
-
-// Of row m over the workgroup's blocks.
-float row_squares(uint m, uint blocks)
-{
-    float sum = 0.0;
-    [[dont_unroll]] for (uint b = 0; b < blocks; b++)
-        sum += squares[b * M + m];
-    return sum;
-}
 
 // What a workgroup tells: rows of a share; of a row all columns, then its sum of squares as each 128 columns have it, on
 // to a multiple of 16 bytes.
@@ -179,12 +171,8 @@ void tell_sums(uint blocks)
             sum += work[(g * M + i / 128) * HADAMARD_PITCH + i % 128];
         BufTold(p.partial).v[share + i / 128 * told.pitch + told.columns + i % 128] = sum;
     }
-    const uint row = min(thread, M - 1); // all threads take part in loops before barriers
-    if (NORM) {
-        const float sum = row_squares(row, blocks);
-        if (thread < M)
-            BufTold(p.partial).v[share + thread * told.pitch + told_squares()] = sum;
-    }
+    if (NORM)
+        tell_squares(share + told_squares(), told.pitch, blocks);
 }
 
 void main()

@@ -31,15 +31,25 @@ uvec2 svh_of(uint expert);
 
 uvec2 svh_of(uint expert) { return address_at(p.svh, expert, 256 * gl_NumWorkGroups.x); }
 
+uint asked_expert; // of part gl_LocalInvocationIndex
+float asked_weight;
+
+void share_operands()
+{
+    if (SUMMED && gl_LocalInvocationIndex < ROW_PAIRS) {
+        part_expert[gl_LocalInvocationIndex] = asked_expert;
+        part_weight[gl_LocalInvocationIndex] = asked_weight;
+    }
+}
+
 bool gemv_prologue()
 {
-    const uint part = gl_LocalInvocationIndex;
     if (!find_tile(gl_WorkGroupID.z))
         return false;
-    if (SUMMED && part < ROW_PAIRS) { // behind the barriers of what follows
-        const uint pair = FIRST_PART + part;
-        part_expert[part] = uint(BufI32(p.ids).v[pair]);
-        part_weight[part] = BufF32(p.weights).v[pair];
+    if (SUMMED) {
+        const uint pair = FIRST_PART + min(gl_LocalInvocationIndex, ROW_PAIRS - 1);
+        asked_expert = uint(BufI32(p.ids).v[pair]);
+        asked_weight = BufF32(p.weights).v[pair];
     }
     expert_trellis = address_at(p.trellis, tile_expert, K_PADDED * 8 * gl_NumWorkGroups.x * RATE2);
     expert_suh = address_at(p.suh, tile_expert, 2 * K_PADDED);

@@ -128,10 +128,32 @@ void stage_x(uint first, uint count)
                 offsets[of] = total * scale;
         }
     }
+    share_operands();
     barrier();
 }
 
 // ---- sums ----
+
+// Of row m over the workgroup's blocks, by a cluster.
+float row_squares(uint m, uint blocks)
+{
+    const uint lane = thread % CLUSTER;
+    float sum = 0.0;
+    [[unroll]] for (uint b = 0; b < BLOCKS; b += CLUSTER)
+        if (b + lane < blocks)
+            sum += squares[(b + lane) * M + m];
+    return cluster_add(sum);
+}
+
+void tell_squares(uint at, uint pitch, uint blocks)
+{
+    [[unroll]] for (uint base = 0; base < M; base += CLUSTERS) {
+        const uint m = min(base + thread / CLUSTER, M - 1);
+        const float sum = row_squares(m, blocks);
+        if (thread % CLUSTER == 0 && base + thread / CLUSTER < M)
+            BufTold(p.partial).v[at + m * pitch] = sum;
+    }
+}
 
 // svh of the lane's columns, and the counter into a cache: both asked for before everything else, because at the end
 // nobody has anything to do while they come. With PARTS > 1 they are asked for again, of every part.
@@ -152,11 +174,13 @@ void collect_quad(uint q, uint at, uint first, uint step, uint stride)
 {
     const uint batch = 6; // on their way at once
     vec4 sum = vec4(0.0);
+    const uint distance = step * stride / 4;
+    uint from = (at + first * stride) / 4;
     [[dont_unroll]] for (uint s = first; s < gl_NumWorkGroups.y; s += batch * step) {
         vec4 v[batch];
         [[unroll]] for (uint i = 0; i < batch; i++) {
-            const uint share = s + i * step;
-            v[i] = share < gl_NumWorkGroups.y ? BufTold4(p.partial).v[(at + share * stride) / 4] : vec4(0.0);
+            v[i] = s + i * step < gl_NumWorkGroups.y ? BufTold4(p.partial).v[from] : vec4(0.0);
+            from += distance;
         }
         [[unroll]] for (uint i = 0; i < batch; i++)
             sum += v[i];
@@ -164,13 +188,14 @@ void collect_quad(uint q, uint at, uint first, uint step, uint stride)
     quads[q] = sum;
 }
 
+// The lane's part of the told squares.
 float collect_squares(uint lane, uint at, uint stride)
 {
-    float sum = 0.0;
-    [[dont_unroll]] for (uint base = 0; base < gl_NumWorkGroups.y; base += CLUSTER)
+    float sum = lane < gl_NumWorkGroups.y ? BufTold(p.partial).v[at + lane * stride] : 0.0;
+    [[dont_unroll]] for (uint base = CLUSTER; base < gl_NumWorkGroups.y; base += CLUSTER)
         if (base + lane < gl_NumWorkGroups.y)
             sum += BufTold(p.partial).v[at + (base + lane) * stride];
-    return cluster_add(sum);
+    return sum;
 }
 
 vec4 line_quad(uint at) { return vec4(work[at], work[at + 1], work[at + 2], work[at + 3]); }
@@ -204,21 +229,25 @@ void transform_sums(uint lines, uint blocks)
     const bool together = SPLIT != 0 && lines == 1;
     [[dont_unroll]] for (uint base = 0; base < lines; base += CLUSTERS) {
         const uint line = min(base + cluster, lines - 1), at = line * HADAMARD_PITCH + lane * EACH;
-        float factor = LINE_WEIGHT(line);
+        float factor = LINE_WEIGHT(line), square = 0.0;
         if (PARTS > 1) {
             const uvec2 svh = LINE_SVH(line);
             EACH_QUAD(ASK_QUAD, svh)
         }
         if (SPLIT != 0) {
             const uint first = told_line(told, line);
+            if (NORM)
+                square = collect_squares(lane, first + told_squares(), told.share);
             EACH_QUAD(COLLECT_QUAD, first + told.columns + lane * EACH)
             if (NORM)
-                factor *= inversesqrt(collect_squares(lane, first + told_squares(), told.share) / float(p.k) + p.eps);
+                square = cluster_add(square);
         } else {
             EACH_QUAD(ADD_GROUPS, at)
             if (NORM)
-                factor *= inversesqrt(row_squares(line, blocks) / float(p.k) + p.eps);
+                square = row_squares(line, blocks);
         }
+        if (NORM)
+            factor *= inversesqrt(square / float(p.k) + p.eps);
         if (together) { // lines 1 and up are those of the clusters
             EACH_QUAD(STORE_LINE_QUAD, (1 + cluster) * HADAMARD_PITCH + lane * EACH)
             barrier();

@@ -35,6 +35,7 @@ void stage_x(uint first, uint count)
         }
         work[i / 128 * HADAMARD_PITCH + i % 128] = v;
     }
+    share_operands();
     if (NORM)
         sum_squares(first, all);
     barrier();
@@ -92,6 +93,23 @@ void multiply_tile(uint tile)
 float product_offset(uint m, uint blocks) { return 0.0; }
 
 // ---- sums ----
+
+// Of row m over the workgroup's blocks.
+float row_squares(uint m, uint blocks)
+{
+    float sum = 0.0;
+    for (uint b = 0; b < blocks; b++)
+        sum += squares[b * M + m];
+    return sum;
+}
+
+void tell_squares(uint at, uint pitch, uint blocks)
+{
+    const uint row = min(thread, M - 1); // all threads take part in loops before barriers
+    const float sum = row_squares(row, blocks);
+    if (thread < M)
+        BufTold(p.partial).v[at + thread * pitch] = sum;
+}
 
 void request_end()
 {

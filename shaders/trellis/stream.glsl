@@ -11,9 +11,11 @@ void end_unit(uint unit);
 // base: of unit 0, of `count`. Before anything else, so that memory is waited for beside other work.
 void request_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
 {
-    if (PREFETCH != 0 && unit < count)
+    if (PREFETCH != 0 && unit < count) {
+        BufU32x4 from = BufU32x4(address_at(trellis, base + unit * UNIT_VECS * 64 + lane, 16));
         [[unroll]] for (uint i = 0; i < UNIT_VECS; i++)
-            next[i] = BufU32x4(trellis).v[base + (unit * UNIT_VECS + i) * 64 + lane];
+            next[i] = from.v[i * 64];
+    }
 }
 
 // Tile `tile`, a constant below TILES / 2, of the half of a unit that lies at the front of words; `here`: the unit.
