@@ -14,6 +14,7 @@
 // Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 section 2.1.2 (bias, groups).
 #include "include/reduce.glsl"
 #include "include/arrive.glsl"
+#include "include/subgroup_sum.glsl"
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint X_TYPE = 0;
@@ -44,8 +45,10 @@ shared uint key[EXPERTS];       // orders the experts; 0: not to be chosen
 shared uint group_key[GROUPS];
 shared uint chosen[TOP_K];
 shared vec2 sums[64]; // of the subgroups: products, squares
+shared uint nan_seen; // among the logits
 
 float first_bias; // of the expert gl_LocalInvocationIndex
+uint thread;      // such that subgroups have neighbours
 
 float bias_of(uint expert) { return is_null(p.bias) ? 0.0 : BufF32(p.bias).v[expert]; }
 
@@ -108,7 +111,9 @@ float compute_logit(uint row, uint expert)
             if (base + own < p.k)
                 add_step(row, expert, base + own, sum);
     }
-    sum = vec2(subgroupAdd(sum.x), subgroupAdd(sum.y));
+    sum.x = subgroup_sum(sum.x);
+    if (NORM != 0)
+        sum.y = subgroup_sum(sum.y);
     if (gl_NumSubgroups > 1) {
         if (subgroupElect())
             sums[gl_SubgroupID] = sum;
@@ -146,16 +151,24 @@ void choose_groups()
     barrier();
 }
 
-// The expert with r others before it goes to place r. Where several fit a group of loads they are issued together.
+// The expert with r others before it goes to place r. Where a workgroup has enough threads, four share the comparisons
+// of an expert; where several fit a group of loads they are issued together.
 void choose_experts()
 {
-    const uint together = EXPERTS % 8 == 0 ? 8 : 1;
-    for (uint base = 0; base < EXPERTS; base += gl_WorkGroupSize.x) {
-        const uint expert = min(base + gl_LocalInvocationIndex, EXPERTS - 1), own = key[expert];
+    uint team = 1;
+    if (EXPERTS % 32 == 0 && EXPERTS * 4 <= gl_WorkGroupSize.x)
+        team = 4;
+    const uint together = EXPERTS % 8 == 0 ? 8 : 1, first = thread % team * (EXPERTS / team);
+    for (uint base = 0; base < EXPERTS; base += gl_WorkGroupSize.x / team) {
+        const uint expert = min(base + thread / team, EXPERTS - 1), own = key[expert];
         uint rank = 0;
-        for (uint i = 0; i < EXPERTS; i += together)
+        for (uint i = first; i < first + EXPERTS / team; i += together)
             [[unroll]] for (uint j = 0; j < together; j++)
                 rank += uint(key[i + j] > own || (key[i + j] == own && i + j < expert));
+        if (team > 1) {
+            rank += subgroupShuffleXor(rank, 1);
+            rank += subgroupShuffleXor(rank, 2);
+        }
         if (rank < TOP_K)
             chosen[rank] = expert;
     }
@@ -165,14 +178,14 @@ void choose_experts()
 // Scores and keys of a row to shared memory; returns what every score is divided by, NaN if a logit is.
 float score_experts(uint row)
 {
-    float highest = -1e38, bad = 0.0, sum = 0.0;
+    float highest = -1e38, sum = 0.0;
     for (uint base = 0; base < EXPERTS; base += gl_WorkGroupSize.x) {
         const uint expert = min(base + gl_LocalInvocationIndex, EXPERTS - 1);
         const float x = logit(row, expert);
         if (base + gl_LocalInvocationIndex < EXPERTS)
             score[expert] = x; // read again by this very invocation
         if (is_nan(x))
-            bad = 1.0;
+            atomicOr(nan_seen, 1u);
         else
             highest = max(highest, x);
     }
@@ -195,10 +208,9 @@ float score_experts(uint row)
         score[expert] = s;
         key[expert] = key_of(is_nan(x) ? nan() : rated);
     }
-    bad = workgroup_add(bad);
     sum = SIGMOID == 0 ? workgroup_add(sum) : 1.0;
     barrier();
-    return bad > 0.0 ? nan() : sum;
+    return nan_seen != 0 ? nan() : sum;
 }
 
 void choose(uint row)
@@ -243,14 +255,18 @@ void mark_idle(uint row)
 void main()
 {
     const uint row = gl_WorkGroupID.y;
-    // Not waited for before the logit's loads are under way.
-    const bool idle = !is_null(p.positions) && BufI32(p.positions).v[row] < 0;
-    // Nor are these, which the last to arrive would wait for.
+    thread = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+    // Looked at behind the logit's products, so that nobody waits for it.
+    const int position = is_null(p.positions) ? 0 : BufI32(p.positions).v[row];
+    // Nor for these, which the last to arrive would wait for.
     first_bias = SIGMOID != 0 ? bias_of(min(gl_LocalInvocationIndex, EXPERTS - 1)) : 0.0;
-    if (LOGITS == 0 && gl_LocalInvocationIndex == 0)
-        touch_counter(p.counters, row);
+    if (gl_LocalInvocationIndex == 0) {
+        nan_seen = 0; // before the barriers of those who arrive
+        if (LOGITS == 0)
+            touch_counter(p.counters, row);
+    }
     const float x = LOGITS == 0 ? compute_logit(row, gl_WorkGroupID.x) : 0.0;
-    if (idle) {
+    if (position < 0) {
         if (gl_WorkGroupID.x == 0)
             mark_idle(row);
         return;
@@ -260,6 +276,8 @@ void main()
             BufLogits(p.logits).v[row * ROWS + gl_WorkGroupID.x] = x;
         if (!last_to_arrive(p.counters, row, ROWS))
             return;
+    } else {
+        barrier();
     }
     choose(row);
 }
