@@ -144,7 +144,8 @@ static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_vie
                              layer->groups,
                              layer->top_groups,
                              layer->group_best,
-                             rounds <= ROUTER_ROUNDS_MAX ? rounds : 0};
+                             rounds <= ROUTER_ROUNDS_MAX ? rounds : 0,
+                             !mrl_device_has(dev, MRL_BIT(told))};
     const mrl_push_router push = {.w = mrl_buffer_address(layer->router->quant),
                                   .x = mrl_view_address(&args->x),
                                   .norm = mrl_view_address(&args->norm),

@@ -152,7 +152,7 @@ typedef struct gemv_plan {
     mrl_kernel kernel; /* trellis_gemv or trellis_gemv_dot */
     mrl_math math;
     uint32_t types; /* of x and y and blocks of 128 rows of Q of a workgroup, as the push block has them */
-    uint32_t splits, shared, nspec, spec[12];
+    uint32_t splits, shared, nspec, spec[13];
 } gemv_plan;
 
 /* Bytes of shared memory, a little more than gemv.glsl declares. */
@@ -192,7 +192,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
         .types = (uint32_t)args->x.dtype | (uint32_t)args->y.dtype << 4 | mrl_div_up(all, splits) << 8,
         .splits = splits,
         .shared = gemv_shared(m, room, groups, f32, args->int8),
-        .nspec = 12,
+        .nspec = 13,
         .spec =
             {
                 64 * groups,
@@ -208,6 +208,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                 t->k % 8 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0 &&
                     mrl_view_address(&args->norm) % 16 == 0,
                 64 * groups,
+                !mrl_device_has(dev, MRL_BIT(told)),
             },
     };
 }

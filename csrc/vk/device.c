@@ -5,6 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define VENDOR_NVIDIA 0x10deu /* PCI */
+
 static const struct {
     const char *name, *text;
 } feature_rows[] = {
@@ -289,6 +291,8 @@ static void query_properties(VkPhysicalDevice physical, mrl_device_info *info)
     memcpy(info->uuid, v11.deviceUUID, sizeof info->uuid);
     memcpy(info->driver_uuid, v11.driverUUID, sizeof info->driver_uuid);
     info->vendor = core->vendorID;
+    if (info->vendor == VENDOR_NVIDIA)
+        info->features |= MRL_BIT(told);
     info->device_id = core->deviceID;
     info->driver_version = core->driverVersion;
     info->kind = kind_of(core->deviceType);

@@ -12,6 +12,8 @@
 // LOGITS 0: workgroup (e, row) computes a logit, and the last to arrive of a row chooses. LOGITS 1: the logits are
 // there already; workgroup (0, row) chooses.
 // Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 section 2.1.2 (bias, groups).
+layout(constant_id = 16) const bool ACQUIRE = true;
+#define ACQUIRE ACQUIRE
 #include "include/reduce.glsl"
 #include "include/arrive.glsl"
 #include "include/subgroup_sum.glsl"

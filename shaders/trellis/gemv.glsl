@@ -36,6 +36,8 @@ layout(constant_id = 8) const uint CLUSTER = 8;  // lanes of a subgroup that tra
 layout(constant_id = 9) const uint INT8 = 0;
 layout(constant_id = 10) const uint FOURS = 0;   // 1: four elements of x at once; k is a multiple of 8
 layout(constant_id = 11) const uint LANES = 64;  // the local size
+layout(constant_id = 12) const bool ACQUIRE = true; // see include/arrive.glsl
+#define ACQUIRE ACQUIRE
 
 // Not constants, nor how many blocks a workgroup has: products of a step should have as few pipelines as can be,
 // because machine code that does not stay in the instruction cache from layer to layer costs more than all these
