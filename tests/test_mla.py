@@ -144,7 +144,7 @@ def decodes_on_matrices(device: _C.Device, case: Case) -> bool:
         {"fp16", "coopmat"} <= set(device.features)
         and info["subgroup_min"] == info["subgroup_max"] == 32
         and info["max_workgroup"] >= 256
-        and info["shared_bytes"] >= 16 * units + 64
+        and info["shared_bytes"] >= 16 * units + 128
     )
 
 

@@ -4,7 +4,6 @@
 #include "ops/quantize.h"
 
 #define PARTIAL_EXTRA 16u  /* bytes beside O in a chunk's result (mla_partial of mla.glsl) */
-#define VALUE_MERGE 17u    /* MERGE_MAX of mla/value.comp */
 #define STAGE_BYTES 20480u /* of cache rows in shared memory */
 #define DIM_MAX 1024u      /* of nope and v_dim */
 
@@ -138,7 +137,7 @@ static bool decodes_on_matrices(mrl_device *dev, const mrl_kv *kv, const mrl_mla
     return mrl_pipeline_available(dev, MRL_KERNEL_mla_decode_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
            info->subgroup_min == 32 && info->subgroup_max == 32 && info->max_workgroup >= MATRIX_LANES &&
            kv->dtype == MRL_DTYPE_f16 && kv->rank % 128 == 0 && kv->dim % 16 == 0 &&
-           units * 16 + 4 * MATRIX_HEADS <= info->shared_bytes &&
+           units * 16 + 8 * MATRIX_HEADS <= info->shared_bytes &&
            (args->kernel == MRL_KERNEL_mla_decode_coopmat ||
             (args->kernel == MRL_KERNEL_COUNT && args->heads >= MATRIX_HEADS_LEAST));
 }
@@ -344,7 +343,8 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_dtype type, m
     spec[MRL_MLA_SPECS + 4] = turns;
     const uint32_t shares = is_software(call) ? 1 : max_u32(1, min_u32(8, spec[0] / items));
     const uint32_t merge = mrl_div_up(chunks, shares);
-    const bool once = shares * items <= spec[0] && merge <= VALUE_MERGE && call->info->subgroup_min >= 32;
+    const bool once = shares * items <= spec[0] && merge <= MRL_MLA_MERGE && call->info->subgroup_min >= 32 &&
+                      call->info->subgroup_max <= 64;
     spec[MRL_MLA_SPECS + 5] = once ? merge : 0;
     spec[MRL_MLA_SPECS + 6] = broadcast;
     spec[MRL_MLA_SPECS + 7] = shares;

@@ -119,11 +119,9 @@ done:
     return rc;
 }
 
-/* Kernels in f16 transform by eight lanes of a subgroup or more. */
 static bool wants_f32(mrl_device *dev, const mrl_trellis_args *args)
 {
-    return !mrl_device_has(dev, MRL_BIT(fp16)) || mrl_device_info_of(dev)->subgroup_min < 8 ||
-           (args->x.dtype == MRL_DTYPE_f32 && args->norm.buffer == NULL);
+    return !mrl_device_has(dev, MRL_BIT(fp16)) || (args->x.dtype == MRL_DTYPE_f32 && args->norm.buffer == NULL);
 }
 
 /* ---- gemv ---- */
@@ -155,11 +153,18 @@ typedef struct gemv_plan {
     uint32_t splits, shared, nspec, spec[13];
 } gemv_plan;
 
+/* Lanes that transform 128 values, in f16. */
+static uint32_t gemv_cluster(const mrl_device_info *info)
+{
+    return info->subgroup_min >= 32 ? 32 : info->subgroup_min >= 16 ? 16 : 8;
+}
+
 /* Bytes of shared memory, a little more than gemv.glsl declares. */
-static uint32_t gemv_shared(uint32_t rows, uint32_t blocks, uint32_t groups, bool f32, bool int8)
+static uint32_t gemv_shared(const mrl_device_info *info, uint32_t rows, uint32_t blocks, uint32_t groups, bool f32,
+                            bool int8)
 {
     const uint32_t lanes = 64 * groups, staged = blocks * rows, pitch = 132 * sizeof(float);
-    const uint32_t pieces = f32 ? staged : rows == 1 ? 1 + lanes / 8 : 1;
+    const uint32_t pieces = f32 ? staged : rows == 1 ? 1 + lanes / gemv_cluster(info) : 1;
     const uint32_t lines = max_u32(max_u32(pieces, groups * rows), MRL_TRELLIS_SUM_MAX);
     return pitch * lines + staged * ((f32 ? 0 : int8 ? 512 : 256) + 12) + 128;
 }
@@ -169,7 +174,8 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
 {
     const mrl_trellis *t = args->t;
     const mrl_device_info *info = mrl_device_info_of(dev);
-    const bool software = info->kind == MRL_DEVICE_SOFTWARE, f32 = wants_f32(dev, args);
+    const bool software = info->kind == MRL_DEVICE_SOFTWARE;
+    const bool f32 = wants_f32(dev, args) || info->subgroup_min < 8; /* in f16 eight lanes transform, or more */
     const uint32_t unit_rows = t->rate2 % 2 == 0 ? 64 : 128;
     const uint32_t blocks = gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, splits = mrl_div_up(all, blocks);
@@ -184,14 +190,14 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     if (m == 1)
         for (room = 4; room < blocks;) room *= 2;
     while (groups * 2 <= min_u32(most, units) &&
-           gemv_shared(m, room, groups * 2, f32, args->int8) <= info->shared_bytes)
+           gemv_shared(info, m, room, groups * 2, f32, args->int8) <= info->shared_bytes)
         groups *= 2;
     return (gemv_plan){
         .kernel = dot ? MRL_KERNEL_trellis_gemv_dot : MRL_KERNEL_trellis_gemv,
         .math = f32 ? MRL_MATH_F32 : MRL_MATH_F16,
         .types = (uint32_t)args->x.dtype | (uint32_t)args->y.dtype << 4 | mrl_div_up(all, splits) << 8,
         .splits = splits,
-        .shared = gemv_shared(m, room, groups, f32, args->int8),
+        .shared = gemv_shared(info, m, room, groups, f32, args->int8),
         .nspec = 13,
         .spec =
             {
@@ -203,7 +209,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                 (uint32_t)args->activation,
                 splits > 1,
                 !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
-                info->subgroup_min >= 32 ? 32 : info->subgroup_min >= 16 ? 16 : info->subgroup_min >= 8 ? 8 : 0,
+                gemv_cluster(info),
                 args->int8,
                 t->k % 8 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0 &&
                     mrl_view_address(&args->norm) % 16 == 0,

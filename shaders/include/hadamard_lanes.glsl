@@ -1,6 +1,6 @@
 // The Hadamard transform of 128 values, that of include/hadamard.glsl to the bit, by CLUSTER lanes of a subgroup (8, 16
 // or 32) that lie side by side: lane i has elements EACH * i .. EACH * (i + 1) - 1. No barrier, and a third of the
-// machine code of the way through shared memory.
+// machine code of the way through shared memory. Needs hadamard.glsl.
 //
 // Callers' control flow must be the same for whole workgroups: where NVIDIA's compiler does not know that a subgroup is
 // complete, each shuffle is two calls of functions that find out.
@@ -9,33 +9,33 @@ const uint QUADS = EACH / 4;
 vec4 quads[4]; // at file scope like w of trellis.glsl; QUADS of them, and indices are literals: loops are unrolled too late
 
 // DO(q, argument) for all quads.
-#define EACH_QUAD(DO, argument)                                                                                            \
-    DO(0, argument)                                                                                                        \
-    if (QUADS > 1) {                                                                                                       \
-        DO(1, argument)                                                                                                    \
-    }                                                                                                                      \
-    if (QUADS > 2) {                                                                                                       \
-        DO(2, argument)                                                                                                    \
-        DO(3, argument)                                                                                                    \
+#define EACH_QUAD(DO, argument)                                                                                        \
+    DO(0, argument)                                                                                                    \
+    if (QUADS > 1) {                                                                                                   \
+        DO(1, argument)                                                                                                \
+    }                                                                                                                  \
+    if (QUADS > 2) {                                                                                                   \
+        DO(2, argument)                                                                                                \
+        DO(3, argument)                                                                                                \
     }
 
-#define BUTTERFLIES_IN_QUAD(q, unused)                                                                                     \
-    quads[q] = vec4(quads[q].x + quads[q].y, quads[q].x - quads[q].y, quads[q].z + quads[q].w, quads[q].z - quads[q].w);   \
+#define BUTTERFLIES_IN_QUAD(q, unused)                                                                                 \
+    quads[q] = vec4(quads[q].x + quads[q].y, quads[q].x - quads[q].y, quads[q].z + quads[q].w, quads[q].z - quads[q].w);\
     quads[q] = vec4(quads[q].xy + quads[q].zw, quads[q].xy - quads[q].zw);
 
-#define BUTTERFLIES_OF_QUADS(a, b)                                                                                         \
-    {                                                                                                                      \
-        const vec4 sum = quads[a] + quads[b], difference = quads[a] - quads[b];                                            \
-        quads[a] = sum;                                                                                                    \
-        quads[b] = difference;                                                                                             \
+#define BUTTERFLIES_OF_QUADS(a, b)                                                                                     \
+    {                                                                                                                  \
+        const vec4 sum = quads[a] + quads[b], difference = quads[a] - quads[b];                                        \
+        quads[a] = sum;                                                                                                \
+        quads[b] = difference;                                                                                         \
     }
 
 #define BUTTERFLIES_ACROSS(q, mask) quads[q] = fma(quads[q], vec4(sign), subgroupShuffleXor(quads[q], mask));
 
-#define ACROSS_LANES(mask)                                                                                                 \
-    if (mask < CLUSTER) {                                                                                                  \
-        const float sign = (lane & mask) == 0 ? 1.0 : -1.0;                                                                \
-        EACH_QUAD(BUTTERFLIES_ACROSS, mask)                                                                                \
+#define ACROSS_LANES(mask)                                                                                             \
+    if (mask < CLUSTER) {                                                                                              \
+        const float sign = (lane & mask) == 0 ? 1.0 : -1.0;                                                            \
+        EACH_QUAD(BUTTERFLIES_ACROSS, mask)                                                                            \
     }
 
 #define SCALE_QUAD(q, factor) quads[q] *= factor;

@@ -189,8 +189,6 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
 };
 
-#define MRL_MLA_CHUNKS 132 /* of the positions that latent attention is divided into, at most */
-
 #define MRL_TRELLIS_SUM_MAX 8 /* pairs of a row that one workgroup sums up */
 
 /* A trellis in the file's layout to kernel layout or back, or decoded. */
@@ -259,6 +257,8 @@ PUSH_STRUCT(mrl_push_attention)
 };
 
 /* Latent attention, all kernels of shaders/mla. Sizes are specialization constants. */
+#define MRL_MLA_CHUNKS 132 /* of the positions, at most */
+#define MRL_MLA_MERGE 17   /* results of chunks that a thread of mla_value asks for, at most: 8 threads have them all */
 PUSH_STRUCT(mrl_push_mla)
 {
     ADDR x;           /* what the kernel works on: kv, q, absorbed q, partial results */

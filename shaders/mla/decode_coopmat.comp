@@ -1,6 +1,6 @@
-// mla/decode.comp on cooperative matrices: for each (row, head, chunk of positions) O = sum of w * latent over the sum of the
-// weights w, in f16; the maximum of the scores and the sum of the weights. f16 operands, f32 sums; 16 heads are the lines
-// of a matrix. Queries are in f16; lines behind the last head hold anything, and count for nothing.
+// mla/decode.comp on cooperative matrices: for each (row, head, chunk of positions) O = sum of w * latent over the sum of
+// the weights w, in f16; the maximum of the scores and the sum of the weights. f16 operands, f32 sums; 16 heads are the
+// lines of a matrix. Queries are in f16; lines behind the last head hold anything, and count for nothing.
 //
 // Grid (chunks, blocks of 16 heads, rows). A turn takes KEYS rows of the cache, staged in shared memory while the next
 // are on their way. 8 subgroups of 32 share it: for the scores each has 16 keys and every fourth sixteen of the row,
@@ -44,14 +44,14 @@ const uint O_PITCH = O_MATRICES * 4 + 1;
 #define MatB coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB>
 #define MatC coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>
 
-// This thread's share of rows first .. first + KEYS - 1, which lie one behind the other; zeros from `last` on, where the
-// cache may hold anything. Offsets from an address that is computed once are constants, which loads take for nothing.
-#define FETCH_ROWS(first, last)                                                                                            \
-    {                                                                                                                      \
-        BufU32x4 rows = BufU32x4(address_at(p.cache, mla_unit(slot, first) + t, 16));                                      \
-        const uint units = min((last) - (first), KEYS) * ROW_UNITS;                                                        \
-        [[unroll]] for (uint i = 0; i < FETCH; i++)                                                                        \
-            fetched[i] = t + i * LANES < units ? rows.v[i * LANES] : uvec4(0);                                             \
+// This thread's share of rows first .. first + KEYS - 1, which lie one behind the other; zeros from `last` on, where
+// the cache may hold anything. Offsets from an address that is computed once are constants, which loads take for nothing.
+#define FETCH_ROWS(first, last)                                                                                        \
+    {                                                                                                                  \
+        BufU32x4 rows = BufU32x4(address_at(p.cache, mla_unit(slot, first) + t, 16));                                  \
+        const uint units = min((last) - (first), KEYS) * ROW_UNITS;                                                    \
+        [[unroll]] for (uint i = 0; i < FETCH; i++)                                                                    \
+            fetched[i] = t + i * LANES < units ? rows.v[i * LANES] : uvec4(0);                                         \
     }
 
 // Unit `at` of lines of ROW_UNITS in shared memory.
@@ -118,7 +118,8 @@ void main()
             const vec4 four = uintBitsToFloat(pool[S_AT + (i * 16 + line) * S_PITCH + pair / 2]);
             x += pair % 2 == 0 ? four.xy : four.zw;
         }
-        const bvec2 counts = lessThan(uvec2(base + 2 * pair) + uvec2(0, 1), uvec2(first_head + line < HEADS ? last : 0));
+        const uint end = first_head + line < HEADS ? last : 0;
+        const bvec2 counts = lessThan(uvec2(base + 2 * pair) + uvec2(0, 1), uvec2(end));
         float highest = max(counts.x ? x.x : LOWEST, counts.y ? x.y : LOWEST);
         [[unroll]] for (uint mask = 1; mask < 16; mask *= 2)
             highest = max(highest, subgroupShuffleXor(highest, mask));
@@ -157,7 +158,7 @@ void main()
     [[unroll]] for (uint mask = 1; mask < 16; mask *= 2)
         sum += subgroupShuffleXor(sum, mask);
     if (pair == 0) {
-        line_inverse[line] = 1.0 / sum;
+        line_inverse[line] = sum == 0.0 ? 0.0 : 1.0 / sum; // all scores -inf
         if (first_head + line < HEADS)
             BufF32x4(mla_partial(p.y, row, first_head + line, chunk, ACT_F16)).v[RANK / 8] = vec4(top, sum, 0.0, 0.0);
     }

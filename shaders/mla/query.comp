@@ -1,9 +1,9 @@
 // Absorbed queries, f32 or f16: y_h = [q_h[:NOPE] W_uk_h | rope(q_h[NOPE:])] * softmax scale * log2(e).
 // q (rows, HEADS * (NOPE + ROPE_DIM)) -> y (rows, HEADS, RANK + ROPE_DIM).
 //
-// W_uk_h is NOPE rows of kv_b, RANK long. A workgroup owns COLUMNS of them, 8 a lane; SPLIT groups of
-// lanes deal out the rows and add up in shared memory, where the query is as well. Grid (column tiles + 1, HEADS, rows): the last
-// workgroup of a head turns the rope part.
+// W_uk_h is NOPE rows of kv_b, RANK long. A workgroup owns COLUMNS of them, 8 a lane; SPLIT groups of lanes deal out the
+// rows and add up in shared memory, where the query is as well. Grid (column tiles + 1, HEADS, rows): the last workgroup
+// of a head turns the rope part.
 //
 // On a CPU (BROADCAST) a workgroup is one subgroup: a lane owns a unit of 16 bytes of every row, and elements of q are
 // loaded one a lane and broadcast, with the scales of their rows where these have one each.
@@ -25,7 +25,7 @@ const bool ROW_SCALED = SCALE != SCALE_NONE && (GROUP == 0 || GROUP >= RANK);
 const bool UNIT_SCALED = SCALE != SCALE_NONE && !(GROUP == 0 || GROUP >= RANK);
 const float LOG2_E = 1.4426950408889634;
 
-const uint PITCH = COLUMNS + 8;                // of the lines of sums: so that parts and columns meet in no bank
+const uint PITCH = 8 * (ACROSS + 1);           // of the lines of sums: so that parts and columns meet in no bank
 const uint TEAM = SPLIT >= 32 ? 4 : 1;         // lanes that add up a column
 const uint PADDED = (NOPE + SPLIT - 1) / SPLIT * SPLIT;
 shared float queries[PADDED];
@@ -33,15 +33,15 @@ shared float sums[SPLIT > 1 ? SPLIT * PITCH : 1];
 
 uvec4 asked[8]; // indices are literals: NVIDIA unrolls loops too late for what lives across a barrier
 #define EACH_ASKED(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
-#define ASK(i)                                                                                                             \
-    if (i < BATCH)                                                                                                         \
+#define ASK(i)                                                                                                         \
+    if (i < BATCH)                                                                                                     \
         asked[i] = load_unit(head_row + min(i * SPLIT + part, NOPE - 1), column);
-#define ADD_ASKED(i)                                                                                                       \
-    if (i < BATCH) {                                                                                                       \
-        float w[8];                                                                                                        \
-        decode_weights8(asked[i], head_row + min(i * SPLIT + part, NOPE - 1), column, w);                                  \
-        [[unroll]] for (uint j = 0; j < 8; j++)                                                                            \
-            acc[j] = fma(queries[i * SPLIT + part], w[j], acc[j]);                                                         \
+#define ADD_ASKED(i)                                                                                                   \
+    if (i < BATCH) {                                                                                                   \
+        float w[8];                                                                                                    \
+        decode_weights8(asked[i], head_row + min(i * SPLIT + part, NOPE - 1), column, w);                              \
+        [[unroll]] for (uint j = 0; j < 8; j++)                                                                        \
+            acc[j] = fma(queries[i * SPLIT + part], w[j], acc[j]);                                                     \
     }
 
 // Columns column .. column + FMT_UNIT - 1 of y.
@@ -119,13 +119,13 @@ void main()
         return;
     }
     [[unroll]] for (uint j = 0; j < 8; j++)
-        sums[part * PITCH + j * ACROSS + lane] = acc[j];
+        sums[part * PITCH + j * (ACROSS + 1) + lane] = acc[j];
     barrier();
     for (uint base = 0; base < COLUMNS * TEAM; base += gl_WorkGroupSize.x) {
         const uint i = min((base + thread) / TEAM, COLUMNS - 1);
         float sum = 0.0;
         [[unroll]] for (uint s = 0; s < SPLIT; s += TEAM)
-            sum += sums[(s + thread % TEAM) * PITCH + i % 8 * ACROSS + i / 8];
+            sum += sums[(s + thread % TEAM) * PITCH + i % 8 * (ACROSS + 1) + i / 8];
         [[unroll]] for (uint mask = 1; mask < TEAM; mask *= 2)
             sum += subgroupShuffleXor(sum, mask);
         if (thread % TEAM == 0 && tile + i < RANK && (base + thread) / TEAM == i)

@@ -5,8 +5,9 @@
 // (every workgroup of the head does, that spares a dispatch), then a subgroup owns ROWS rows at a time.
 // Grid (row tiles, HEADS, rows). Idle rows get zeros.
 //
-// All loads are under way before anything is waited for: the weights, results of chunks whether they count or not, and
-// the position that tells which do. SHARES threads deal out the chunks of four elements.
+// With MERGE all loads are under way before anything is waited for: the weights, results of chunks whether they count or
+// not, and the position that tells which do. SHARES threads deal out the chunks of an item, four elements in f32 or eight
+// in f16. Without, chunks are loaded one by one: where subgroups are small or there are too many chunks for the threads.
 //
 // On a CPU (BROADCAST) a lane owns ROWS rows and the latent is shared by broadcasts: matmul/broadcast.glsl. TURNS is 1.
 // Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.2 (W_uv absorbed into the output).
@@ -22,8 +23,7 @@ layout(constant_id = 17) const uint BROADCAST = 0;
 layout(constant_id = 18) const uint SHARES = 1;
 layout(constant_id = 19) const uint HELD = 1;  // units of a row that a lane has at most
 layout(constant_id = 20) const uint PARTIAL_TYPE = ACT_F32; // of results of chunks: ACT_F32 or ACT_F16
-#define MERGE_MAX 17 // a thread's; and in steps of 32 all that are weighed
-#define STATS_MAX 5
+#define STATS_MAX 5 // times 32: all chunks that a workgroup can have asked for
 #include "include/subgroup_sum.glsl"
 #include "matmul/load_weights.glsl"
 
@@ -49,27 +49,27 @@ vec2 result_stats(uint chunk) { return result_unit(chunk, ITEMS).xy; }
 // ---- the attention over all chunks
 
 // What lives across a barrier has indices that are literals: NVIDIA unrolls loops too late.
-vec4 asked[MERGE_MAX];
+vec4 asked[MRL_MLA_MERGE];
 vec2 asked_stats[STATS_MAX];
 vec4 merged[2];
 
-#define EACH_ASKED(DO)                                                                                                     \
+#define EACH_ASKED(DO)                                                                                                 \
     DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) DO(12) DO(13) DO(14) DO(15) DO(16)
 #define EACH_STATS(DO) DO(0) DO(1) DO(2) DO(3) DO(4)
-#define ASK(j)                                                                                                             \
-    if (j < MERGE)                                                                                                         \
+#define ASK(j)                                                                                                         \
+    if (j < MERGE)                                                                                                     \
         asked[j] = from.v[j * SHARES * (ITEMS + 1)];
-#define ADD_ASKED(j)                                                                                                       \
-    if (j < MERGE)                                                                                                         \
+#define ADD_ASKED(j)                                                                                                   \
+    if (j < MERGE)                                                                                                     \
         add_chunk(asked[j], share + j * SHARES, busy);
-#define ASK_STATS(j)                                                                                                       \
-    if (32 * j < MERGE * SHARES)                                                                                           \
+#define ASK_STATS(j)                                                                                                   \
+    if (32 * j < MERGE * SHARES)                                                                                       \
         asked_stats[j] = from.v[j * gl_SubgroupSize * (ITEMS + 1)].xy;
-#define TOP_STATS(j)                                                                                                       \
-    if (32 * j < MERGE * SHARES)                                                                                           \
+#define TOP_STATS(j)                                                                                                   \
+    if (32 * j < MERGE * SHARES)                                                                                       \
         top = max(top, gl_SubgroupInvocationID + j * gl_SubgroupSize < busy ? asked_stats[j].x : LOWEST);
-#define WEIGH_STATS(j)                                                                                                     \
-    if (32 * j < MERGE * SHARES)                                                                                           \
+#define WEIGH_STATS(j)                                                                                                 \
+    if (32 * j < MERGE * SHARES)                                                                                       \
         total += weigh_chunk(gl_SubgroupInvocationID + j * gl_SubgroupSize, busy, asked_stats[j], top);
 
 float weigh_chunk(uint chunk, uint busy, vec2 stats, float top)

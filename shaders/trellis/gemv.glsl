@@ -32,7 +32,7 @@ layout(constant_id = 4) const uint BLOCKS = 1;   // of 128 rows of Q that there 
 layout(constant_id = 5) const uint ACTIVATION = 0;
 layout(constant_id = 6) const uint SPLIT = 0;    // 1: several workgroups share 128 columns
 layout(constant_id = 7) const uint PREFETCH = 0; // 1: units in registers, the next one in flight (f16 only)
-layout(constant_id = 8) const uint CLUSTER = 8;  // lanes of a subgroup that transform 128 values: 8, 16, 32; f32: 0 or 8
+layout(constant_id = 8) const uint CLUSTER = 8;  // f16: lanes of a subgroup that transform 128 values: 8, 16, 32
 layout(constant_id = 9) const uint INT8 = 0;
 layout(constant_id = 10) const uint FOURS = 0;   // 1: four elements of x at once; k is a multiple of 8
 layout(constant_id = 11) const uint LANES = 64;  // the local size
@@ -68,14 +68,13 @@ void finish_column(uint m, uint n, float y); // what has been through the output
 #include "include/address.glsl"
 #include "include/activation.glsl"
 #include "include/arrive.glsl"
-#include "include/hadamard.glsl"
+#include "include/hadamard.glsl" // for both kinds of math: a file is included once, whatever #if says
 
 #define HADAMARD_PITCH 132
 const uint GROUPS = LANES / 64;
 const uint SUMS = 2 * M;
 const bool SMALL_CODE = M == 1; // steps of one sequence: see above. More rows are worth longer code
 const bool ONE_COLUMN = M == 1 && LANES >= 128; // makes a thread of y
-const uint SHUFFLE = CLUSTER;
 
 // Lines of 128 in work: sums of the groups [group][m], then those of all workgroups, of rows or of parts.
 #if MATH_F16
@@ -167,11 +166,13 @@ void tell_sums(uint blocks)
 {
     const Told told = told_places();
     const uint share = told.first + gl_WorkGroupID.y * told.share;
-    [[dont_unroll]] for (uint i = thread; i < 128 * M; i += LANES) {
+    [[dont_unroll]] for (uint base = 0; base < 128 * M; base += LANES) {
+        const uint i = min(base + thread, 128 * M - 1);
         float sum = 0.0;
         [[unroll]] for (uint g = 0; g < GROUPS; g++)
             sum += work[(g * M + i / 128) * HADAMARD_PITCH + i % 128];
-        BufTold(p.partial).v[share + i / 128 * told.pitch + told.columns + i % 128] = sum;
+        if (base + thread < 128 * M)
+            BufTold(p.partial).v[share + i / 128 * told.pitch + told.columns + i % 128] = sum;
     }
     if (NORM)
         tell_squares(share + told_squares(), told.pitch, blocks);

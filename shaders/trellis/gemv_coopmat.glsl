@@ -26,7 +26,7 @@ layout(constant_id = 9) const uint FRAGMENTS = 0; // 1: the device has that feat
 bool coopmat_prologue();                       // false: nothing to do, for the whole workgroup
 void finish_column(uint m, uint n, float y);
 
-const uint PREFETCH = 1, SHUFFLE = 1, GROUPS = LANES / 64, HEIGHT = M / 16;
+const uint PREFETCH = 1, GROUPS = LANES / 64, HEIGHT = M / 16;
 const bool SMALL_CODE = false;
 const bool LOOPS = false;
 #define HADAMARD_PITCH 132

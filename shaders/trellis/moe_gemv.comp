@@ -71,6 +71,6 @@ void request_column(uint n) { asked_residual = ONE_COLUMN ? residual_of(n) : 0.0
 void finish_column(uint m, uint n, float y)
 {
     const uint row = SUMMED ? row_of(gl_WorkGroupID.z) : tile_pair(m);
-    if (n < p.n && (SUMMED || m < tile_rows))
+    if (n < p.n && m < tile_rows)
         store_act(p.y, row * p.n + n, Y_TYPE, y + (ONE_COLUMN ? asked_residual : residual_of(n)));
 }

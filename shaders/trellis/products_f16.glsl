@@ -218,7 +218,8 @@ void store_line_quad(uint q, uint at)
 #define ADD_GROUPS(q, at) add_quad(q, at + 4 * q, GROUPS, M);
 #define ADD_CLUSTERS(q, at) add_quad(q, at + 4 * q, CLUSTERS, 1);
 #define STORE_LINE_QUAD(q, at) store_line_quad(q, at + 4 * q);
-#define FINISH_QUAD(q, factor)                                                                                                 quads[q] *= factor * vec4(unpackHalf2x16(asked_svh[q].x), unpackHalf2x16(asked_svh[q].y));
+#define FINISH_QUAD(q, factor)                                                                                         \
+    quads[q] *= factor * vec4(unpackHalf2x16(asked_svh[q].x), unpackHalf2x16(asked_svh[q].y));
 
 // The sums of all groups, or of all workgroups, through the transform, times svh, the weight of a part and 1 / rms -> line
 // `line` of work; a cluster a line, but sums of one line alone are collected by all. A barrier stands at the end.

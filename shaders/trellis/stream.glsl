@@ -1,5 +1,5 @@
 // How 64 lanes walk the units of 128 columns: every GROUPS-th one, its words in registers, those of the next in flight.
-// Needs PREFETCH, SHUFFLE, GROUPS and SMALL_CODE, and for each unit calls begin_unit, multiply_tile for its tiles and
+// Needs PREFETCH (with it subgroups of 8 lanes or more), GROUPS and SMALL_CODE, and for each unit calls begin_unit, multiply_tile for its tiles and
 // end_unit, which the kernel defines. Words are at file scope like w of trellis.glsl.
 uint words[UNIT_WORDS];
 uvec4 next[UNIT_VECS];
@@ -18,16 +18,13 @@ void request_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
     }
 }
 
-// Tile `tile`, a constant below TILES / 2, of the half of a unit that lies at the front of words; `here`: the unit.
-void take_tile(uvec2 trellis, uint here, uint lane, uint unit, uint part, uint tile)
+// Tile `tile`, a constant below TILES / 2, of the half of a unit that lies at the front of words.
+void take_tile(uint unit, uint part, uint tile)
 {
-    const uint first = tile * TILE_BITS / 32, before = part * (UNIT_WORDS / 2);
+    const uint first = tile * TILE_BITS / 32;
     if (tile >= TILES / 2)
         return;
-    if (SHUFFLE == 0)
-        w[0] = tail_of(load_word(trellis, here, lane_before(lane), before + tail_word(tile)), tile);
-    else
-        w[0] = subgroupShuffle(tail_of(words[tail_word(tile)], tile), lane_before(gl_SubgroupInvocationID));
+    w[0] = subgroupShuffle(tail_of(words[tail_word(tile)], tile), lane_before(gl_SubgroupInvocationID));
     [[unroll]] for (uint i = 1; i < TILE_WORDS; i++) {
         w[i] = words[first + i <= UNIT_WORDS ? first + i - 1 : 0];
         if (RATE2 % 2 == 1 && tile % 2 == 1)
@@ -38,12 +35,12 @@ void take_tile(uvec2 trellis, uint here, uint lane, uint unit, uint part, uint t
 
 // The tiles of the half of a unit that lies at the front of words, and the other half to the front. One by one: a long
 // loop is unrolled so late that its arrays stay in memory.
-void take_half(uvec2 trellis, uint here, uint lane, uint unit, uint part)
+void take_half(uint unit, uint part)
 {
-    take_tile(trellis, here, lane, unit, part, 0);
-    take_tile(trellis, here, lane, unit, part, 1);
-    take_tile(trellis, here, lane, unit, part, 2);
-    take_tile(trellis, here, lane, unit, part, 3);
+    take_tile(unit, part, 0);
+    take_tile(unit, part, 1);
+    take_tile(unit, part, 2);
+    take_tile(unit, part, 3);
     [[unroll]] for (uint i = 0; i < UNIT_WORDS / 2; i++)
         words[i] = words[i + UNIT_WORDS / 2];
 }
@@ -64,10 +61,10 @@ void take_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
         // With SMALL_CODE half a unit is the body of a loop.
         if (SMALL_CODE) {
             [[dont_unroll]] for (uint part = 0; part < 2; part++)
-                take_half(trellis, here, lane, unit, part);
+                take_half(unit, part);
         } else {
-            take_half(trellis, here, lane, unit, 0);
-            take_half(trellis, here, lane, unit, 1);
+            take_half(unit, 0);
+            take_half(unit, 1);
         }
     } else {
         for (uint tile = 0; tile < TILES; tile++) {
