@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -27,7 +28,10 @@ COUNTED = ("LDG", "STG", "LDS", "STS", "SHFL", "BAR", "MEMBAR", "HMMA", "IDP", "
 
 def frames(data: bytes) -> Iterator[bytes]:
     """What the zstd frames of a pipeline cache hold."""
-    import zstandard
+    try:
+        import zstandard
+    except ImportError:
+        sys.exit("machine_code: needs zstandard: pip install zstandard")
 
     at = data.find(ZSTD)
     while at >= 0:
@@ -52,6 +56,8 @@ def codes(data: bytes) -> Iterator[bytes]:
 
 
 def disassemble(code: bytes, path: Path, arch: str) -> str:
+    if shutil.which("nvdisasm") is None:
+        sys.exit("machine_code: --out needs nvdisasm on the PATH: pip install nvidia-cuda-nvdisasm")
     path.write_bytes(code)
     return subprocess.run(["nvdisasm", "-b", arch, path], check=True, capture_output=True, text=True).stdout
 

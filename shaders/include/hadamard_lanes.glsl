@@ -1,6 +1,6 @@
 // The Hadamard transform of 128 values, that of include/hadamard.glsl to the bit, by CLUSTER lanes of a subgroup (8, 16
-// or 32) that lie side by side: lane i has elements EACH * i .. EACH * (i + 1) - 1. No barrier, and a third of the
-// machine code of the way through shared memory. Needs hadamard.glsl.
+// or 32) that lie side by side: lane i has elements EACH * i .. EACH * (i + 1) - 1. No barrier, and less than half of
+// the machine code of the way through shared memory. Needs hadamard.glsl.
 //
 // Callers' control flow must be the same for whole workgroups: where NVIDIA's compiler does not know that a subgroup is
 // complete, each shuffle is two calls of functions that find out.
