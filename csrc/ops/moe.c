@@ -427,13 +427,13 @@ static bool trellis_sums(const routed *r)
            r->how.tile == 0 && mrl_trellis_sums(r->slots);
 }
 
-static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, int which, const mrl_view *gate,
-                                  const mrl_view *y, bool beside, mrl_buffer **sums, mrl_error *err)
+static mrl_trellis_experts_args trellis_args(const routed *r, const mrl_moe_stack *stack, int which,
+                                             const mrl_view *gate, const mrl_view *y, bool beside)
 {
     const bool sum = which == DOWN && trellis_sums(r);
     const mrl_moe_layer *layer = r->args->layer;
     const uint64_t counters = mrl_moe_pair_counters(layer) / 2 * sizeof(uint32_t);
-    const mrl_trellis_experts_args args = {.t = stack->trellis[which],
+    return (mrl_trellis_experts_args){.t = stack->trellis[which],
                                            .x = which == DOWN ? r->act : r->x,
                                            .norm = which == DOWN ? (mrl_view){0} : r->norm,
                                            .ids = r->ids,
@@ -452,7 +452,46 @@ static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, i
                                            .activation = layer->activation, /* of the gate, where there is one */
                                            .int8 = r->args->int8,
                                            .beside = beside};
+}
+
+static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, int which, const mrl_view *gate,
+                                  const mrl_view *y, bool beside, mrl_buffer **sums, mrl_error *err)
+{
+    const mrl_trellis_experts_args args = trellis_args(r, stack, which, gate, y, beside);
     return mrl_op_trellis_experts(r->dev, &args, sums, err);
+}
+
+/* Gate and up stay in shares, which down adds up: nobody waits between. */
+static mrl_status trellis_in_shares(const routed *r, uint32_t count, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_moe_stack *stack = &r->args->layer->stacks[0];
+    const mrl_view open = {.dtype = MRL_DTYPE_f32, .ndim = 2, .shape = {r->pairs, r->inner}};
+    mrl_buffer *gate = NULL, *up = NULL, *sums = NULL;
+
+    MRL_TRY(trellis_product(r, stack, GATE, NULL, &open, false, &gate, err));
+    MRL_TRY(trellis_product(r, stack, UP, NULL, &open, false, &up, err));
+    mrl_trellis_experts_args down = trellis_args(r, stack, DOWN, &(mrl_view){0}, &r->args->y, false);
+    down.x.buffer = NULL;
+    down.x_shares = (mrl_shares){up, count};
+    down.gate_shares = (mrl_shares){gate, count};
+    MRL_TRY(mrl_op_trellis_experts(r->dev, &down, &sums, err));
+done:
+    mrl_buffer_release(gate);
+    mrl_buffer_release(up);
+    mrl_buffer_release(sums);
+    return rc;
+}
+
+/* How many shares gate and up may stay in; 0: they do not. */
+static uint32_t trellis_shares(const routed *r)
+{
+    const mrl_moe_stack *stack = &r->args->layer->stacks[0];
+    if (!trellis_sums(r) || stack->trellis[DOWN]->k % 8 != 0) return 0;
+    const mrl_trellis_experts_args gate = trellis_args(r, stack, GATE, NULL, &r->act, false);
+    const mrl_trellis_experts_args up = trellis_args(r, stack, UP, NULL, &r->act, false);
+    const uint32_t count = mrl_trellis_experts_shares(r->dev, &gate);
+    return mrl_trellis_experts_shares(r->dev, &up) == count ? count : 0;
 }
 
 uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer)
@@ -516,6 +555,9 @@ static mrl_status mix_pairs(const routed *r, mrl_error *err)
     mrl_view gate = {0}, parts = {0};
 
     if (has_trellises(layer)) {
+        const uint32_t shares = trellis_shares(r);
+        if (shares > 0)
+            return trellis_in_shares(r, shares, err);
         MRL_TRY(temporary(r->dev, r->args->dtype, r->pairs, r->inner, &gate, err));
         MRL_TRY(stacks_product(r, GATE, NULL, &gate, sums[GATE], err));
     }

@@ -22,6 +22,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
 #define COOPMAT_SHARED(rows) (((rows) + 128u) * 144u) /* bytes of its tiles */
 #define WHOLE_SHARED(rows) ((rows) * 288u + min_u32(rows, 32) * 528u) /* where it finishes y */
+#define SHARES_LIMIT 4096u  /* what push blocks have bits for */
 #define COPY_ROWS 1024u     /* rows of W that are in f32 at a time while it is dequantized */
 
 static const char *const codebooks[] = {"3inst", "mcg", "mul1"};
@@ -150,7 +151,7 @@ typedef struct gemv_plan {
     mrl_kernel kernel; /* trellis_gemv or trellis_gemv_dot */
     mrl_math math;
     uint32_t types; /* of x and y and blocks of 128 rows of Q of a workgroup, as the push block has them */
-    uint32_t splits, shared, nspec, spec[13];
+    uint32_t splits, shared, nspec, spec[14];
 } gemv_plan;
 
 /* Lanes that transform 128 values, in f16. */
@@ -198,7 +199,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
         .types = (uint32_t)args->x.dtype | (uint32_t)args->y.dtype << 4 | mrl_div_up(all, splits) << 8,
         .splits = splits,
         .shared = gemv_shared(info, m, room, groups, f32, args->int8),
-        .nspec = 13,
+        .nspec = 14,
         .spec =
             {
                 64 * groups,
@@ -215,6 +216,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                     mrl_view_address(&args->norm) % 16 == 0,
                 64 * groups,
                 !mrl_device_has(dev, MRL_BIT(told)),
+                !f32 && m == 1, /* shares: one pipeline for all of a step; in f32 code costs more than pipelines */
             },
     };
 }
@@ -394,6 +396,17 @@ static bool adds_up(const mrl_trellis_experts_args *args)
     return args->weights.buffer != NULL;
 }
 
+/* An operand that may lie in shares. */
+static uint64_t address_or(const mrl_shares *shares, const mrl_view *view)
+{
+    return shares->count > 0 ? mrl_buffer_address(shares->buffer) : mrl_view_address(view);
+}
+
+static mrl_range range_or(const mrl_shares *shares, const mrl_view *view)
+{
+    return shares->count > 0 ? mrl_range_of(shares->buffer) : mrl_view_range(view);
+}
+
 static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
 {
     const mrl_trellis *t = args->t;
@@ -401,19 +414,19 @@ static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
         .trellis = mrl_trellis_units_at(t, 0),
         .suh = suh_at(t, 0),
         .svh = svh_at(t, 0),
-        .x = mrl_view_address(&args->x),
+        .x = address_or(&args->x_shares, &args->x),
         .norm = mrl_view_address(adds_up(args) ? &args->residual : &args->norm),
         .weights = mrl_view_address(&args->weights),
         .ids = mrl_view_address(&args->ids),
         .tiles = mrl_view_address(&args->tiles),
         .order = mrl_view_address(&args->order),
         .places = args->places != NULL ? mrl_buffer_address(args->places) : 0,
-        .gate = mrl_view_address(&args->gate),
+        .gate = address_or(&args->gate_shares, &args->gate),
         .y = mrl_view_address(&args->y),
         .counters = mrl_buffer_address(args->counters.buffer) + args->counters.offset,
         .n = t->n,
         .k = t->k,
-        .types = args->slots << 16, /* and those of the plan */
+        .types = args->slots << 16 | args->x_shares.count << 20, /* and those of the plan */
         .eps = args->eps,
     };
 }
@@ -504,21 +517,42 @@ done:
     return rc;
 }
 
+/* Tiles or pairs that a dispatch has workgroups for. */
+static uint32_t experts_copies(const mrl_trellis_experts_args *args)
+{
+    return args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0]
+                                      : (uint32_t)args->y.shape[0] * (adds_up(args) ? args->slots : 1);
+}
+
+static gemv_plan plan_experts(mrl_device *dev, const mrl_trellis_experts_args *args)
+{
+    const mrl_trellis *t = args->t;
+    const mrl_trellis_args types = {
+        .t = t, .x = args->x, .norm = args->norm, .gate = args->gate, .y = args->y, .activation = args->activation,
+        .int8 = args->int8};
+    const uint32_t copies = experts_copies(args), columns = t->n_padded / MRL_TRELLIS_BLOCK;
+    const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
+    const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(240, columns * copies);
+    const tuning asked = {.tune = {args->splits ? args->splits : enough}};
+    return plan_gemv(dev, &types, args->tile, &asked);
+}
+
+uint32_t mrl_trellis_experts_shares(mrl_device *dev, const mrl_trellis_experts_args *args)
+{
+    const gemv_plan plan = plan_experts(dev, args);
+    return args->tile == 1 && args->tiles.buffer == NULL && args->places == NULL && plan.splits > 1 &&
+           plan.splits < SHARES_LIMIT ? plan.splits : 0;
+}
+
 mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,
                                   mrl_error *err)
 {
     mrl_status rc;
     const mrl_trellis *t = args->t;
-    const mrl_trellis_args types = {
-        .t = t, .x = args->x, .norm = args->norm, .gate = args->gate, .y = args->y, .activation = args->activation,
-        .int8 = args->int8};
     const uint32_t pairs = (uint32_t)args->y.shape[0] * (adds_up(args) ? args->slots : 1);
-    const uint32_t copies = args->tiles.buffer != NULL ? (uint32_t)args->tiles.shape[0] : pairs;
-    const uint32_t columns = t->n_padded / MRL_TRELLIS_BLOCK;
-    const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
-    const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(240, columns * copies);
-    const tuning shares = {.tune = {args->splits ? args->splits : enough}};
-    gemv_plan plan = plan_gemv(dev, &types, args->tile, &shares);
+    const uint32_t copies = experts_copies(args), columns = t->n_padded / MRL_TRELLIS_BLOCK;
+    const bool open = args->y.buffer == NULL; /* the result stays in shares */
+    gemv_plan plan = plan_experts(dev, args);
     mrl_push_trellis_moe push = experts_push(args);
     mrl_buffer *partial = NULL;
     mrl_pipeline *pipeline;
@@ -530,6 +564,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
     const bool share = plan.splits > 1 || adds_up(args);
     plan.spec[6] = share;
+    plan.spec[13] |= open || args->x_shares.count > 0;
     const uint64_t told = share ? share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]) : 0;
     MRL_TRY(check_plan(dev, &plan, told, err));
     push.types |= plan.types;
@@ -537,12 +572,13 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         MRL_TRY(mrl_buffer_create(dev, told, MRL_MEMORY_DEVICE, &partial, err));
         push.partial = mrl_buffer_address(partial);
     }
-    const mrl_range counters = share ? args->counters : (mrl_range){0};
+    const mrl_range counters = share && !open ? args->counters : (mrl_range){0};
     const mrl_range reads[] = {
-        mrl_range_of(t->units), mrl_range_of(t->suh), mrl_range_of(t->svh), mrl_view_range(&args->x),
+        mrl_range_of(t->units), mrl_range_of(t->suh), mrl_range_of(t->svh),
+        range_or(&args->x_shares, &args->x),
         mrl_view_range(&args->norm),
         mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
-        mrl_view_range(&args->gate), mrl_range_of(args->places), mrl_view_range(&args->weights),
+        range_or(&args->gate_shares, &args->gate), mrl_range_of(args->places), mrl_view_range(&args->weights),
         mrl_view_range(&args->residual),
     };
     /* The counters are read too: as ranges that are written they already are behind all others. */

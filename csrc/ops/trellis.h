@@ -40,6 +40,13 @@ static inline bool mrl_trellis_has_rate(uint32_t rate2, mrl_codebook codebook)
     return rate2 >= 2 && rate2 <= 16 && (rate2 % 2 == 0 || (rate2 < 8 && codebook == MRL_CODEBOOK_MUL1));
 }
 
+/* A result whose sums nobody has added up yet: whoever multiplies with it does, in its prologue. That takes the place of
+ * workgroups that wait for each other. What lies where is said in gemv.glsl. */
+typedef struct mrl_shares {
+    mrl_buffer *buffer;
+    uint32_t count; /* 0: not in shares */
+} mrl_shares;
+
 typedef struct mrl_trellis_args {
     const mrl_trellis *t;
     uint32_t expert;    /* the matrix of t that multiplies */
@@ -78,7 +85,9 @@ typedef struct mrl_trellis_experts_args {
     mrl_view order;
     uint32_t tile;        /* pairs of a tile at most, 1 .. 16, or 16, 32 or 64 with matrices; without tiles 1 */
     mrl_view gate;        /* like x, with a gated activation: x becomes activation(gate) * x; or absent */
-    mrl_view y;           /* (pairs, n), no more than mrl_trellis_pairs of them; or see weights */
+    mrl_shares x_shares, gate_shares; /* x and gate where they lie in shares, equally many; with weights only */
+    mrl_view y;           /* (pairs, n), no more than mrl_trellis_pairs of them; or see weights. With a shape but without a
+                           * buffer the result stays in shares, as many as mrl_trellis_experts_shares says */
     mrl_range counters;   /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */
     uint32_t slots;       /* pairs that share a row of x, or are summed up */
     mrl_view weights;     /* (pairs) f32, or absent. With them y (pairs / slots, n) = residual + the products of a row's
@@ -99,7 +108,10 @@ mrl_status mrl_op_probe_fragments(mrl_device *dev, uint32_t disable, mrl_error *
 /* Whether so many products can be summed up in one dispatch. */
 bool mrl_trellis_sums(uint32_t slots);
 
-/* *sums: a buffer that the dispatch works in, or NULL. The caller releases it, after what goes beside the dispatch. */
+/* In how many shares the result may stay; 0: no workgroup would wait anyway, or tiles of pairs do not know of shares. */
+uint32_t mrl_trellis_experts_shares(mrl_device *dev, const mrl_trellis_experts_args *args);
+
+/* *sums: a buffer that the dispatch works in, or the result that stays in shares, or NULL. The caller releases it, after what goes beside the dispatch. */
 mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,
                                   mrl_error *err);
 

@@ -163,7 +163,8 @@ PUSH_STRUCT(mrl_push_trellis)
     UINT y_stride;    /* elements */
     FLOAT eps;
     FLOAT x_scale;    /* power of two that x was multiplied by, to stay in range of f16 (gemm) */
-    UINT types;       /* for gemv: of x, 16 times that of y, and 256 times the blocks of 128 rows of Q of a workgroup */
+    UINT types;       /* for gemv: of x, 16 times that of y, 256 times the blocks of 128 rows of Q of a workgroup, and
+                       * 65536 times the shares that x lies in, if it does */
 };
 
 /* y (pairs, n) = epilogue(norm(x[pair / slots]) . W[expert of the pair]), experts of one size behind each other. */
@@ -185,7 +186,8 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */
     UINT n;
     UINT k;
-    UINT types;       /* as above, and 65536 times the pairs of a row: those that share a row of x, or are summed up */
+    UINT types;       /* of x, y and a workgroup's blocks as above, and 65536 times the pairs of a row: those that share
+                       * a row of x, or are summed up; then they are 15 at most, and 2^20 times the shares of x follow */
     FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
 };
 

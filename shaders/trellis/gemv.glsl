@@ -38,6 +38,7 @@ layout(constant_id = 10) const uint FOURS = 0;   // 1: four elements of x at onc
 layout(constant_id = 11) const uint LANES = 64;  // the local size
 layout(constant_id = 12) const bool ACQUIRE = true; // see include/arrive.glsl
 #define ACQUIRE ACQUIRE
+layout(constant_id = 13) const bool SHARES = false; // whether x or the result may lie in shares
 
 // Not constants, nor how many blocks a workgroup has: products of a step should have as few pipelines as can be,
 // because machine code that does not stay in the instruction cache from layer to layer costs more than all these
@@ -48,6 +49,10 @@ layout(constant_id = 12) const bool ACQUIRE = true; // see include/arrive.glsl
 #ifndef NORM
 #define NORM (!is_null(p.norm))
 #endif
+
+// A result that is left in shares, so that no workgroup waits for another: each one's sums through the output transform
+// and times svh, in the places of what is told otherwise. Whoever takes it for its x adds them up, X_SHARES of them.
+#define OPEN (SHARES && is_null(p.y))
 
 // Products that are summed up: PARTS of them, copies z of the grid, one behind the other. 1 without.
 #ifndef PARTS
@@ -94,9 +99,32 @@ uint thread; // such that subgroups have neighbours
 
 // ---- x ----
 
+// Where row m of an x in shares begins, in the first of them; the next one is SHARED_ROWS * shared_pitch() further on.
+uint shared_pitch() { return K_PADDED + ((K_PADDED / 128 + 3) & ~3u); }
+uint shared_row(uint m) { return SHARED_ROW(m) * shared_pitch(); }
+
+// Element k of row m of an operand in shares.
+float sum_shares(uvec2 address, uint m, uint k)
+{
+    float sum = 0.0, mean = 0.0;
+    for (uint s = 0; s < X_SHARES; s++) {
+        const uint row = shared_row(m) + s * SHARED_ROWS * shared_pitch();
+        sum += BufF32(address).v[row + k];
+        mean += BufF32(address).v[row + K_PADDED];
+    }
+    return sum * inversesqrt(mean);
+}
+
 // Element k of row m; with X_GATE, the address of an operand of the same shape and type: activation(gate) * x.
 float x_at(uint m, uint k)
 {
+    if (SHARES && X_SHARES > 0) {
+        float x = sum_shares(p.x, m, k);
+#ifdef X_GATE
+        x *= activate(ACTIVATION, sum_shares(X_GATE, m, k));
+#endif
+        return x;
+    }
     const uint at = X_ROW(m) * p.k + k;
     float x = load_act(p.x, at, X_TYPE);
 #ifdef X_GATE
@@ -108,8 +136,8 @@ float x_at(uint m, uint k)
 
 // ---- sums ----
 
-// What a workgroup tells: rows of a share; of a row all columns, then its sum of squares as each 128 columns have it, on
-// to a multiple of 16 bytes.
+// What a workgroup tells: rows of a share; of a row all columns, then its mean_part as each 128 columns have it, on to a
+// multiple of 16 bytes.
 struct Told {
     uint columns; // where the 128 columns of the workgroup begin in a row
     uint pitch;   // of rows
@@ -135,8 +163,15 @@ uint told_line(Told told, uint line)
     return (FIRST_PART + line) * gl_NumWorkGroups.y * told.share;
 }
 
-// The number of squares in a row, behind the columns.
-uint told_squares() { return gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x; }
+// The place of the mean_part in a row, behind the columns.
+uint told_mean() { return gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x; }
+
+// What the workgroup's blocks of x contribute to the mean square that the norm divides by the root of; to 1 without one.
+float mean_part(float squares, uint blocks)
+{
+    const float part = float(blocks * 128) / float(K_PADDED);
+    return NORM ? fma(p.eps, part, squares / float(p.k)) : part;
+}
 
 uint end_counter() { return END_COPY * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
 
@@ -175,7 +210,7 @@ void tell_sums(uint blocks)
             BufTold(p.partial).v[share + i / 128 * told.pitch + told.columns + i % 128] = sum;
     }
     if (NORM)
-        tell_squares(share + told_squares(), told.pitch, blocks);
+        tell_mean(share + told_mean(), told.pitch, blocks);
 }
 
 void main()
@@ -205,13 +240,15 @@ void main()
 #endif
     store_sums(group, lane, blocks);
     barrier();
-    if (SPLIT != 0) {
+    if (SPLIT != 0 && !OPEN) {
         tell_sums(blocks);
         if (!last_to_arrive(p.counters, end_counter(), gl_NumWorkGroups.y * PARTS))
             return;
     }
     request_column(gl_WorkGroupID.x * 128 + thread % 128);
     transform_sums(M * PARTS, blocks);
+    if (OPEN)
+        return;
     [[dont_unroll]] for (uint i = thread; i < 128 * M; i += LANES) {
         float sum = work[i / 128 * HADAMARD_PITCH + i % 128];
         for (uint part = 1; part < PARTS; part++)

@@ -19,11 +19,54 @@ const uint CLUSTERS = LANES / CLUSTER;
 // A power of two that brings `most` to 8 .. 16 when divided by it.
 float power_for(uint most) { return uintBitsToFloat((clamp(most >> 23, 4u, 250u) - 3u) << 23); }
 
+// Elements k .. k + 3 of row m of an x in shares: what a batch and its gate need is on its way at once.
+vec4 load_shares(uint m, uint k)
+{
+#ifdef X_GATE
+    const uint batch = 4;
+#else
+    const uint batch = 8;
+#endif
+    const uint last = X_SHARES - 1;
+    vec4 x = vec4(0.0), gate = vec4(0.0);
+    float mean = 0.0;
+    [[dont_unroll]] for (uint s = 0; s <= last; s += batch) {
+        vec4 v[batch], g[batch];
+        float part[batch];
+        [[unroll]] for (uint i = 0; i < batch; i++) {
+            const uint row = shared_row(m) + min(s + i, last) * SHARED_ROWS * shared_pitch();
+            v[i] = BufF32x4(p.x).v[(row + k) / 4];
+            part[i] = BufF32(p.x).v[row + K_PADDED];
+#ifdef X_GATE
+            g[i] = BufF32x4(X_GATE).v[(row + k) / 4];
+#endif
+        }
+        [[unroll]] for (uint i = 0; i < batch; i++) {
+            const float here = s + i <= last ? 1.0 : 0.0;
+            x = fma(v[i], vec4(here), x);
+            mean = fma(part[i], here, mean);
+#ifdef X_GATE
+            gate = fma(g[i], vec4(here), gate);
+#endif
+        }
+    }
+    const float factor = k < p.k ? inversesqrt(mean) : 0.0;
+    x *= factor;
+#ifdef X_GATE
+    gate *= factor;
+    [[unroll]] for (uint i = 0; i < 4; i++)
+        x[i] *= activate(ACTIVATION, gate[i]);
+#endif
+    return x;
+}
+
 // Elements k .. k + 3 of row m.
 vec4 load_x(uint m, uint k)
 {
     vec4 x = vec4(0.0);
-    if (FOURS == 0) {
+    if (SHARES && X_SHARES > 0) {
+        x = load_shares(m, k);
+    } else if (FOURS == 0) {
         [[unroll]] for (uint i = 0; i < 4; i++)
             x[i] = k + i < p.k ? x_at(m, k + i) : 0.0;
     } else if (k < p.k) {
@@ -145,13 +188,13 @@ float row_squares(uint m, uint blocks)
     return cluster_add(sum);
 }
 
-void tell_squares(uint at, uint pitch, uint blocks)
+void tell_mean(uint at, uint pitch, uint blocks)
 {
     [[unroll]] for (uint base = 0; base < M; base += CLUSTERS) {
         const uint m = min(base + thread / CLUSTER, M - 1);
         const float sum = row_squares(m, blocks);
         if (thread % CLUSTER == 0 && base + thread / CLUSTER < M)
-            BufTold(p.partial).v[at + m * pitch] = sum;
+            BufTold(p.partial).v[at + m * pitch] = mean_part(sum, blocks);
     }
 }
 
@@ -188,8 +231,8 @@ void collect_quad(uint q, uint at, uint first, uint step, uint stride)
     quads[q] = sum;
 }
 
-// The lane's part of the told squares.
-float collect_squares(uint lane, uint at, uint stride)
+// The lane's part of the told mean.
+float collect_mean(uint lane, uint at, uint stride)
 {
     float sum = lane < gl_NumWorkGroups.y ? BufTold(p.partial).v[at + lane * stride] : 0.0;
     [[dont_unroll]] for (uint base = CLUSTER; base < gl_NumWorkGroups.y; base += CLUSTER)
@@ -218,6 +261,7 @@ void store_line_quad(uint q, uint at)
 #define ADD_GROUPS(q, at) add_quad(q, at + 4 * q, GROUPS, M);
 #define ADD_CLUSTERS(q, at) add_quad(q, at + 4 * q, CLUSTERS, 1);
 #define STORE_LINE_QUAD(q, at) store_line_quad(q, at + 4 * q);
+#define STORE_SHARE_QUAD(q, at) BufF32x4(p.partial).v[(at) / 4 + q] = quads[q];
 #define FINISH_QUAD(q, factor)                                                                                         \
     quads[q] *= factor * vec4(unpackHalf2x16(asked_svh[q].x), unpackHalf2x16(asked_svh[q].y));
 
@@ -227,28 +271,30 @@ void transform_sums(uint lines, uint blocks)
 {
     const uint lane = thread % CLUSTER, cluster = thread / CLUSTER;
     const Told told = told_places();
-    const bool together = SPLIT != 0 && lines == 1;
+    const bool join = SPLIT != 0 && !OPEN, together = join && lines == 1;
+    const uint share = told.first + gl_WorkGroupID.y * told.share;
     [[dont_unroll]] for (uint base = 0; base < lines; base += CLUSTERS) {
         const uint line = min(base + cluster, lines - 1), at = line * HADAMARD_PITCH + lane * EACH;
-        float factor = LINE_WEIGHT(line), square = 0.0;
+        float factor = LINE_WEIGHT(line), mean = 0.0;
         if (PARTS > 1) {
             const uvec2 svh = LINE_SVH(line);
             EACH_QUAD(ASK_QUAD, svh)
         }
-        if (SPLIT != 0) {
+        if (join) {
             const uint first = told_line(told, line);
             if (NORM)
-                square = collect_squares(lane, first + told_squares(), told.share);
+                mean = collect_mean(lane, first + told_mean(), told.share);
             EACH_QUAD(COLLECT_QUAD, first + told.columns + lane * EACH)
             if (NORM)
-                square = cluster_add(square);
+                mean = cluster_add(mean);
         } else {
             EACH_QUAD(ADD_GROUPS, at)
             if (NORM)
-                square = row_squares(line, blocks);
+                mean = row_squares(line, blocks);
+            mean = mean_part(mean, blocks);
         }
-        if (NORM)
-            factor *= inversesqrt(square / float(p.k) + p.eps);
+        if (NORM && !OPEN)
+            factor *= inversesqrt(mean);
         if (together) { // lines 1 and up are those of the clusters
             EACH_QUAD(STORE_LINE_QUAD, (1 + cluster) * HADAMARD_PITCH + lane * EACH)
             barrier();
@@ -256,7 +302,11 @@ void transform_sums(uint lines, uint blocks)
         }
         hadamard_lanes(lane);
         EACH_QUAD(FINISH_QUAD, factor)
-        if (base + cluster < lines) {
+        if (base + cluster < lines && OPEN) {
+            EACH_QUAD(STORE_SHARE_QUAD, share + line * told.pitch + told.columns + lane * EACH)
+            if (lane == 0)
+                BufF32(p.partial).v[share + line * told.pitch + told_mean()] = mean;
+        } else if (base + cluster < lines) {
             EACH_QUAD(STORE_LINE_QUAD, at)
         }
     }

@@ -103,12 +103,12 @@ float row_squares(uint m, uint blocks)
     return sum;
 }
 
-void tell_squares(uint at, uint pitch, uint blocks)
+void tell_mean(uint at, uint pitch, uint blocks)
 {
     const uint row = min(thread, M - 1); // all threads take part in loops before barriers
-    const float sum = row_squares(row, blocks);
+    const float mean = mean_part(row_squares(row, blocks), blocks);
     if (thread < M)
-        BufTold(p.partial).v[at + thread * pitch] = sum;
+        BufTold(p.partial).v[at + thread * pitch] = mean;
 }
 
 void request_end()
@@ -121,11 +121,12 @@ void request_end()
 void transform_sums(uint lines, uint blocks)
 {
     const Told told = told_places();
+    const bool join = SPLIT != 0 && !OPEN, norm = NORM && !OPEN;
     for (uint base = 0; base < 128 * lines; base += LANES) {
         const uint i = min(base + thread, 128 * lines - 1), line = i / 128;
         const uint at = told_line(told, line) + told.columns + i % 128;
         float sum = 0.0;
-        if (SPLIT != 0)
+        if (join)
             for (uint s = 0; s < gl_NumWorkGroups.y; s++)
                 sum += BufTold(p.partial).v[at + s * told.share];
         else
@@ -134,27 +135,33 @@ void transform_sums(uint lines, uint blocks)
         if (base + thread < 128 * lines)
             work[line * HADAMARD_PITCH + i % 128] = sum;
     }
-    if (NORM) {
+    if (norm) {
         const uint line = min(thread, lines - 1); // all threads take part in loops before barriers
-        float sum = 0.0;
-        if (SPLIT != 0)
+        float mean = 0.0;
+        if (join)
             for (uint s = 0; s < gl_NumWorkGroups.y; s++)
-                sum += BufTold(p.partial).v[told_line(told, line) + s * told.share + told_squares()];
+                mean += BufTold(p.partial).v[told_line(told, line) + s * told.share + told_mean()];
         else
-            sum = row_squares(line, blocks);
+            mean = mean_part(row_squares(line, blocks), blocks);
         barrier();
         if (thread < lines)
-            squares[thread] = sum;
+            squares[thread] = mean;
     }
     barrier();
     hadamard_work(lines);
     for (uint base = 0; base < 128 * lines; base += LANES) {
         const uint i = min(base + thread, 128 * lines - 1), line = i / 128;
         float factor = LINE_WEIGHT(line) * half_to_float(uint(BufU16(LINE_SVH(line)).v[gl_WorkGroupID.x * 128 + i % 128]));
-        if (NORM)
-            factor *= inversesqrt(squares[line] / float(p.k) + p.eps);
+        if (norm)
+            factor *= inversesqrt(squares[line]);
         if (base + thread < 128 * lines)
             work[line * HADAMARD_PITCH + i % 128] *= factor;
     }
     barrier();
+    if (OPEN) {
+        const uint share = told.first + gl_WorkGroupID.y * told.share;
+        for (uint i = thread; i < 128 * lines; i += LANES)
+            BufF32(p.partial).v[share + i / 128 * told.pitch + told.columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
+        tell_mean(share + told_mean(), told.pitch, blocks);
+    }
 }
