@@ -46,16 +46,8 @@ static mrl_status check(const mrl_kv *kv, const mrl_mla_args *args, const mrl_vi
 
     if (mrl_buffer_device(args->kv_b->quant) != dev)
         return mrl_fail(err, MRL_ERR_VALUE, "mla: kv_b is on another device than the cache");
-    if ((args->q_shares.count > 0 || args->kv_shares.count > 0) && rows != 1)
-        return mrl_fail(err, MRL_ERR_VALUE, "mla: q and kv in shares must be one row, q has %llu",
-                        (unsigned long long)rows);
-    if (args->q_shares.count == 0)
-        MRL_TRY(mrl_view_check(&args->q, dev, "mla", "q", MRL_DTYPES_ACT, 2, args->q.shape, err));
-    if (args->kv_shares.count > 0 && args->kv.shape[1] != kv->dim)
-        return mrl_fail(err, MRL_ERR_VALUE, "mla: kv must be (1, %u), got (1, %llu)", kv->dim,
-                        (unsigned long long)args->kv.shape[1]);
-    if (args->kv_shares.count == 0)
-        MRL_TRY(mrl_view_check(&args->kv, dev, "mla", "kv", MRL_DTYPES_ACT, 2, (uint64_t[]){rows, kv->dim}, err));
+    MRL_TRY(mrl_view_check(&args->q, dev, "mla", "q", MRL_DTYPES_ACT, 2, args->q.shape, err));
+    MRL_TRY(mrl_view_check(&args->kv, dev, "mla", "kv", MRL_DTYPES_ACT, 2, (uint64_t[]){rows, kv->dim}, err));
     MRL_TRY(mrl_view_check(&args->norm, dev, "mla", "norm", MRL_DTYPE_BIT(f32), 1, &rank, err));
     MRL_TRY(mrl_view_check(&args->freq, dev, "mla", "freq", MRL_DTYPE_BIT(f32), 1, &half, err));
     MRL_TRY(mrl_view_check(&args->positions, dev, "mla", "positions", MRL_DTYPE_BIT(i32), 1, &rows, err));
@@ -264,15 +256,12 @@ static mrl_status latent(const mla_call *call, mrl_error *err)
     uint32_t spec[MRL_MAX_SPEC];
 
     for (int i = 0; i < MRL_MLA_SPECS; i++) spec[i] = call->spec[i];
-    const mrl_shares *shares = &call->args->kv_shares;
-    push.x = mrl_shares_address_or(shares, &call->args->kv);
-    push.shares = shares->count;
-    spec[0] = lanes_of(call, shares->count > 0 ? 256 : 128);
+    push.x = mrl_view_address(&call->args->kv);
+    spec[0] = lanes_of(call, 128);
     spec[4] = call->args->kv.dtype;
     spec[MRL_MLA_SPECS] = mrl_div_up(call->kv->dim / 8, spec[0]);
-    spec[MRL_MLA_SPECS + 1] = shares->count > 0;
-    return mrl_mla_record(call, MRL_KERNEL_mla_latent, spec, MRL_MLA_SPECS + 2, &push, (uint32_t[]){call->rows, 1, 1},
-                  mrl_shares_range_or(shares, &call->args->kv), mrl_range_of(call->kv->k), 0, err);
+    return mrl_mla_record(call, MRL_KERNEL_mla_latent, spec, MRL_MLA_SPECS + 1, &push, (uint32_t[]){call->rows, 1, 1},
+                  mrl_view_range(&call->args->kv), mrl_range_of(call->kv->k), 0, err);
 }
 
 /* type: that of y. */
@@ -283,9 +272,7 @@ static mrl_status query(const mla_call *call, mrl_dtype type, mrl_buffer *y, mrl
     uint32_t spec[MRL_MAX_SPEC], across = 8;
 
     for (int i = 0; i < MRL_MLA_SPECS; i++) spec[i] = call->spec[i];
-    const mrl_shares *shares = &call->args->q_shares;
-    push.x = mrl_shares_address_or(shares, &call->args->q);
-    push.shares = shares->count;
+    push.x = mrl_view_address(&call->args->q);
     push.y = mrl_buffer_address(y);
     spec[0] = lanes_of(call, 256);
     if (is_software(call)) across = spec[0];
@@ -298,11 +285,10 @@ static mrl_status query(const mla_call *call, mrl_dtype type, mrl_buffer *y, mrl
     spec[MRL_MLA_SPECS + 5] = by_broadcast(call);
     spec[MRL_MLA_SPECS + 6] = is_software(call) ? 1 : min_u32(8, mrl_div_up(call->nope, spec[0] / across));
     spec[MRL_MLA_SPECS + 7] = (uint32_t)type;
-    spec[MRL_MLA_SPECS + 8] = shares->count > 0;
     const uint32_t columns = across * (by_broadcast(call) ? 128 / mrl_format_bits(w->format) : 8);
-    return mrl_mla_record(call, MRL_KERNEL_mla_query, spec, MRL_MLA_SPECS + 9, &push,
+    return mrl_mla_record(call, MRL_KERNEL_mla_query, spec, MRL_MLA_SPECS + 8, &push,
                   (uint32_t[]){mrl_div_up(call->kv->rank, columns) + 1, call->args->heads, call->rows},
-                  mrl_shares_range_or(shares, &call->args->q), mrl_range_of(y),
+                  mrl_view_range(&call->args->q), mrl_range_of(y),
                   2.0 * call->rows * call->args->heads * call->nope * call->kv->rank, err);
 }
 
@@ -390,7 +376,7 @@ mrl_status mrl_mla(const mrl_kv *kv, const mrl_mla_args *args, const mrl_view *y
     if (heads * plan.chunks > INT32_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "mla: %u rows of %u heads are too many for one call", call.rows,
                         args->heads);
-    const bool can = args->q_shares.count == 0 && args->kv_shares.count == 0 && mrl_mla_expands(&call, y);
+    const bool can = mrl_mla_expands(&call, y);
     if ((args->kernel == MRL_KERNEL_mla_prefill_coopmat && !can) ||
         (args->kernel == MRL_KERNEL_mla_decode_coopmat && !matrices))
         return mrl_fail(err, MRL_ERR_VALUE, "mla: kernel %s cannot do this on %s", mrl_kernel_name(args->kernel),

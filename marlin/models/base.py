@@ -481,23 +481,7 @@ class Linear(Module):
         y = self.weight(x, norm=weight, eps=eps, activation=activation, residual=residual, dtype=dtype)
         return self.seen(y)
 
-    @property
-    def takes_shares(self) -> bool:
-        """Whether `open` leaves a result of one row in Shares, and takes x in them."""
-        return len(self.trellises) == 1 and not self.exact and self.watch is None and self.trellises[0].shares > 0
-
-    def open(
-        self, x: _C.Tensor | _C.Shares, norm: Vector, eps: float, dtype: str, total: _C.Tensor | None = None
-    ) -> _C.Tensor | _C.Shares:
-        """norm(x) W^T + bias, in Shares where that saves a wait. total: where the sum goes of an x in Shares that
-        have a base."""
-        if isinstance(x, _C.Tensor) and not self.takes_shares:
-            return self(x, norm=norm, eps=eps, dtype=dtype)
-        return self.trellises[0](
-            x, norm=norm.weight, eps=eps, dtype=dtype, activations=self.activations(x), shares=True, total=total
-        )
-
-    def activations(self, x: _C.Tensor | _C.Shares) -> str | None:
+    def activations(self, x: _C.Tensor) -> str | None:
         """What a trellis rounds x to: more rows than two are multiplied by other kernels, in f16."""
         return "int8" if self.int8 and x.shape[0] <= 2 else None
 

@@ -47,23 +47,17 @@ class LatentAttention(Module):
         self.kv_b = linear("kv_b_proj", width, latent.rank, whole=True)
         self.o = linear("o_proj", hidden, config.heads * latent.v_dim, bias=config.o_bias)
 
-    @property
-    def takes_shares(self) -> bool:
-        """Whether h may be Shares, one row: then nobody waits between the layer before and this one."""
-        return (self.q_a or self.q).takes_shares and self.kv_a.takes_shares
-
-    def __call__(self, h: _C.Tensor | _C.Shares, run: Run, norm: Vector, eps: float) -> _C.Tensor:
+    def __call__(self, h: _C.Tensor, run: Run, norm: Vector, eps: float) -> _C.Tensor:
         """h (rows, hidden) f32 -> h + attention(norm(h)), f32."""
         latent = self.latent
         assert self.kv_norm.weight is not None and self.kv_b.weight is not None and self.rope.freq is not None
-        total = None if isinstance(h, _C.Tensor) else _C.empty(h.device, h.shape)
-        q = (self.q_a or self.q).open(h, norm, eps, run.dtype, total)
-        kv = self.kv_a.open(h, norm, eps, run.dtype)
-        if self.q_a is not None:
-            q = self.q.open(q, self.q_norm, latent.norm_eps, run.dtype)
-        if not isinstance(h, _C.Tensor):
-            assert total is not None
-            h = total
+        if self.q_a is None:
+            kv = self.kv_a(h, norm=norm, eps=eps, dtype=run.dtype)
+            q = self.q(h, norm=norm, eps=eps, dtype=run.dtype)
+        else:
+            low = self.q_a(h, norm=norm, eps=eps, dtype=run.dtype)
+            kv = self.kv_a(h, norm=norm, eps=eps, dtype=run.dtype)
+            q = self.q(low, norm=self.q_norm, eps=latent.norm_eps, dtype=run.dtype)
         a = _C.mla(
             q, kv, self.kv_norm.weight, self.kv_b.weight, run.cache, self.layer, run.positions, run.slots,
             self.rope.freq, heads=self.heads, bound=run.bound, eps=latent.norm_eps, scale=latent.softmax_scale,

@@ -283,7 +283,6 @@ PUSH_STRUCT(mrl_push_mla)
     FLOAT rope_scale; /* multiplies cos and sin (YaRN) */
     UINT rows;
     UINT first_head;  /* prefill_coopmat: that of workgroup (., 0) */
-    UINT shares;      /* latent, query: that x, of one row, lies in (include/shares.glsl) */
 };
 
 /* A gated delta net, all kernels of shaders/delta (delta.glsl draws the rows). Sizes are specialization constants. */

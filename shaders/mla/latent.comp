@@ -1,36 +1,15 @@
 // Writes cache rows: [rms_norm(kv[:RANK]) * norm | rope(kv[RANK:])] at (slot, position). kv (rows,
 // RANK + ROPE_DIM). One workgroup a row, a unit of 8 elements a lane and turn.
 // Source: DeepSeek-V2, arXiv 2405.04434, equations 9 and 15 (the norm as in the released code).
-layout(constant_id = 12) const bool SHARES = false; // kv is one row, in p.shares shares
-#define LOAD_X(x, at) load_kv(x, at)
-float load_kv(uvec2 kv, uint at);
 #include "include/mla.glsl"
 #include "include/reduce.glsl"
-#include "include/shares.glsl"
 
 layout(constant_id = 11) const uint HELD = 1; // units of a row that a lane has at most
-
-shared float added[SHARES ? ROW : 1];
-
-float load_kv(uvec2 kv, uint at) { return SHARES ? added[at] : load_act(kv, at, X); }
-
-void add_shares(uvec2 kv)
-{
-    for (uint i = gl_LocalInvocationIndex; i < ROW / 4; i += gl_WorkGroupSize.x) {
-        const vec4 v = sum_shares4(kv, 0, ROW, p.shares, 4 * i);
-        [[unroll]] for (uint j = 0; j < 4; j++)
-            added[4 * i + j] = v[j];
-    }
-    barrier();
-}
 
 // Elements 8 unit .. of a row of kv.
 void load_unit(uvec2 kv, uint unit, out float v[8])
 {
-    if (SHARES) {
-        [[unroll]] for (uint j = 0; j < 8; j++)
-            v[j] = load_kv(kv, 8 * unit + j);
-    } else if ((kv.x & 15u) == 0) {
+    if ((kv.x & 15u) == 0) {
         const vec4 low = load_act4(kv, 8 * unit, X), high = load_act4(kv, 8 * unit + 4, X);
         [[unroll]] for (uint j = 0; j < 4; j++) {
             v[j] = low[j];
@@ -50,8 +29,6 @@ void main()
 
     // Everything is on its way before the position, which says where it goes, has come.
     int position = BufI32(p.positions).v[row], slot = BufI32(p.slots).v[row];
-    if (SHARES)
-        add_shares(kv);
     [[unroll]] for (uint h = 0; h < HELD; h++) {
         const uint unit = gl_LocalInvocationIndex + h * gl_WorkGroupSize.x;
         float v[8];

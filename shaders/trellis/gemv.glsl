@@ -51,8 +51,7 @@ layout(constant_id = 13) const bool SHARES = false; // whether x or the result m
 #endif
 
 // A result that is left in shares, so that no workgroup waits for another: each one's sums through the output transform
-// and times svh, in the places of what is told otherwise (include/shares.glsl). Whoever takes it for its x adds them up,
-// X_SHARES of them; such an x may be added to X_BASE, and the sum written to X_TOTAL, where the result stays in shares too.
+// and times svh, in the places of what is told otherwise. Whoever takes it for its x adds them up, X_SHARES of them.
 #define OPEN (SHARES && is_null(p.y))
 
 // Products that are summed up: PARTS of them, copies z of the grid, one behind the other. 1 without.
@@ -62,7 +61,6 @@ layout(constant_id = 13) const bool SHARES = false; // whether x or the result m
 #define FIRST_PART 0u
 #define LINE_SVH(line) SVH
 #define LINE_WEIGHT(line) 1.0
-#define MEAN_ROWS 1
 #define END_COPY gl_WorkGroupID.z
 #endif
 
@@ -75,7 +73,6 @@ void finish_column(uint m, uint n, float y); // what has been through the output
 #include "include/address.glsl"
 #include "include/activation.glsl"
 #include "include/arrive.glsl"
-#include "include/shares.glsl"
 #include "include/hadamard.glsl" // for both kinds of math: a file is included once, whatever #if says
 
 #define HADAMARD_PITCH 132
@@ -102,22 +99,29 @@ uint thread; // such that subgroups have neighbours
 
 // ---- x ----
 
-// The x of row m, in shares, begins here; M is 1 then.
-uint shared_row(uint m) { return SHARED_ROW(m) * shares_pitch(K_PADDED); }
+// Where row m of an x in shares begins, in the first of them; the next one is SHARED_ROWS * shared_pitch() further on.
+uint shared_pitch() { return K_PADDED + ((K_PADDED / 128 + 3) & ~3u); }
+uint shared_row(uint m) { return SHARED_ROW(m) * shared_pitch(); }
+
+// Element k of row m of an operand in shares.
+float sum_shares(uvec2 address, uint m, uint k)
+{
+    float sum = 0.0, mean = 0.0;
+    for (uint s = 0; s < X_SHARES; s++) {
+        const uint row = shared_row(m) + s * SHARED_ROWS * shared_pitch();
+        sum += BufF32(address).v[row + k];
+        mean += BufF32(address).v[row + K_PADDED];
+    }
+    return sum * inversesqrt(mean);
+}
 
 // Element k of row m; with X_GATE, the address of an operand of the same shape and type: activation(gate) * x.
 float x_at(uint m, uint k)
 {
     if (SHARES && X_SHARES > 0) {
-        float x = sum_shares(p.x, shared_row(m), K_PADDED, X_SHARES, k);
+        float x = sum_shares(p.x, m, k);
 #ifdef X_GATE
-        x *= activate(ACTIVATION, sum_shares(X_GATE, shared_row(m), K_PADDED, X_SHARES, k));
-#endif
-#ifdef X_BASE
-        if (OPEN && !is_null(X_BASE))
-            x += BufF32(X_BASE).v[k];
-        if (OPEN && !is_null(X_TOTAL) && gl_WorkGroupID.x == 0)
-            BufF32(X_TOTAL).v[k] = x;
+        x *= activate(ACTIVATION, sum_shares(X_GATE, m, k));
 #endif
         return x;
     }
@@ -165,7 +169,7 @@ uint told_mean() { return gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x; }
 // What the workgroup's blocks of x contribute to the mean square that the norm divides by the root of; to 1 without one.
 float mean_part(float squares, uint blocks)
 {
-    const float part = float(blocks * 128) / float(K_PADDED * MEAN_ROWS);
+    const float part = float(blocks * 128) / float(K_PADDED);
     return NORM ? fma(p.eps, part, squares / float(p.k)) : part;
 }
 

@@ -30,27 +30,23 @@ vec4 load_shares(uint m, uint k)
     const uint last = X_SHARES - 1;
     vec4 x = vec4(0.0), gate = vec4(0.0);
     float mean = 0.0;
-#ifdef X_BASE
-    vec4 base = vec4(0.0);
-    if (OPEN && !is_null(X_BASE) && k < p.k)
-        base = BufF32x4(X_BASE).v[k / 4];
-#endif
     [[dont_unroll]] for (uint s = 0; s <= last; s += batch) {
         vec4 v[batch], g[batch];
         float part[batch];
         [[unroll]] for (uint i = 0; i < batch; i++) {
-            const uint row = shared_row(m) + min(s + i, last) * shares_pitch(K_PADDED);
+            const uint row = shared_row(m) + min(s + i, last) * SHARED_ROWS * shared_pitch();
             v[i] = BufF32x4(p.x).v[(row + k) / 4];
-            part[i] = BufF32(p.x).v[row + shares_mean(K_PADDED)];
+            part[i] = BufF32(p.x).v[row + K_PADDED];
 #ifdef X_GATE
             g[i] = BufF32x4(X_GATE).v[(row + k) / 4];
 #endif
         }
         [[unroll]] for (uint i = 0; i < batch; i++) {
-            x += s + i <= last ? v[i] : vec4(0.0);
-            mean += s + i <= last ? part[i] : 0.0;
+            const float here = s + i <= last ? 1.0 : 0.0;
+            x = fma(v[i], vec4(here), x);
+            mean = fma(part[i], here, mean);
 #ifdef X_GATE
-            gate += s + i <= last ? g[i] : vec4(0.0);
+            gate = fma(g[i], vec4(here), gate);
 #endif
         }
     }
@@ -60,11 +56,6 @@ vec4 load_shares(uint m, uint k)
     gate *= factor;
     [[unroll]] for (uint i = 0; i < 4; i++)
         x[i] *= activate(ACTIVATION, gate[i]);
-#endif
-#ifdef X_BASE
-    x += base;
-    if (OPEN && !is_null(X_TOTAL) && gl_WorkGroupID.x == 0 && k < p.k)
-        BufF32x4(X_TOTAL).v[k / 4] = x;
 #endif
     return x;
 }
@@ -217,7 +208,7 @@ void request_end()
 {
     const uvec2 svh = SVH;
     EACH_QUAD(ASK_QUAD, svh)
-    if (SPLIT != 0 && !OPEN && thread == 0)
+    if (SPLIT != 0 && thread == 0)
         touch_counter(p.counters, end_counter());
 }
 

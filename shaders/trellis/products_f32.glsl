@@ -113,7 +113,7 @@ void tell_mean(uint at, uint pitch, uint blocks)
 
 void request_end()
 {
-    if (SPLIT != 0 && !OPEN && thread == 0)
+    if (SPLIT != 0 && thread == 0)
         touch_counter(p.counters, end_counter());
 }
 
