@@ -199,7 +199,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
         .types = (uint32_t)args->x.dtype | (uint32_t)args->y.dtype << 4 | mrl_div_up(all, splits) << 8,
         .splits = splits,
         .shared = gemv_shared(info, m, room, groups, f32, args->int8),
-        .nspec = 14,
+        .nspec = 13,
         .spec =
             {
                 64 * groups,
@@ -216,7 +216,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                     mrl_view_address(&args->norm) % 16 == 0,
                 64 * groups,
                 !mrl_device_has(dev, MRL_BIT(told)),
-                !f32 && m == 1, /* shares: one pipeline for all of a step; in f32 code costs more than pipelines */
+                !f32 && m == 1, /* the experts' SHARES: one pipeline for a step; in f32 code costs more than that */
             },
     };
 }
@@ -585,7 +585,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     const mrl_range writes[] = {mrl_view_range(&args->y), counters, mrl_range_of(partial)};
     const mrl_kernel kernel =
         plan.kernel == MRL_KERNEL_trellis_gemv_dot ? MRL_KERNEL_trellis_moe_gemv_dot : MRL_KERNEL_trellis_moe_gemv;
-    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec + 1, &pipeline, err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
         .push = &push,

@@ -163,8 +163,7 @@ PUSH_STRUCT(mrl_push_trellis)
     UINT y_stride;    /* elements */
     FLOAT eps;
     FLOAT x_scale;    /* power of two that x was multiplied by, to stay in range of f16 (gemm) */
-    UINT types;       /* for gemv: of x, 16 times that of y, 256 times the blocks of 128 rows of Q of a workgroup, and
-                       * 65536 times the shares that x lies in, if it does */
+    UINT types;       /* for gemv: of x, 16 times that of y, and 256 times the blocks of 128 rows of Q of a workgroup */
 };
 
 /* y (pairs, n) = epilogue(norm(x[pair / slots]) . W[expert of the pair]), experts of one size behind each other. */
@@ -187,7 +186,7 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     UINT n;
     UINT k;
     UINT types;       /* of x, y and a workgroup's blocks as above, and 65536 times the pairs of a row: those that share
-                       * a row of x, or are summed up; then they are 15 at most, and 2^20 times the shares of x follow */
+                       * a row of x, or are summed up; then they are 15 at most, and 2^20 times the shares of x follow (gemv.glsl) */
     FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
 };
 

@@ -9,9 +9,6 @@ layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define SVH p.svh
 #define X_ROW(m) (m)
 #define K_PADDED p.k_padded
-#define X_SHARES (p.types >> 16)
-#define SHARED_ROW(m) (m)
-#define SHARED_ROWS M
 #include "trellis/gemv.glsl"
 
 float asked_residual; // with ONE_COLUMN, of the thread's

@@ -38,7 +38,6 @@ layout(constant_id = 10) const uint FOURS = 0;   // 1: four elements of x at onc
 layout(constant_id = 11) const uint LANES = 64;  // the local size
 layout(constant_id = 12) const bool ACQUIRE = true; // see include/arrive.glsl
 #define ACQUIRE ACQUIRE
-layout(constant_id = 13) const bool SHARES = false; // whether x or the result may lie in shares
 
 // Not constants, nor how many blocks a workgroup has: products of a step should have as few pipelines as can be,
 // because machine code that does not stay in the instruction cache from layer to layer costs more than all these
@@ -50,9 +49,15 @@ layout(constant_id = 13) const bool SHARES = false; // whether x or the result m
 #define NORM (!is_null(p.norm))
 #endif
 
-// A result that is left in shares, so that no workgroup waits for another: each one's sums through the output transform
-// and times svh, in the places of what is told otherwise. Whoever takes it for its x adds them up, X_SHARES of them.
+// Kernels whose x may lie in shares define X_SHARES, how many there are, or 0. OPEN: the result is left in such shares, so
+// that no workgroup waits for another: each one's sums through the output transform and times svh, in the places of what
+// is told otherwise.
+#ifdef X_SHARES
+layout(constant_id = 13) const bool SHARES = false;
 #define OPEN (SHARES && is_null(p.y))
+#else
+#define OPEN false
+#endif
 
 // Products that are summed up: PARTS of them, copies z of the grid, one behind the other. 1 without.
 #ifndef PARTS
@@ -99,32 +104,29 @@ uint thread; // such that subgroups have neighbours
 
 // ---- x ----
 
-// Where row m of an x in shares begins, in the first of them; the next one is SHARED_ROWS * shared_pitch() further on.
-uint shared_pitch() { return K_PADDED + ((K_PADDED / 128 + 3) & ~3u); }
-uint shared_row(uint m) { return SHARED_ROW(m) * shared_pitch(); }
+#ifdef X_SHARES
+// Where share s of row m of x or its gate begins, as told_places has it. M is 1 then.
+uint share_row(uint m, uint s) { return (SHARED_ROW(m) + s) * (K_PADDED + ((K_PADDED / 128 + 3) & ~3u)); }
 
 // Element k of row m of an operand in shares.
 float sum_shares(uvec2 address, uint m, uint k)
 {
     float sum = 0.0, mean = 0.0;
     for (uint s = 0; s < X_SHARES; s++) {
-        const uint row = shared_row(m) + s * SHARED_ROWS * shared_pitch();
-        sum += BufF32(address).v[row + k];
-        mean += BufF32(address).v[row + K_PADDED];
+        sum += BufF32(address).v[share_row(m, s) + k];
+        mean += BufF32(address).v[share_row(m, s) + K_PADDED];
     }
     return sum * inversesqrt(mean);
 }
+#endif
 
 // Element k of row m; with X_GATE, the address of an operand of the same shape and type: activation(gate) * x.
 float x_at(uint m, uint k)
 {
-    if (SHARES && X_SHARES > 0) {
-        float x = sum_shares(p.x, m, k);
-#ifdef X_GATE
-        x *= activate(ACTIVATION, sum_shares(X_GATE, m, k));
+#ifdef X_SHARES
+    if (SHARES && X_SHARES > 0)
+        return sum_shares(p.x, m, k) * activate(ACTIVATION, sum_shares(X_GATE, m, k));
 #endif
-        return x;
-    }
     const uint at = X_ROW(m) * p.k + k;
     float x = load_act(p.x, at, X_TYPE);
 #ifdef X_GATE
@@ -136,8 +138,8 @@ float x_at(uint m, uint k)
 
 // ---- sums ----
 
-// What a workgroup tells: rows of a share; of a row all columns, then its mean_part as each 128 columns have it, on to a
-// multiple of 16 bytes.
+// What a workgroup tells: rows of a share; of a row all columns, then its sum of squares as each 128 columns have it, on
+// to a multiple of 16 bytes. Of a row in shares: its mean_part.
 struct Told {
     uint columns; // where the 128 columns of the workgroup begin in a row
     uint pitch;   // of rows
@@ -163,8 +165,8 @@ uint told_line(Told told, uint line)
     return (FIRST_PART + line) * gl_NumWorkGroups.y * told.share;
 }
 
-// The place of the mean_part in a row, behind the columns.
-uint told_mean() { return gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x; }
+// The number of squares in a row, behind the columns.
+uint told_squares() { return gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x; }
 
 // What the workgroup's blocks of x contribute to the mean square that the norm divides by the root of; to 1 without one.
 float mean_part(float squares, uint blocks)
@@ -210,7 +212,7 @@ void tell_sums(uint blocks)
             BufTold(p.partial).v[share + i / 128 * told.pitch + told.columns + i % 128] = sum;
     }
     if (NORM)
-        tell_mean(share + told_mean(), told.pitch, blocks);
+        tell_squares(share + told_squares(), told.pitch, blocks);
 }
 
 void main()

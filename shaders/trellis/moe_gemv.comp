@@ -18,7 +18,6 @@ uvec2 expert_trellis, expert_suh, expert_svh;
 #define NORM (!is_null(p.norm) && !SUMMED)
 #define X_SHARES (SUMMED ? p.types >> 20 : 0)
 #define SHARED_ROW(m) (tile_pair(m) * X_SHARES)
-#define SHARED_ROWS 1
 #define PARTS (SUMMED ? ROW_PAIRS : 1u)
 #define MOST_PARTS MRL_TRELLIS_SUM_MAX
 #define FIRST_PART (row_of(gl_WorkGroupID.z) * ROW_PAIRS)

@@ -19,54 +19,45 @@ const uint CLUSTERS = LANES / CLUSTER;
 // A power of two that brings `most` to 8 .. 16 when divided by it.
 float power_for(uint most) { return uintBitsToFloat((clamp(most >> 23, 4u, 250u) - 3u) << 23); }
 
-// Elements k .. k + 3 of row m of an x in shares: what a batch and its gate need is on its way at once.
+#ifdef X_SHARES
+// Elements k .. k + 3 of row m of an x in shares, and of its gate: what a batch needs is on its way at once.
 vec4 load_shares(uint m, uint k)
 {
-#ifdef X_GATE
-    const uint batch = 4;
-#else
-    const uint batch = 8;
-#endif
-    const uint last = X_SHARES - 1;
+    const uint batch = 4, last = X_SHARES - 1;
     vec4 x = vec4(0.0), gate = vec4(0.0);
     float mean = 0.0;
     [[dont_unroll]] for (uint s = 0; s <= last; s += batch) {
         vec4 v[batch], g[batch];
         float part[batch];
         [[unroll]] for (uint i = 0; i < batch; i++) {
-            const uint row = shared_row(m) + min(s + i, last) * SHARED_ROWS * shared_pitch();
+            const uint row = share_row(m, min(s + i, last));
             v[i] = BufF32x4(p.x).v[(row + k) / 4];
-            part[i] = BufF32(p.x).v[row + K_PADDED];
-#ifdef X_GATE
             g[i] = BufF32x4(X_GATE).v[(row + k) / 4];
-#endif
+            part[i] = BufF32(p.x).v[row + K_PADDED];
         }
         [[unroll]] for (uint i = 0; i < batch; i++) {
-            const float here = s + i <= last ? 1.0 : 0.0;
-            x = fma(v[i], vec4(here), x);
-            mean = fma(part[i], here, mean);
-#ifdef X_GATE
-            gate = fma(g[i], vec4(here), gate);
-#endif
+            x += s + i <= last ? v[i] : vec4(0.0);
+            gate += s + i <= last ? g[i] : vec4(0.0);
+            mean += s + i <= last ? part[i] : 0.0;
         }
     }
     const float factor = k < p.k ? inversesqrt(mean) : 0.0;
     x *= factor;
-#ifdef X_GATE
-    gate *= factor;
     [[unroll]] for (uint i = 0; i < 4; i++)
-        x[i] *= activate(ACTIVATION, gate[i]);
-#endif
+        x[i] *= activate(ACTIVATION, gate[i] * factor);
     return x;
 }
+#endif
 
 // Elements k .. k + 3 of row m.
 vec4 load_x(uint m, uint k)
 {
     vec4 x = vec4(0.0);
-    if (SHARES && X_SHARES > 0) {
-        x = load_shares(m, k);
-    } else if (FOURS == 0) {
+#ifdef X_SHARES
+    if (SHARES && X_SHARES > 0)
+        return load_shares(m, k);
+#endif
+    if (FOURS == 0) {
         [[unroll]] for (uint i = 0; i < 4; i++)
             x[i] = k + i < p.k ? x_at(m, k + i) : 0.0;
     } else if (k < p.k) {
@@ -188,13 +179,13 @@ float row_squares(uint m, uint blocks)
     return cluster_add(sum);
 }
 
-void tell_mean(uint at, uint pitch, uint blocks)
+void tell_squares(uint at, uint pitch, uint blocks)
 {
     [[unroll]] for (uint base = 0; base < M; base += CLUSTERS) {
         const uint m = min(base + thread / CLUSTER, M - 1);
         const float sum = row_squares(m, blocks);
         if (thread % CLUSTER == 0 && base + thread / CLUSTER < M)
-            BufTold(p.partial).v[at + m * pitch] = mean_part(sum, blocks);
+            BufTold(p.partial).v[at + m * pitch] = sum;
     }
 }
 
@@ -208,7 +199,7 @@ void request_end()
 {
     const uvec2 svh = SVH;
     EACH_QUAD(ASK_QUAD, svh)
-    if (SPLIT != 0 && thread == 0)
+    if (SPLIT != 0 && !OPEN && thread == 0)
         touch_counter(p.counters, end_counter());
 }
 
@@ -231,8 +222,8 @@ void collect_quad(uint q, uint at, uint first, uint step, uint stride)
     quads[q] = sum;
 }
 
-// The lane's part of the told mean.
-float collect_mean(uint lane, uint at, uint stride)
+// The lane's part of the told squares.
+float collect_squares(uint lane, uint at, uint stride)
 {
     float sum = lane < gl_NumWorkGroups.y ? BufTold(p.partial).v[at + lane * stride] : 0.0;
     [[dont_unroll]] for (uint base = CLUSTER; base < gl_NumWorkGroups.y; base += CLUSTER)
@@ -275,7 +266,7 @@ void transform_sums(uint lines, uint blocks)
     const uint share = told.first + gl_WorkGroupID.y * told.share;
     [[dont_unroll]] for (uint base = 0; base < lines; base += CLUSTERS) {
         const uint line = min(base + cluster, lines - 1), at = line * HADAMARD_PITCH + lane * EACH;
-        float factor = LINE_WEIGHT(line), mean = 0.0;
+        float factor = LINE_WEIGHT(line), square = 0.0;
         if (PARTS > 1) {
             const uvec2 svh = LINE_SVH(line);
             EACH_QUAD(ASK_QUAD, svh)
@@ -283,18 +274,17 @@ void transform_sums(uint lines, uint blocks)
         if (join) {
             const uint first = told_line(told, line);
             if (NORM)
-                mean = collect_mean(lane, first + told_mean(), told.share);
+                square = collect_squares(lane, first + told_squares(), told.share);
             EACH_QUAD(COLLECT_QUAD, first + told.columns + lane * EACH)
             if (NORM)
-                mean = cluster_add(mean);
+                square = cluster_add(square);
         } else {
             EACH_QUAD(ADD_GROUPS, at)
             if (NORM)
-                mean = row_squares(line, blocks);
-            mean = mean_part(mean, blocks);
+                square = row_squares(line, blocks);
         }
         if (NORM && !OPEN)
-            factor *= inversesqrt(mean);
+            factor *= inversesqrt(square / float(p.k) + p.eps);
         if (together) { // lines 1 and up are those of the clusters
             EACH_QUAD(STORE_LINE_QUAD, (1 + cluster) * HADAMARD_PITCH + lane * EACH)
             barrier();
@@ -302,10 +292,10 @@ void transform_sums(uint lines, uint blocks)
         }
         hadamard_lanes(lane);
         EACH_QUAD(FINISH_QUAD, factor)
-        if (base + cluster < lines && OPEN) {
-            EACH_QUAD(STORE_SHARE_QUAD, share + line * told.pitch + told.columns + lane * EACH)
+        if (base + cluster < lines && OPEN) { // M is 1
+            EACH_QUAD(STORE_SHARE_QUAD, share + told.columns + lane * EACH)
             if (lane == 0)
-                BufF32(p.partial).v[share + line * told.pitch + told_mean()] = mean;
+                BufF32(p.partial).v[share + told_squares()] = mean_part(square, blocks);
         } else if (base + cluster < lines) {
             EACH_QUAD(STORE_LINE_QUAD, at)
         }

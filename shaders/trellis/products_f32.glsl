@@ -103,17 +103,17 @@ float row_squares(uint m, uint blocks)
     return sum;
 }
 
-void tell_mean(uint at, uint pitch, uint blocks)
+void tell_squares(uint at, uint pitch, uint blocks)
 {
     const uint row = min(thread, M - 1); // all threads take part in loops before barriers
-    const float mean = mean_part(row_squares(row, blocks), blocks);
+    const float sum = row_squares(row, blocks);
     if (thread < M)
-        BufTold(p.partial).v[at + thread * pitch] = mean;
+        BufTold(p.partial).v[at + thread * pitch] = sum;
 }
 
 void request_end()
 {
-    if (SPLIT != 0 && thread == 0)
+    if (SPLIT != 0 && !OPEN && thread == 0)
         touch_counter(p.counters, end_counter());
 }
 
@@ -137,15 +137,15 @@ void transform_sums(uint lines, uint blocks)
     }
     if (norm) {
         const uint line = min(thread, lines - 1); // all threads take part in loops before barriers
-        float mean = 0.0;
+        float sum = 0.0;
         if (join)
             for (uint s = 0; s < gl_NumWorkGroups.y; s++)
-                mean += BufTold(p.partial).v[told_line(told, line) + s * told.share + told_mean()];
+                sum += BufTold(p.partial).v[told_line(told, line) + s * told.share + told_squares()];
         else
-            mean = mean_part(row_squares(line, blocks), blocks);
+            sum = row_squares(line, blocks);
         barrier();
         if (thread < lines)
-            squares[thread] = mean;
+            squares[thread] = sum;
     }
     barrier();
     hadamard_work(lines);
@@ -153,15 +153,16 @@ void transform_sums(uint lines, uint blocks)
         const uint i = min(base + thread, 128 * lines - 1), line = i / 128;
         float factor = LINE_WEIGHT(line) * half_to_float(uint(BufU16(LINE_SVH(line)).v[gl_WorkGroupID.x * 128 + i % 128]));
         if (norm)
-            factor *= inversesqrt(squares[line]);
+            factor *= inversesqrt(squares[line] / float(p.k) + p.eps);
         if (base + thread < 128 * lines)
             work[line * HADAMARD_PITCH + i % 128] *= factor;
     }
     barrier();
     if (OPEN) {
         const uint share = told.first + gl_WorkGroupID.y * told.share;
-        for (uint i = thread; i < 128 * lines; i += LANES)
-            BufF32(p.partial).v[share + i / 128 * told.pitch + told.columns + i % 128] = work[i / 128 * HADAMARD_PITCH + i % 128];
-        tell_mean(share + told_mean(), told.pitch, blocks);
+        for (uint i = thread; i < 128; i += LANES) // M is 1
+            BufF32(p.partial).v[share + told.columns + i] = work[i];
+        if (thread == 0)
+            BufF32(p.partial).v[share + told_squares()] = mean_part(row_squares(0, blocks), blocks);
     }
 }
