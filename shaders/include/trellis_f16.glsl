@@ -25,7 +25,7 @@ A2 pair_of(uint s0, uint s1)
 #ifdef DOT
         // As bits of f16 a sum of bytes is a subnormal, sum * 2^-24: nothing need be added to make a number of it. The
         // factor 0.00676727294921875 * 2^24 is beyond f16, half of it is not.
-        const A2 sums = unpackFloat2x16(dot_bytes(x0) + (dot_bytes(x1) << 16));
+        const A2 sums = unpackFloat2x16(bitfieldInsert(dot_bytes(x0), dot_bytes(x1), 16, 16));
         return fma(sums, A2(A(56768.0)), A2(A(-1.7265625)));
 #else
         const uint sums = (byte_sum(x0) + 0x64006400u) + (byte_sum(x1) << 16); // 1024 + sum
