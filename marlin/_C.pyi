@@ -127,6 +127,17 @@ class Tensor:
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...  # (1, 0): host memory, if need be a copy
 
+# A result of one row that its workgroups left in shares, for others to add up as they read it: mla, where it is q, or,
+# of shares that are to be added to a base (those of MoE: the residual), TrellisLinear.
+@final
+class Shares:
+    @property
+    def shape(self) -> tuple[int, int]: ...  # (1, columns)
+    @property
+    def count(self) -> int: ...
+    @property
+    def device(self) -> Device: ...
+
 # `with device.capture() as program:` records what this thread calls on the device. An exception
 # leaves the program empty.
 @final
@@ -280,9 +291,10 @@ class TrellisLinear:
     # (m, n) in the dtype of y. out may have more columns: n of them from `column` on are written. activations:
     # f16 or int8 (mul1, at most 16 rows). kernel forces trellis_gemv, trellis_gemv_coopmat (at most 64 rows),
     # trellis_gemm or trellis_gemm_coopmat.
+    @overload
     def __call__(
         self,
-        x: Tensor,
+        x: Tensor | Shares,
         *,
         norm: Tensor | None = None,
         eps: float = 1e-6,
@@ -295,7 +307,24 @@ class TrellisLinear:
         activations: str | None = None,
         kernel: str | None = None,
         expert: int = 0,
+        total: Tensor | None = None,
     ) -> Tensor: ...
+    # The plain product of one row, left in Shares where that saves a wait. x may be Shares with a base;
+    # total (1, k) f32: where their sum goes.
+    @overload
+    def __call__(
+        self,
+        x: Tensor | Shares,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 1e-6,
+        dtype: str | None = None,
+        activations: str | None = None,
+        kernel: str | None = None,
+        expert: int = 0,
+        shares: bool,
+        total: Tensor | None = None,
+    ) -> Tensor | Shares: ...
     # the decoded matrix (k, n) f16, sizes rounded up to 128; exact
     def inner(self, expert: int = 0) -> Tensor: ...
     def dequantize(self, dtype: str = "f32", expert: int = 0) -> Tensor: ...  # W (k, n)
@@ -359,6 +388,7 @@ class MoE:
     # dtype: of activations between the kernels, and of y without a residual. positions (rows) i32: rows with a
     # negative one are idle, nothing is computed for them. activations: f16, or int8 for trellises of mul1 (where
     # the rows of an expert do not go through matrices). kernel: "rows", "moe_gemv@tile", ... of csrc/ops/moe.h
+    @overload
     def __call__(
         self,
         x: Tensor,
@@ -372,6 +402,21 @@ class MoE:
         kernel: str | None = None,
         activations: str | None = None,
     ) -> Tensor: ...
+    # With a residual: one row of experts in EXL3 may stay in Shares, which are to be added to it.
+    @overload
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 1e-6,
+        residual: Tensor | None = None,
+        dtype: str | None = None,
+        positions: Tensor | None = None,
+        kernel: str | None = None,
+        activations: str | None = None,
+        shares: bool,
+    ) -> Tensor | Shares: ...
 
 class KVCache:
     def __init__(
@@ -462,7 +507,7 @@ def rope(
 # (rows, heads * (nope + rope_dim)) attends over it. kv_b (heads * (nope + v_dim), rank) makes keys and values of
 # latents. -> (rows, heads * v_dim). Rows may be of one slot or of several.
 def mla(
-    q: Tensor,
+    q: Tensor | Shares,
     kv: Tensor,
     norm: Tensor,
     kv_b: Linear,

@@ -46,7 +46,10 @@ static mrl_status check(const mrl_kv *kv, const mrl_mla_args *args, const mrl_vi
 
     if (mrl_buffer_device(args->kv_b->quant) != dev)
         return mrl_fail(err, MRL_ERR_VALUE, "mla: kv_b is on another device than the cache");
-    MRL_TRY(mrl_view_check(&args->q, dev, "mla", "q", MRL_DTYPES_ACT, 2, args->q.shape, err));
+    if (args->q_shares.count > 0 && rows != 1)
+        return mrl_fail(err, MRL_ERR_VALUE, "mla: q in shares must be one row, it has %llu", (unsigned long long)rows);
+    if (args->q_shares.count == 0)
+        MRL_TRY(mrl_view_check(&args->q, dev, "mla", "q", MRL_DTYPES_ACT, 2, args->q.shape, err));
     MRL_TRY(mrl_view_check(&args->kv, dev, "mla", "kv", MRL_DTYPES_ACT, 2, (uint64_t[]){rows, kv->dim}, err));
     MRL_TRY(mrl_view_check(&args->norm, dev, "mla", "norm", MRL_DTYPE_BIT(f32), 1, &rank, err));
     MRL_TRY(mrl_view_check(&args->freq, dev, "mla", "freq", MRL_DTYPE_BIT(f32), 1, &half, err));
@@ -272,7 +275,9 @@ static mrl_status query(const mla_call *call, mrl_dtype type, mrl_buffer *y, mrl
     uint32_t spec[MRL_MAX_SPEC], across = 8;
 
     for (int i = 0; i < MRL_MLA_SPECS; i++) spec[i] = call->spec[i];
-    push.x = mrl_view_address(&call->args->q);
+    const mrl_shares *shares = &call->args->q_shares;
+    push.x = mrl_shares_address_or(shares, &call->args->q);
+    push.shares = shares->count;
     push.y = mrl_buffer_address(y);
     spec[0] = lanes_of(call, 256);
     if (is_software(call)) across = spec[0];
@@ -285,10 +290,11 @@ static mrl_status query(const mla_call *call, mrl_dtype type, mrl_buffer *y, mrl
     spec[MRL_MLA_SPECS + 5] = by_broadcast(call);
     spec[MRL_MLA_SPECS + 6] = is_software(call) ? 1 : min_u32(8, mrl_div_up(call->nope, spec[0] / across));
     spec[MRL_MLA_SPECS + 7] = (uint32_t)type;
+    spec[MRL_MLA_SPECS + 8] = shares->count > 0;
     const uint32_t columns = across * (by_broadcast(call) ? 128 / mrl_format_bits(w->format) : 8);
-    return mrl_mla_record(call, MRL_KERNEL_mla_query, spec, MRL_MLA_SPECS + 8, &push,
+    return mrl_mla_record(call, MRL_KERNEL_mla_query, spec, MRL_MLA_SPECS + 9, &push,
                   (uint32_t[]){mrl_div_up(call->kv->rank, columns) + 1, call->args->heads, call->rows},
-                  mrl_view_range(&call->args->q), mrl_range_of(y),
+                  mrl_shares_range_or(shares, &call->args->q), mrl_range_of(y),
                   2.0 * call->rows * call->args->heads * call->nope * call->kv->rank, err);
 }
 
@@ -376,7 +382,7 @@ mrl_status mrl_mla(const mrl_kv *kv, const mrl_mla_args *args, const mrl_view *y
     if (heads * plan.chunks > INT32_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "mla: %u rows of %u heads are too many for one call", call.rows,
                         args->heads);
-    const bool can = mrl_mla_expands(&call, y);
+    const bool can = args->q_shares.count == 0 && mrl_mla_expands(&call, y);
     if ((args->kernel == MRL_KERNEL_mla_prefill_coopmat && !can) ||
         (args->kernel == MRL_KERNEL_mla_decode_coopmat && !matrices))
         return mrl_fail(err, MRL_ERR_VALUE, "mla: kernel %s cannot do this on %s", mrl_kernel_name(args->kernel),

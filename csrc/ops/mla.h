@@ -3,12 +3,14 @@
 #define MRL_OPS_MLA_H
 
 #include "ops/rope.h"
+#include "ops/shares.h"
 #include "ops/weight.h"
 
 /* Operands; rank and rope_dim = dim - rank are those of the cache. Rows whose position or slot lies
  * outside of the cache are idle: nothing is written for them, their result is zeros. */
 typedef struct mrl_mla_args {
     const mrl_weight *kv_b; /* (heads * (nope + v_dim), rank): W_uk and W_uv of each head */
+    mrl_shares q_shares;    /* where q, one row, lies in shares */
     mrl_view q;             /* (rows, heads * (nope + rope_dim)) f32 | f16 | bf16 */
     mrl_view kv;            /* (rows, rank + rope_dim) f32 | f16 | bf16: the latent before its norm */
     mrl_view norm;          /* (rank) f32 */

@@ -475,7 +475,16 @@ static mrl_status trellis_in_shares(const routed *r, uint32_t count, mrl_error *
     down.x.buffer = NULL;
     down.x_shares = (mrl_shares){up, count};
     down.gate_shares = (mrl_shares){gate, count};
+    const uint32_t left = r->args->open != NULL && r->rows == 1 ? mrl_trellis_experts_shares(r->dev, &down) : 0;
+    if (left > 0) {
+        down.y = (mrl_view){.dtype = MRL_DTYPE_f32, .ndim = 2, .shape = {1, r->hidden}};
+        down.residual = (mrl_view){0};
+    }
     MRL_TRY(mrl_op_trellis_experts(r->dev, &down, &sums, err));
+    if (left > 0) {
+        *r->args->open = (mrl_shares){sums, left * r->slots};
+        sums = NULL;
+    }
 done:
     mrl_buffer_release(gate);
     mrl_buffer_release(up);
@@ -491,7 +500,7 @@ static uint32_t trellis_shares(const routed *r)
     const mrl_trellis_experts_args gate = trellis_args(r, stack, GATE, NULL, &r->act, false);
     const mrl_trellis_experts_args up = trellis_args(r, stack, UP, NULL, &r->act, false);
     const uint32_t count = mrl_trellis_experts_shares(r->dev, &gate);
-    return mrl_trellis_experts_shares(r->dev, &up) == count ? count : 0;
+    return count > 1 && mrl_trellis_experts_shares(r->dev, &up) == count ? count : 0;
 }
 
 uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer)

@@ -76,12 +76,12 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
                 .trellis = mrl_trellis_units_at(t, args->expert),
                 .suh = suh_at(t, args->expert),
                 .svh = svh_at(t, args->expert),
-                .x = mrl_view_address(&args->x),
+                .x = mrl_shares_address_or(&args->x_shares, &args->x),
                 .norm = mrl_view_address(&args->norm),
                 .bias = mrl_view_address(&args->bias),
-                .residual = mrl_view_address(&args->residual),
-                .gate = mrl_view_address(&args->gate),
-                .y = mrl_view_address(&args->y) + start,
+                .residual = mrl_view_address(args->x_shares.count > 0 ? &args->base : &args->residual),
+                .gate = mrl_view_address(args->x_shares.count > 0 ? &args->total : &args->gate),
+                .y = args->open != NULL ? 0 : mrl_view_address(&args->y) + start,
                 .counters = mrl_buffer_address(t->counters),
                 .m = m,
                 .n = t->n,
@@ -92,7 +92,7 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
                 .eps = args->eps,
                 .x_scale = 1.0f,
             },
-        .y = {all.buffer, all.offset + start, m == 0 ? 0 : ((m - 1) * (uint64_t)stride + t->n) * size},
+        .y = args->open != NULL ? (mrl_range){0} : (mrl_range){all.buffer, all.offset + start, m == 0 ? 0 : ((m - 1) * (uint64_t)stride + t->n) * size},
     };
 }
 
@@ -133,6 +133,7 @@ typedef struct tuning {
     char name[32];    /* empty: choose */
     uint32_t tune[3]; /* 0: the default */
 } tuning;
+static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err);
 
 /* Blocks of 128 rows of Q for one workgroup, so that enough of them run at once and x fits in shared memory. */
 static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, uint32_t block_bytes, uint32_t splits)
@@ -199,7 +200,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
         .types = (uint32_t)args->x.dtype | (uint32_t)args->y.dtype << 4 | mrl_div_up(all, splits) << 8,
         .splits = splits,
         .shared = gemv_shared(info, m, room, groups, f32, args->int8),
-        .nspec = 13,
+        .nspec = 14,
         .spec =
             {
                 64 * groups,
@@ -216,7 +217,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                     mrl_view_address(&args->norm) % 16 == 0,
                 64 * groups,
                 !mrl_device_has(dev, MRL_BIT(told)),
-                !f32 && m == 1, /* the experts' SHARES: one pipeline for a step; in f32 code costs more than that */
+                !f32 && m == 1, /* SHARES: one pipeline for all of a step; in f32 code costs more than pipelines */
             },
     };
 }
@@ -239,6 +240,20 @@ static mrl_status check_plan(mrl_device *dev, const gemv_plan *plan, uint64_t to
     return MRL_OK;
 }
 
+uint32_t mrl_trellis_shares(mrl_device *dev, const mrl_trellis_args *args)
+{
+    tuning asked;
+    mrl_error err;
+    const bool plain = args->bias.buffer == NULL && args->residual.buffer == NULL && args->gate.buffer == NULL &&
+                       args->activation == MRL_ACTIVATION_NONE && args->y_column == 0;
+
+    if (!plain || args->x.ndim != 2 || args->x.shape[0] != 1 || parse_kernel(args->kernel, &asked, &err) != MRL_OK ||
+        (asked.name[0] != 0 && strcmp(asked.name, mrl_kernel_name(MRL_KERNEL_trellis_gemv)) != 0))
+        return 0;
+    const gemv_plan plan = plan_gemv(dev, args, 1, &asked);
+    return plan.splits > 1 && plan.splits < SHARES_LIMIT ? plan.splits : 0;
+}
+
 static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
 {
     mrl_status rc;
@@ -246,26 +261,31 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
     const mrl_trellis_args *args = c.args;
     const mrl_trellis *t = args->t;
     const uint32_t m = c.push.m;
-    const gemv_plan plan = plan_gemv(c.dev, args, m, asked);
+    gemv_plan plan = plan_gemv(c.dev, args, m, asked);
     const uint64_t told = plan.splits > 1 ? share_bytes(t, (uint64_t)plan.splits * plan.spec[3]) : 0;
     mrl_buffer *partial = NULL;
 
     MRL_TRY(check_plan(c.dev, &plan, told, err));
-    c.push.types = plan.types;
+    c.push.types = plan.types | args->x_shares.count << 16;
+    plan.spec[13] |= args->open != NULL || args->x_shares.count > 0;
     if (told > 0) {
         MRL_TRY(mrl_buffer_create(c.dev, told, MRL_MEMORY_DEVICE, &partial, err));
         c.push.partial = mrl_buffer_address(partial);
     }
-    const mrl_range counters = plan.splits > 1 ? mrl_range_of(t->counters) : (mrl_range){0};
+    const mrl_range counters = plan.splits > 1 && args->open == NULL ? mrl_range_of(t->counters) : (mrl_range){0};
     const mrl_range reads[] = {
-        mrl_range_of(t->units), mrl_range_of(t->suh), mrl_range_of(t->svh), mrl_view_range(&args->x),
-        mrl_view_range(&args->norm),
-        mrl_view_range(&args->bias), mrl_view_range(&args->residual), mrl_view_range(&args->gate), counters,
+        mrl_range_of(t->units), mrl_range_of(t->suh), mrl_range_of(t->svh),
+        mrl_shares_range_or(&args->x_shares, &args->x), mrl_view_range(&args->norm), mrl_view_range(&args->bias),
+        mrl_view_range(&args->residual), mrl_view_range(&args->gate), mrl_view_range(&args->base), counters,
     };
-    const mrl_range writes[] = {c.y, mrl_range_of(partial), counters};
+    const mrl_range writes[] = {c.y, mrl_range_of(partial), counters, mrl_view_range(&args->total)};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
     MRL_TRY(record(&c, plan.kernel, plan.math, plan.spec, (int)plan.nspec, grid, reads, sizeof reads / sizeof *reads,
                    writes, sizeof writes / sizeof *writes, 2.0 * m * t->n * t->k, err));
+    if (args->open != NULL) {
+        *args->open = (mrl_shares){partial, plan.splits};
+        partial = NULL;
+    }
 done:
     mrl_buffer_release(partial);
     return rc;
@@ -396,17 +416,6 @@ static bool adds_up(const mrl_trellis_experts_args *args)
     return args->weights.buffer != NULL;
 }
 
-/* An operand that may lie in shares. */
-static uint64_t address_or(const mrl_shares *shares, const mrl_view *view)
-{
-    return shares->count > 0 ? mrl_buffer_address(shares->buffer) : mrl_view_address(view);
-}
-
-static mrl_range range_or(const mrl_shares *shares, const mrl_view *view)
-{
-    return shares->count > 0 ? mrl_range_of(shares->buffer) : mrl_view_range(view);
-}
-
 static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
 {
     const mrl_trellis *t = args->t;
@@ -414,14 +423,14 @@ static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
         .trellis = mrl_trellis_units_at(t, 0),
         .suh = suh_at(t, 0),
         .svh = svh_at(t, 0),
-        .x = address_or(&args->x_shares, &args->x),
+        .x = mrl_shares_address_or(&args->x_shares, &args->x),
         .norm = mrl_view_address(adds_up(args) ? &args->residual : &args->norm),
         .weights = mrl_view_address(&args->weights),
         .ids = mrl_view_address(&args->ids),
         .tiles = mrl_view_address(&args->tiles),
         .order = mrl_view_address(&args->order),
         .places = args->places != NULL ? mrl_buffer_address(args->places) : 0,
-        .gate = address_or(&args->gate_shares, &args->gate),
+        .gate = mrl_shares_address_or(&args->gate_shares, &args->gate),
         .y = mrl_view_address(&args->y),
         .counters = mrl_buffer_address(args->counters.buffer) + args->counters.offset,
         .n = t->n,
@@ -540,8 +549,9 @@ static gemv_plan plan_experts(mrl_device *dev, const mrl_trellis_experts_args *a
 uint32_t mrl_trellis_experts_shares(mrl_device *dev, const mrl_trellis_experts_args *args)
 {
     const gemv_plan plan = plan_experts(dev, args);
-    return args->tile == 1 && args->tiles.buffer == NULL && args->places == NULL && plan.splits > 1 &&
-           plan.splits < SHARES_LIMIT ? plan.splits : 0;
+    const bool can = args->tile == 1 && args->tiles.buffer == NULL && args->places == NULL &&
+                     plan.splits * args->slots < SHARES_LIMIT;
+    return can ? plan.splits : 0;
 }
 
 mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,
@@ -562,7 +572,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         return experts_on_matrices(dev, args, err);
     if (copies > MRL_TRELLIS_PAIRS)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
-    const bool share = plan.splits > 1 || adds_up(args);
+    const bool share = plan.splits > 1 || adds_up(args) || open;
     plan.spec[6] = share;
     plan.spec[13] |= open || args->x_shares.count > 0;
     const uint64_t told = share ? share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]) : 0;
@@ -575,17 +585,16 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     const mrl_range counters = share && !open ? args->counters : (mrl_range){0};
     const mrl_range reads[] = {
         mrl_range_of(t->units), mrl_range_of(t->suh), mrl_range_of(t->svh),
-        range_or(&args->x_shares, &args->x),
-        mrl_view_range(&args->norm),
+        mrl_shares_range_or(&args->x_shares, &args->x), mrl_view_range(&args->norm),
         mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
-        range_or(&args->gate_shares, &args->gate), mrl_range_of(args->places), mrl_view_range(&args->weights),
+        mrl_shares_range_or(&args->gate_shares, &args->gate), mrl_range_of(args->places), mrl_view_range(&args->weights),
         mrl_view_range(&args->residual),
     };
     /* The counters are read too: as ranges that are written they already are behind all others. */
     const mrl_range writes[] = {mrl_view_range(&args->y), counters, mrl_range_of(partial)};
     const mrl_kernel kernel =
         plan.kernel == MRL_KERNEL_trellis_gemv_dot ? MRL_KERNEL_trellis_moe_gemv_dot : MRL_KERNEL_trellis_moe_gemv;
-    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec + 1, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec, &pipeline, err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
         .push = &push,
@@ -772,6 +781,40 @@ static mrl_status check_overlap(const mrl_trellis_args *args, mrl_error *err)
     return MRL_OK;
 }
 
+/* x and y that lie or stay in shares, and what can be given with them. */
+static mrl_status check_shares(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err)
+{
+    mrl_status rc = MRL_OK;
+    const uint64_t shape[] = {1, args->t->k};
+    const mrl_view *extra[] = {&args->base, &args->total};
+    static const char *const names[] = {"base", "total"};
+
+    if (args->open != NULL && mrl_trellis_shares(dev, args) == 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: this result cannot stay in shares");
+    if (args->x_shares.count == 0) {
+        if (args->base.buffer != NULL || args->total.buffer != NULL)
+            rc = mrl_fail(err, MRL_ERR_VALUE, "trellis: total is for an x in shares");
+        return rc;
+    }
+    if (args->x.shape[0] != 1 || args->t->k % 8 != 0 || args->x_shares.count >= SHARES_LIMIT ||
+        args->base.buffer == NULL)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: x in shares must have a base and a multiple of 8 columns, not %u",
+                        args->t->k);
+    if (args->residual.buffer != NULL || args->gate.buffer != NULL)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: an x in shares goes with neither residual nor gate");
+    for (int i = 0; i < 2; i++) {
+        if (extra[i]->buffer == NULL) continue;
+        MRL_TRY(mrl_view_check(extra[i], dev, "trellis", names[i], MRL_DTYPE_BIT(f32), 2, shape, err));
+        if (mrl_view_address(extra[i]) % 16 != 0)
+            return mrl_fail(err, MRL_ERR_VALUE, "trellis: %s must be aligned to 16 bytes", names[i]);
+    }
+    if (mrl_views_overlap(&args->total, &args->base) || mrl_views_overlap(&args->total, &args->y) ||
+        mrl_views_overlap(&args->base, &args->y))
+        rc = mrl_fail(err, MRL_ERR_VALUE, "trellis: base, total and out must not share memory");
+done:
+    return rc;
+}
+
 static mrl_status check(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err)
 {
     mrl_status rc;
@@ -785,11 +828,14 @@ static mrl_status check(mrl_device *dev, const mrl_trellis_args *args, mrl_error
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: x must have 2 dimensions (m, %u), got %d", t->k, args->x.ndim);
     if (!mrl_mul_u64(m, widest > columns ? widest : columns, &elements) || elements > INT32_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %llu rows are too many for one call", (unsigned long long)m);
-    MRL_TRY(mrl_view_check(&args->x, dev, "trellis", "x", MRL_DTYPES_ACT, 2, (uint64_t[]){m, t->k}, err));
+    if (args->x_shares.count == 0)
+        MRL_TRY(mrl_view_check(&args->x, dev, "trellis", "x", MRL_DTYPES_ACT, 2, (uint64_t[]){m, t->k}, err));
+    MRL_TRY(check_shares(dev, args, err));
     if (columns < (uint64_t)args->y_column + t->n)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: out must have %u columns from column %u on, it has %llu", t->n,
                         args->y_column, (unsigned long long)columns);
-    MRL_TRY(mrl_view_check(&args->y, dev, "trellis", "out", MRL_DTYPES_ACT, 2, (uint64_t[]){m, columns}, err));
+    if (args->open == NULL)
+        MRL_TRY(mrl_view_check(&args->y, dev, "trellis", "out", MRL_DTYPES_ACT, 2, (uint64_t[]){m, columns}, err));
     if (gated != (args->gate.buffer != NULL))
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: gate and a gated activation (swiglu, geglu, geglu_tanh) go together");
     if (gated)
@@ -866,6 +912,8 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_er
         MRL_TRY(gemv(&c, &asked, err));
         return MRL_OK;
     }
+    if (args.x_shares.count > 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %s takes no x in shares", mrl_kernel_name(kernel));
     if (args.norm.buffer != NULL) {
         MRL_TRY(normalise(dev, &args, &normalised, err));
         args.x = normalised;

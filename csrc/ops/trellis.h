@@ -4,6 +4,7 @@
 #define MRL_OPS_TRELLIS_H
 
 #include "ops/matmul.h"
+#include "ops/shares.h"
 
 #define MRL_TRELLIS_BLOCK 128u
 
@@ -40,13 +41,6 @@ static inline bool mrl_trellis_has_rate(uint32_t rate2, mrl_codebook codebook)
     return rate2 >= 2 && rate2 <= 16 && (rate2 % 2 == 0 || (rate2 < 8 && codebook == MRL_CODEBOOK_MUL1));
 }
 
-/* A result whose sums nobody has added up yet: whoever multiplies with it does, in its prologue. That takes the place of
- * workgroups that wait for each other. What lies where is said in gemv.glsl. */
-typedef struct mrl_shares {
-    mrl_buffer *buffer;
-    uint32_t count; /* 0: not in shares */
-} mrl_shares;
-
 typedef struct mrl_trellis_args {
     const mrl_trellis *t;
     uint32_t expert;    /* the matrix of t that multiplies */
@@ -61,9 +55,16 @@ typedef struct mrl_trellis_args {
     mrl_activation activation;
     bool int8;          /* activations in 8 bits where a kernel has them: mul1, at most 16 rows */
     const char *kernel; /* a row of kernels.def, or NULL to choose */
+    mrl_shares x_shares; /* where x, one row, is base and these; no residual and no gate then */
+    mrl_view base, total; /* (1, k) f32: what they are added to, and, or absent, where the sum is written */
+    mrl_shares *open;   /* y, of which shape and dtype are given, stays in shares: the caller releases them. As many as
+                         * mrl_trellis_shares says, which must not be 0; no bias, activation, gate or residual */
 } mrl_trellis_args;
 
 mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err);
+
+/* In how many shares y may stay; 0: it may not, or no workgroup waits for another anyway. */
+uint32_t mrl_trellis_shares(mrl_device *dev, const mrl_trellis_args *args);
 
 #define MRL_TRELLIS_PAIRS 2048u /* pairs, or tiles of them, of one mrl_op_trellis_experts */
 
@@ -108,7 +109,8 @@ mrl_status mrl_op_probe_fragments(mrl_device *dev, uint32_t disable, mrl_error *
 /* Whether so many products can be summed up in one dispatch. */
 bool mrl_trellis_sums(uint32_t slots);
 
-/* In how many shares the result may stay; 0: no workgroup would wait anyway, or tiles of pairs do not know of shares. */
+/* In how many shares the result of a pair may stay, 1 among them; 0: it may not, as in tiles of pairs. With weights those
+ * of all pairs of a row are the row's. */
 uint32_t mrl_trellis_experts_shares(mrl_device *dev, const mrl_trellis_experts_args *args);
 
 /* *sums: a buffer that the dispatch works in, or the result that stays in shares, or NULL. The caller releases it, after what goes beside the dispatch. */

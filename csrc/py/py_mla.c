@@ -62,7 +62,8 @@ static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
     if (!MRL_PARSE(args, kwargs, "OOOOOOOOO|$OOOOOpOppz:mla", keywords, &q, &kv, &norm, &kv_b, &cache, &layer, &positions,
                    &slots, &freq, &numbers[0], &numbers[1], &numbers[2], &numbers[3], &numbers[4], &interleaved,
                    &dtype_name, &staged, &sequence, &kernel) ||
-        mrl_py_view(state, q, "mla: q", false, &mla.q) < 0 || mrl_py_view(state, kv, "mla: kv", false, &mla.kv) < 0 ||
+        mrl_py_view_or_shares(state, q, "mla: q", &mla.q, &mla.q_shares, NULL) < 0 ||
+        mrl_py_view(state, kv, "mla: kv", false, &mla.kv) < 0 ||
         mrl_py_view(state, norm, "mla: norm", false, &mla.norm) < 0 ||
         mrl_py_weight(state, kv_b, "mla: kv_b", &mla.kv_b) < 0 ||
         mrl_py_layer(state, cache, layer, "mla", &latent) < 0 ||
@@ -96,7 +97,8 @@ static PyMethodDef functions[] = {
      "(nope + rope_dim)) attends over positions 0 .. positions[row] of its slot. kv_b: the Linear (heads * (nope + "
      "v_dim), rank) that makes keys and values of latents. bound: positions + 1 stays within it. A row with "
      "position < 0 gives zeros and writes nothing. staged: CPUs take the kernels of GPUs for kv_b, for tests. "
-     "sequence: all rows are consecutive positions of one slot; padding rows have negative ones. kernel: mla_decode, "
+     "sequence: all rows are consecutive positions of one slot; padding rows have negative ones. q of one row may be "
+     "Shares. kernel: mla_decode, "
      "mla_decode_coopmat, mla_prefill_coopmat, or None to choose."},
     {NULL, NULL, 0, NULL},
 };

@@ -266,17 +266,19 @@ static mrl_device *parse_input(mrl_py_moe *self, PyObject *x, PyObject *norm, Py
 static PyObject *MoE_call(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
     static const char *const keywords[] = {"x",   "norm",      "eps",    "residual", "dtype",
-                                           "out", "positions", "kernel", "activations", NULL};
+                                           "out", "positions", "kernel", "activations", "shares", NULL};
     mrl_py_moe *self = (mrl_py_moe *)obj;
+    mrl_shares open = {0};
     mrl_moe_args call = {0};
+    int shares = 0;
     PyObject *x, *norm = NULL, *eps = NULL, *residual = NULL, *dtype = NULL, *out = NULL, *positions = NULL, *y;
     const char *activations = NULL;
     mrl_device *dev;
     mrl_error err;
     mrl_status rc;
 
-    if (!MRL_PARSE(args, kwargs, "O|$OOOOOOzz:MoE", keywords, &x, &norm, &eps, &residual, &dtype, &out, &positions,
-                   &call.kernel, &activations) ||
+    if (!MRL_PARSE(args, kwargs, "O|$OOOOOOzzp:MoE", keywords, &x, &norm, &eps, &residual, &dtype, &out, &positions,
+                   &call.kernel, &activations, &shares) ||
         mrl_py_int8(activations, "moe", &call.int8) < 0 ||
         (dev = parse_input(self, x, norm, eps, positions, &call)) == NULL ||
         mrl_py_view(self->state, residual, "moe: residual", true, &call.residual) < 0 ||
@@ -294,12 +296,12 @@ static PyObject *MoE_call(PyObject *obj, PyObject *args, PyObject *kwargs)
     as_rows(&call.x);
     as_rows(&call.y);
     as_rows(&call.residual);
+    if (shares && out == NULL && ndim == 2 && call.residual.buffer != NULL) call.open = &open;
     MRL_NOGIL(rc = mrl_op_moe(dev, &call, &err));
-    if (rc != MRL_OK) {
-        Py_DECREF(y);
-        return mrl_raise(self->state, &err);
-    }
-    return y;
+    if (rc == MRL_OK && open.count == 0) return y;
+    Py_DECREF(y);
+    if (rc != MRL_OK) return mrl_raise(self->state, &err);
+    return mrl_py_shares_new(self->state, self->device, &open, call.layer->hidden, &call.residual);
 }
 
 static PyObject *MoE_route(PyObject *obj, PyObject *args, PyObject *kwargs)
@@ -423,7 +425,8 @@ static PyType_Slot MoE_slots[] = {
      "((experts + shared) * hidden, inner); or, for EXL3, gate_up is a tuple (gate, up) and all three are TrellisLinears\n"
      "of experts + shared experts. Experts of several formats: gate_up and down are lists, and stacks says for each\n"
      "expert, shared ones last, at which place in them it lies; in each the experts keep their order. Calling it with\n"
-     "x (rows, hidden) gives residual + the weighted sum of the experts that the router chooses for norm(x)."},
+     "x (rows, hidden) gives residual + the weighted sum of the experts that the router chooses for norm(x), or with\n"
+     "shares, where that saves a wait, Shares to be added to the residual."},
     {0, NULL},
 };
 

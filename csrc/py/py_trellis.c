@@ -194,25 +194,29 @@ static int check_x(const mrl_view *x, uint32_t k)
 
 static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"x",   "norm",   "eps",         "activation", "gate", "residual", "dtype",
-                                           "out", "column", "activations", "kernel",     "expert", NULL};
+    static const char *const keywords[] = {"x",   "norm",   "eps",         "activation", "gate",   "residual", "dtype",
+                                           "out", "column", "activations", "kernel",     "expert", "shares",   "total",
+                                           NULL};
     mrl_py_trellis *self = (mrl_py_trellis *)obj;
     const mrl_trellis *t = weight_of(obj);
     mrl_trellis_args call = {.t = t};
     PyObject *x, *norm = NULL, *eps = NULL, *gate = NULL, *residual = NULL, *dtype = NULL, *out = NULL, *column = NULL;
-    PyObject *expert = NULL;
+    PyObject *expert = NULL, *total = NULL;
     const char *activation = NULL, *activations = NULL;
     double eps_value = 1e-6;
+    mrl_shares open;
     mrl_dtype result;
+    int shares = 0;
     mrl_device *dev;
     mrl_error err;
     mrl_status rc;
     PyObject *y;
 
-    if (!MRL_PARSE(args, kwargs, "O|$OOzOOOOOzzO:TrellisLinear", keywords, &x, &norm, &eps, &activation, &gate, &residual,
-                   &dtype, &out, &column, &activations, &call.kernel, &expert) ||
+    if (!MRL_PARSE(args, kwargs, "O|$OOzOOOOOzzOpO:TrellisLinear", keywords, &x, &norm, &eps, &activation, &gate,
+                   &residual, &dtype, &out, &column, &activations, &call.kernel, &expert, &shares, &total) ||
         (dev = mrl_py_device(self->state, self->device, "trellis")) == NULL ||
-        mrl_py_view(self->state, x, "trellis: x", false, &call.x) < 0 ||
+        mrl_py_view_or_shares(self->state, x, "trellis: x", &call.x, &call.x_shares, &call.base) < 0 ||
+        mrl_py_view(self->state, total, "trellis: total", true, &call.total) < 0 ||
         mrl_py_view(self->state, norm, "trellis: norm", true, &call.norm) < 0 ||
         mrl_py_view(self->state, gate, "trellis: gate", true, &call.gate) < 0 ||
         mrl_py_view(self->state, residual, "trellis: residual", true, &call.residual) < 0 ||
@@ -228,15 +232,25 @@ static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwa
     if (mrl_py_dtype(dtype, "trellis: dtype", result, &result) < 0) return NULL;
     uint64_t shape[2] = {call.x.shape[0], t->n};
     int ndim = call.x.ndim;
+    call.eps = (float)eps_value;
+    MRL_NOGIL(call.bias = mrl_trellis_linear_bias(self->linear));
+    if (shares && out == NULL && mrl_trellis_shares(dev, &call) > 0) {
+        call.open = &open;
+        call.y = (mrl_view){.dtype = MRL_DTYPE_f32, .ndim = 2, .shape = {1, t->n}};
+        MRL_NOGIL(rc = mrl_op_trellis(dev, &call, &err));
+        mrl_buffer_release(call.bias.buffer);
+        return rc == MRL_OK ? mrl_py_shares_new(self->state, self->device, &open, t->n, NULL) : mrl_raise(self->state, &err);
+    }
     y = mrl_py_tensor_out(self->state, self->device, out, "trellis: out", result, ndim, shape + 2 - ndim, &call.y);
-    if (y == NULL) return NULL;
+    if (y == NULL) {
+        mrl_buffer_release(call.bias.buffer);
+        return NULL;
+    }
     mrl_py_as_rows(&call.x);
     mrl_py_as_rows(&call.y);
     mrl_py_as_rows(&call.gate);
     mrl_py_as_rows(&call.residual);
-    call.eps = (float)eps_value;
     MRL_NOGIL({
-        call.bias = mrl_trellis_linear_bias(self->linear);
         rc = mrl_op_trellis(dev, &call, &err);
         mrl_buffer_release(call.bias.buffer);
     });
@@ -471,7 +485,8 @@ static PyType_Slot TrellisLinear_slots[] = {
                 "A linear layer of EXL3 trellis weights, zeros at first. Calling it gives\n"
                 "y = epilogue(norm(x) W + bias): x (m, k) or (k) -> (m, n) or (n). experts: matrices of this size that lie one\n"
                 "behind the other, for MoE; every method works on one of them. memory 'host': the weights lie in host\n"
-                "memory, and kernels read them over the bus."},
+                "memory, and kernels read them over the bus. shares: the result of one row is left in Shares where that saves\n"
+                "a wait. x may be Shares with a base; total is where the sum goes."},
     {0, NULL},
 };
 

@@ -44,7 +44,7 @@
 #include "vk/program.h"
 
 typedef struct mrl_state {
-    PyTypeObject *Device, *Tensor, *Program;
+    PyTypeObject *Device, *Tensor, *Shares, *Program;
     PyTypeObject *Linear, *TrellisLinear, *MoE, *KVCache, *DeltaState, *StepState, *Generator;
     PyObject *MarlinError, *ModelFormatError, *UnsupportedModelError;
     PyObject *DeviceError, *DeviceLostError, *DeviceOutOfMemory;
@@ -97,6 +97,7 @@ int mrl_py_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **out);
 /* One a file: adds its types and functions. Functions: PyModule_AddFunctions(module, methods). */
 int mrl_py_device_add(PyObject *module, mrl_state *state);
 int mrl_py_tensor_add(PyObject *module, mrl_state *state);
+int mrl_py_shares_add(PyObject *module, mrl_state *state);
 int mrl_py_program_add(PyObject *module, mrl_state *state);
 int mrl_py_linear_add(PyObject *module, mrl_state *state);
 int mrl_py_moe_add(PyObject *module, mrl_state *state);
@@ -189,6 +190,18 @@ PyObject *mrl_py_tensor_wrap(mrl_state *state, PyObject *device, const mrl_view 
  * new one of this dtype and shape. *view (borrowed from it) goes to the op, which checks it. */
 PyObject *mrl_py_tensor_out(mrl_state *state, PyObject *device, PyObject *out, const char *name,
                             mrl_dtype dtype, int ndim, const uint64_t *shape, mrl_view *view);
+/* ---- rows in shares ---- */
+
+struct mrl_shares;
+/* A new Shares object, which takes over the buffer of *shares, even when that fails. base: what they are to be added to,
+ * retained, or NULL. */
+PyObject *mrl_py_shares_new(mrl_state *state, PyObject *device, const struct mrl_shares *shares, uint32_t columns,
+                            const mrl_view *base);
+/* mrl_py_view, or of a Shares object the shape without a buffer, its shares and its base, which it must have; with base
+ * NULL it must have none. */
+int mrl_py_view_or_shares(const mrl_state *state, PyObject *obj, const char *name, mrl_view *view,
+                          struct mrl_shares *shares, mrl_view *base);
+
 /* One row may come without its leading axis: the op sees (1, columns). */
 static inline void mrl_py_as_rows(mrl_view *view)
 {

@@ -463,16 +463,21 @@ class Linear(Module):
 
     def __call__(
         self,
-        x: _C.Tensor,
+        x: _C.Tensor | _C.Shares,
         *,
         norm: Vector | None = None,
         eps: float = 1e-6,
         activation: str | None = None,
         residual: _C.Tensor | None = None,
         dtype: str | None = None,
+        total: _C.Tensor | None = None,
     ) -> _C.Tensor:
-        """activation(norm(x) W^T + bias) + residual."""
+        """activation(norm(x) W^T + bias) + residual. x may be Shares where `takes_shares`, total: for their sum."""
         weight = norm.weight if norm is not None else None
+        if not isinstance(x, _C.Tensor):
+            assert self.takes_shares and activation is None and residual is None
+            first = self.trellises[0]
+            return self.seen(first(x, norm=weight, eps=eps, dtype=dtype, activations=self.activations(x), total=total))
         if weight is not None and self.exact:
             x, weight = _C.rms_norm(x, weight, eps, dtype="f32"), None
         if self.trellises:
@@ -481,7 +486,22 @@ class Linear(Module):
         y = self.weight(x, norm=weight, eps=eps, activation=activation, residual=residual, dtype=dtype)
         return self.seen(y)
 
-    def activations(self, x: _C.Tensor) -> str | None:
+    @property
+    def takes_shares(self) -> bool:
+        """Whether x of one row may be Shares with a base."""
+        return len(self.trellises) == 1 and not self.exact and self.k % 8 == 0
+
+    def open(
+        self, x: _C.Tensor | _C.Shares, *, norm: Vector, eps: float, dtype: str, total: _C.Tensor | None = None
+    ) -> _C.Tensor | _C.Shares:
+        """norm(x) W^T + bias, or of one row Shares without a base, where that saves a wait."""
+        if not self.takes_shares or self.watch is not None:
+            return self(x, norm=norm, eps=eps, dtype=dtype, total=total)
+        return self.trellises[0](
+            x, norm=norm.weight, eps=eps, dtype=dtype, activations=self.activations(x), shares=True, total=total
+        )
+
+    def activations(self, x: _C.Tensor | _C.Shares) -> str | None:
         """What a trellis rounds x to: more rows than two are multiplied by other kernels, in f16."""
         return "int8" if self.int8 and x.shape[0] <= 2 else None
 

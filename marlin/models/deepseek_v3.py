@@ -32,7 +32,11 @@ class Layer(mixtral.Layer):
         """The weights of `attend`."""
         self.latent = LatentAttention(source, f"{self.name}.self_attn", index, config, rope)
 
-    def attend(self, h: _C.Tensor, run: Run) -> _C.Tensor:
+    @property
+    def takes_shares(self) -> bool:
+        return self.latent.takes_shares
+
+    def attend(self, h: _C.Tensor | _C.Shares, run: Run) -> _C.Tensor:
         """h + attention(norm(h))."""
         return self.latent(h, run, self.input_norm, self.eps)
 

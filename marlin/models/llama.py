@@ -85,17 +85,24 @@ class Layer(Module):
             kind="mlp",
         )
 
-    def __call__(self, h: _C.Tensor, run: Run) -> _C.Tensor:
-        """h (rows, hidden) f32 -> the same after this layer."""
-        return self.seen(self.mlp(self.attend(h, run), run))
+    @property
+    def takes_shares(self) -> bool:
+        """Whether h may come in Shares."""
+        return False
 
-    def attend(self, h: _C.Tensor, run: Run) -> _C.Tensor:
+    def __call__(self, h: _C.Tensor | _C.Shares, run: Run, shares: bool = False) -> _C.Tensor | _C.Shares:
+        """h (rows, hidden) f32 -> the same after this layer. shares: may be Shares, for the next layer takes them."""
+        y = self.mlp(self.attend(h, run), run, shares and self.watch is None)
+        return self.seen(y) if isinstance(y, _C.Tensor) else y
+
+    def attend(self, h: _C.Tensor | _C.Shares, run: Run) -> _C.Tensor:
         """h + attention(norm(h))."""
+        assert isinstance(h, _C.Tensor)
         qkv = self.qkv(h, norm=self.input_norm, eps=self.eps, dtype=run.dtype)
         return self.o(self.attention(qkv, run), residual=h)
 
-    def mlp(self, h: _C.Tensor, run: Run) -> _C.Tensor:
-        """h + MLP(norm(h))."""
+    def mlp(self, h: _C.Tensor, run: Run, shares: bool = False) -> _C.Tensor | _C.Shares:
+        """h + MLP(norm(h)). shares: see __call__."""
         m = self.gate_up(h, norm=self.mlp_norm, eps=self.eps, activation=self.activation, dtype=run.dtype)
         return self.down(m, residual=h)
 
@@ -132,7 +139,8 @@ class Model(CausalLM):
 
     def __call__(self, ids: _C.Tensor, run: Run) -> _C.Tensor:
         """ids (rows) i32 -> hidden (rows, hidden) f32, before the final norm."""
-        h = self.embed.embed(ids)
-        for layer in self.layers:
-            h = layer(h, run)
+        h: _C.Tensor | _C.Shares = self.embed.embed(ids)
+        for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):
+            h = layer(h, run, shares=following is not None and following.takes_shares)
+        assert isinstance(h, _C.Tensor)
         return h

@@ -29,11 +29,11 @@ class Layer(llama.Layer):
         else:
             super().build_mlp(config, source, index)
 
-    def mlp(self, h: _C.Tensor, run: Run) -> _C.Tensor:
+    def mlp(self, h: _C.Tensor, run: Run, shares: bool = False) -> _C.Tensor | _C.Shares:
         """h + mixture(norm(h)), or MLP in a dense layer."""
         if self.moe is None:
             return super().mlp(h, run)
-        return self.moe(h, norm=self.mlp_norm, dtype=run.dtype, positions=run.positions)
+        return self.moe(h, norm=self.mlp_norm, dtype=run.dtype, positions=run.positions, shares=shares)
 
 
 class Model(llama.Model):

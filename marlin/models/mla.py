@@ -47,24 +47,32 @@ class LatentAttention(Module):
         self.kv_b = linear("kv_b_proj", width, latent.rank, whole=True)
         self.o = linear("o_proj", hidden, config.heads * latent.v_dim, bias=config.o_bias)
 
-    def __call__(self, h: _C.Tensor, run: Run, norm: Vector, eps: float) -> _C.Tensor:
+    @property
+    def takes_shares(self) -> bool:
+        """Whether h of one row may be Shares, so that nobody waits between the layer before and this one."""
+        return (self.q_a or self.q).takes_shares and self.kv_a.takes_shares
+
+    def __call__(self, h: _C.Tensor | _C.Shares, run: Run, norm: Vector, eps: float) -> _C.Tensor:
         """h (rows, hidden) f32 -> h + attention(norm(h)), f32."""
         latent = self.latent
         assert self.kv_norm.weight is not None and self.kv_b.weight is not None and self.rope.freq is not None
+        whole = h if isinstance(h, _C.Tensor) else _C.empty(h.device, h.shape)
+        total = None if isinstance(h, _C.Tensor) else whole
+        q: _C.Tensor | _C.Shares
         if self.q_a is None:
             kv = self.kv_a(h, norm=norm, eps=eps, dtype=run.dtype)
-            q = self.q(h, norm=norm, eps=eps, dtype=run.dtype)
+            q = self.q.open(h, norm=norm, eps=eps, dtype=run.dtype, total=total)
         else:
-            low = self.q_a(h, norm=norm, eps=eps, dtype=run.dtype)
+            low = self.q_a(h, norm=norm, eps=eps, dtype=run.dtype, total=total)
             kv = self.kv_a(h, norm=norm, eps=eps, dtype=run.dtype)
-            q = self.q(low, norm=self.q_norm, eps=latent.norm_eps, dtype=run.dtype)
+            q = self.q.open(low, norm=self.q_norm, eps=latent.norm_eps, dtype=run.dtype)
         a = _C.mla(
             q, kv, self.kv_norm.weight, self.kv_b.weight, run.cache, self.layer, run.positions, run.slots,
             self.rope.freq, heads=self.heads, bound=run.bound, eps=latent.norm_eps, scale=latent.softmax_scale,
             rope_scale=self.rope.scale, interleaved=latent.interleaved, dtype=run.dtype,
             sequence=run.sequence,
         )  # fmt: skip
-        return self.o(self.seen(a), residual=h)
+        return self.o(self.seen(a), residual=whole)
 
     def describe(self) -> str:
         c = self.latent

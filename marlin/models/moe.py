@@ -151,12 +151,18 @@ class MoE(Module):
         return [(self.gate_up[at].nbytes + self.down[at].nbytes) // members[at] for at in self.stacks]
 
     def __call__(
-        self, h: _C.Tensor, *, norm: Vector | None = None, dtype: str = "f16", positions: _C.Tensor | None = None
-    ) -> _C.Tensor:
+        self,
+        h: _C.Tensor,
+        *,
+        norm: Vector | None = None,
+        dtype: str = "f16",
+        positions: _C.Tensor | None = None,
+        shares: bool = False,
+    ) -> _C.Tensor | _C.Shares:
         """h (rows, hidden) f32 -> h + mixture(norm(h)), f32.
 
         dtype: of activations between the kernels. positions (rows) i32: rows with a negative one are idle, they go
-        to no expert and what comes back for them is undefined.
+        to no expert and what comes back for them is undefined. shares: one row may come back as Shares.
         """
         assert self.core.raw is not None
         weight = norm.weight if norm is not None else None
@@ -174,11 +180,11 @@ class MoE(Module):
         elif self.shared_gate_up is not None and self.shared_down is not None:
             m = self.shared_gate_up(h, norm=norm, eps=self.eps, activation=self.activation, dtype=dtype)
             base = self.shared_down(m, residual=h)
-        y: _C.Tensor = self.core.raw(
+        y = self.core.raw(
             x, norm=weight, eps=self.eps, residual=base, dtype=dtype, positions=positions,
-            activations=self.activations(x, *self.gate_up, *self.down),
+            activations=self.activations(x, *self.gate_up, *self.down), shares=shares and self.watch is None,
         )  # fmt: skip
-        return self.seen(y)
+        return self.seen(y) if isinstance(y, _C.Tensor) else y
 
     @property
     def usage(self) -> _C.Tensor:

@@ -57,9 +57,10 @@ class Layer(mixtral.Layer):
             source, f"{self.name}.o", [(f"{name}.o_proj", hidden)], config.q_size, bias=config.o_bias, kind="attention"
         )
 
-    def attend(self, h: _C.Tensor, run: Run) -> _C.Tensor:
+    def attend(self, h: _C.Tensor | _C.Shares, run: Run) -> _C.Tensor:
         """h + delta net(norm(h)), or h + attention(norm(h))."""
         if self.delta is not None:
+            assert isinstance(h, _C.Tensor)
             return self.delta(h, run, self.input_norm, self.eps)
         return super().attend(h, run)
 

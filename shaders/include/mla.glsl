@@ -50,13 +50,16 @@ uvec2 mla_partial(uvec2 base, uint row, uint head, uint chunk, const uint type)
     return address_at(base, (row * HEADS + head) * p.chunks + chunk, RANK * act_bytes(type) + 16);
 }
 
-// Element e of the ROPE_DIM that start at `from` in a row of x, turned.
+// Element e of the ROPE_DIM that start at `from` in a row of x, turned. LOAD_X: where x is no dense row of type X.
+#ifndef LOAD_X
+#define LOAD_X(x, at) load_act(x, at, X)
+#endif
 float mla_turned(uvec2 x, uint from, uint e, int position)
 {
     const uint HALF = ROPE_DIM / 2;
     uint i = INTERLEAVED != 0 ? e / 2 : e % HALF;
     uint a = INTERLEAVED != 0 ? 2 * i : i, b = INTERLEAVED != 0 ? 2 * i + 1 : i + HALF;
     vec2 turn = p.rope_scale * rope_cos_sin(float(position) * BufF32(p.freq).v[i]);
-    float first = load_act(x, from + a, X), second = load_act(x, from + b, X);
+    float first = LOAD_X(x, from + a), second = LOAD_X(x, from + b);
     return e == a ? first * turn.x - second * turn.y : second * turn.x + first * turn.y;
 }

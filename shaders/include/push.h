@@ -163,7 +163,8 @@ PUSH_STRUCT(mrl_push_trellis)
     UINT y_stride;    /* elements */
     FLOAT eps;
     FLOAT x_scale;    /* power of two that x was multiplied by, to stay in range of f16 (gemm) */
-    UINT types;       /* for gemv: of x, 16 times that of y, and 256 times the blocks of 128 rows of Q of a workgroup */
+    UINT types;       /* for gemv: of x, 16 times that of y, 256 times the blocks of 128 rows of Q of a workgroup, and
+                       * 65536 times the shares of x; then residual is what they are added to, gate where that goes */
 };
 
 /* y (pairs, n) = epilogue(norm(x[pair / slots]) . W[expert of the pair]), experts of one size behind each other. */
@@ -282,6 +283,7 @@ PUSH_STRUCT(mrl_push_mla)
     FLOAT rope_scale; /* multiplies cos and sin (YaRN) */
     UINT rows;
     UINT first_head;  /* prefill_coopmat: that of workgroup (., 0) */
+    UINT shares;      /* query: that x, of one row, lies in (include/shares.glsl) */
 };
 
 /* A gated delta net, all kernels of shaders/delta (delta.glsl draws the rows). Sizes are specialization constants. */

@@ -8,7 +8,11 @@
 // On a CPU (BROADCAST) a workgroup is one subgroup: a lane owns a unit of 16 bytes of every row, and elements of q are
 // loaded one a lane and broadcast, with the scales of their rows where these have one each.
 // Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.2 (W_uk absorbed into the query).
+layout(constant_id = 19) const bool SHARES = false; // q is one row, in p.shares shares
+#define LOAD_X(x, at) load_q(x, at)
+float load_q(uvec2 q, uint at);
 #include "include/mla.glsl"
+#include "include/shares.glsl"
 #include "include/scale.glsl"
 layout(constant_id = 11) const uint SCALE = 0;
 layout(constant_id = 12) const uint ZERO = 0;
@@ -19,6 +23,11 @@ layout(constant_id = 16) const uint BROADCAST = 0;
 layout(constant_id = 17) const uint BATCH = 1; // rows whose loads are under way together, at most 8
 layout(constant_id = 18) const uint Y = ACT_F32; // ACT_F32 or ACT_F16
 #include "matmul/load_weights.glsl"
+
+float load_q(uvec2 q, uint at)
+{
+    return SHARES ? sum_shares(q, 0, HEADS * (NOPE + ROPE_DIM), p.shares, at) : load_act(q, at, X);
+}
 
 const uint COLUMNS = 8 * ACROSS;
 const bool ROW_SCALED = SCALE != SCALE_NONE && (GROUP == 0 || GROUP >= RANK);
@@ -54,7 +63,7 @@ void broadcast_columns(uvec2 q, uint q_head, uint head, uint column, float facto
         acc[j] = 0.0;
     for (uint n0 = 0; n0 < NOPE; n0 += lanes) {
         const uint own = min(n0 + gl_SubgroupInvocationID, NOPE - 1);
-        float mine = load_act(q, q_head + own, X) * factor * p.global_scale;
+        float mine = load_q(q, q_head + own) * factor * p.global_scale;
         if (ROW_SCALED)
             mine *= load_scale(p.scale, (head * (NOPE + VALUES) + own) * p.groups, SCALE);
         if (n0 + gl_SubgroupInvocationID >= NOPE)
@@ -99,7 +108,7 @@ void main()
     EACH_ASKED(ASK)
     [[dont_unroll]] for (uint base = 0; base < PADDED; base += gl_WorkGroupSize.x) {
         const uint n = min(base + thread, PADDED - 1);
-        float x = n < NOPE ? load_act(q, q_head + n, X) * factor * p.global_scale : 0.0;
+        float x = n < NOPE ? load_q(q, q_head + n) * factor * p.global_scale : 0.0;
         if (SCALE != SCALE_NONE && GROUP == 0 && n < NOPE)
             x *= load_scale(p.scale, head_row + n, SCALE);
         queries[n] = x;

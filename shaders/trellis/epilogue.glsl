@@ -4,6 +4,9 @@
 #include "include/activation.glsl"
 #include "include/address.glsl"
 
+#ifndef HAS_RESIDUAL
+#define HAS_RESIDUAL !is_null(p.residual)
+#endif
 #ifndef RESIDUAL
 #define RESIDUAL(at) BufF32(p.residual).v[at]
 #endif
@@ -20,7 +23,7 @@ void finish_column(uint m, uint n, float y)
         y *= activate(ACTIVATION, load_act(p.gate, at, Y_TYPE));
     else
         y = activate(ACTIVATION, y);
-    if (!is_null(p.residual))
+    if (HAS_RESIDUAL)
         y += RESIDUAL(at);
     store_act(p.y, m * p.y_stride + n, Y_TYPE, y);
 }

@@ -9,9 +9,14 @@ layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define SVH p.svh
 #define X_ROW(m) (m)
 #define K_PADDED p.k_padded
+#define X_SHARES (p.types >> 16)
+#define FIRST_SHARE 0
+#define X_BASE p.residual
+#define X_TOTAL p.gate
 #include "trellis/gemv.glsl"
 
 float asked_residual; // with ONE_COLUMN, of the thread's
+#define HAS_RESIDUAL (!is_null(p.residual) && !(SHARES && X_SHARES > 0))
 #define RESIDUAL(at) (ONE_COLUMN ? asked_residual : BufF32(p.residual).v[at])
 #include "trellis/epilogue.glsl"
 
@@ -20,6 +25,6 @@ void share_operands() {}
 void request_column(uint n)
 {
     asked_residual = 0.0;
-    if (ONE_COLUMN && !is_null(p.residual))
+    if (ONE_COLUMN && HAS_RESIDUAL)
         asked_residual = BufF32(p.residual).v[min(n, p.n - 1)];
 }

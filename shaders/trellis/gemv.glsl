@@ -38,6 +38,7 @@ layout(constant_id = 10) const uint FOURS = 0;   // 1: four elements of x at onc
 layout(constant_id = 11) const uint LANES = 64;  // the local size
 layout(constant_id = 12) const bool ACQUIRE = true; // see include/arrive.glsl
 #define ACQUIRE ACQUIRE
+layout(constant_id = 13) const bool SHARES = false; // whether x or the result may lie in shares; M is 1 then
 
 // Not constants, nor how many blocks a workgroup has: products of a step should have as few pipelines as can be,
 // because machine code that does not stay in the instruction cache from layer to layer costs more than all these
@@ -49,15 +50,11 @@ layout(constant_id = 12) const bool ACQUIRE = true; // see include/arrive.glsl
 #define NORM (!is_null(p.norm))
 #endif
 
-// Kernels whose x may lie in shares define X_SHARES, how many there are, or 0. OPEN: the result is left in such shares, so
-// that no workgroup waits for another: each one's sums through the output transform and times svh, in the places of what
-// is told otherwise.
-#ifdef X_SHARES
-layout(constant_id = 13) const bool SHARES = false;
+// OPEN: the result is left in shares (include/shares.glsl), so that no workgroup waits for another: each one's sums
+// through the output transform and times svh, in the places of what is told otherwise. X_SHARES: so many make x, or 0.
+// Experts' x is the row that they are, gated by that of X_GATE; elsewhere the shares are added to X_BASE, and the sum goes
+// to X_TOTAL for others, if that is not null.
 #define OPEN (SHARES && is_null(p.y))
-#else
-#define OPEN false
-#endif
 
 // Products that are summed up: PARTS of them, copies z of the grid, one behind the other. 1 without.
 #ifndef PARTS
@@ -78,6 +75,7 @@ void finish_column(uint m, uint n, float y); // what has been through the output
 #include "include/address.glsl"
 #include "include/activation.glsl"
 #include "include/arrive.glsl"
+#include "include/shares.glsl"
 #include "include/hadamard.glsl" // for both kinds of math: a file is included once, whatever #if says
 
 #define HADAMARD_PITCH 132
@@ -104,29 +102,32 @@ uint thread; // such that subgroups have neighbours
 
 // ---- x ----
 
-#ifdef X_SHARES
-// Where share s of row m of x or its gate begins, as told_places has it. M is 1 then.
-uint share_row(uint m, uint s) { return (SHARED_ROW(m) + s) * (K_PADDED + ((K_PADDED / 128 + 3) & ~3u)); }
+// Where share s of x or its gate begins.
+uint share_row(uint s) { return (FIRST_SHARE + s) * shares_pitch(K_PADDED); }
 
-// Element k of row m of an operand in shares.
-float sum_shares(uvec2 address, uint m, uint k)
+#ifdef X_GATE
+float shares_at(uint k)
 {
-    float sum = 0.0, mean = 0.0;
-    for (uint s = 0; s < X_SHARES; s++) {
-        sum += BufF32(address).v[share_row(m, s) + k];
-        mean += BufF32(address).v[share_row(m, s) + K_PADDED];
-    }
-    return sum * inversesqrt(mean);
+    return sum_shares(p.x, share_row(0), K_PADDED, X_SHARES, k) *
+           activate(ACTIVATION, sum_shares(X_GATE, share_row(0), K_PADDED, X_SHARES, k));
+}
+#else
+float shares_at(uint k)
+{
+    float x = BufF32(X_BASE).v[k];
+    for (uint s = 0; s < X_SHARES; s++)
+        x += BufF32(p.x).v[share_row(s) + k];
+    if (gl_WorkGroupID.x == 0 && !is_null(X_TOTAL))
+        BufF32(X_TOTAL).v[k] = x;
+    return x;
 }
 #endif
 
 // Element k of row m; with X_GATE, the address of an operand of the same shape and type: activation(gate) * x.
 float x_at(uint m, uint k)
 {
-#ifdef X_SHARES
     if (SHARES && X_SHARES > 0)
-        return sum_shares(p.x, m, k) * activate(ACTIVATION, sum_shares(X_GATE, m, k));
-#endif
+        return shares_at(k);
     const uint at = X_ROW(m) * p.k + k;
     float x = load_act(p.x, at, X_TYPE);
 #ifdef X_GATE

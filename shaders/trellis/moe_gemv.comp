@@ -10,6 +10,7 @@
 
 #include "trellis/moe_operands.glsl"
 uvec2 expert_trellis, expert_suh, expert_svh;
+float asked_own; // weight of the workgroup's pair
 #define TRELLIS expert_trellis
 #define SUH expert_suh
 #define SVH expert_svh
@@ -17,13 +18,13 @@ uvec2 expert_trellis, expert_suh, expert_svh;
 #define X_GATE p.gate
 #define NORM (!is_null(p.norm) && !SUMMED)
 #define X_SHARES (SUMMED ? p.types >> 20 : 0)
-#define SHARED_ROW(m) (tile_pair(m) * X_SHARES)
-#define PARTS (SUMMED ? ROW_PAIRS : 1u)
+#define FIRST_SHARE (gl_WorkGroupID.z * X_SHARES)
+#define PARTS (SUMMED && !OPEN ? ROW_PAIRS : 1u)
 #define MOST_PARTS MRL_TRELLIS_SUM_MAX
 #define FIRST_PART (row_of(gl_WorkGroupID.z) * ROW_PAIRS)
 #define END_COPY (SUMMED ? row_of(gl_WorkGroupID.z) : gl_WorkGroupID.z)
-#define LINE_SVH(line) (SUMMED ? svh_of(part_expert[line]) : expert_svh)
-#define LINE_WEIGHT(line) (SUMMED ? part_weight[line] : 1.0)
+#define LINE_SVH(line) (SUMMED && !OPEN ? svh_of(part_expert[line]) : expert_svh)
+#define LINE_WEIGHT(line) (!SUMMED ? 1.0 : OPEN ? asked_own : part_weight[line])
 
 shared uint part_expert[MRL_TRELLIS_SUM_MAX]; // of all pairs of the row
 shared float part_weight[MRL_TRELLIS_SUM_MAX];
@@ -51,6 +52,7 @@ bool gemv_prologue()
         const uint pair = FIRST_PART + min(gl_LocalInvocationIndex, ROW_PAIRS - 1);
         asked_expert = uint(BufI32(p.ids).v[pair]);
         asked_weight = BufF32(p.weights).v[pair];
+        asked_own = BufF32(p.weights).v[gl_WorkGroupID.z];
     }
     expert_trellis = address_at(p.trellis, tile_expert, K_PADDED * 8 * gl_NumWorkGroups.x * RATE2);
     expert_suh = address_at(p.suh, tile_expert, 2 * K_PADDED);

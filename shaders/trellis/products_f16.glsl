@@ -19,9 +19,9 @@ const uint CLUSTERS = LANES / CLUSTER;
 // A power of two that brings `most` to 8 .. 16 when divided by it.
 float power_for(uint most) { return uintBitsToFloat((clamp(most >> 23, 4u, 250u) - 3u) << 23); }
 
-#ifdef X_SHARES
-// Elements k .. k + 3 of row m of an x in shares, and of its gate: what a batch needs is on its way at once.
-vec4 load_shares(uint m, uint k)
+#ifdef X_GATE
+// Elements k .. k + 3 of an x in shares, gated: what a batch needs is on its way at once.
+vec4 load_shares(uint k, uint count)
 {
     const uint batch = 4, last = X_SHARES - 1;
     vec4 x = vec4(0.0), gate = vec4(0.0);
@@ -30,7 +30,7 @@ vec4 load_shares(uint m, uint k)
         vec4 v[batch], g[batch];
         float part[batch];
         [[unroll]] for (uint i = 0; i < batch; i++) {
-            const uint row = share_row(m, min(s + i, last));
+            const uint row = share_row(min(s + i, last));
             v[i] = BufF32x4(p.x).v[(row + k) / 4];
             g[i] = BufF32x4(X_GATE).v[(row + k) / 4];
             part[i] = BufF32(p.x).v[row + K_PADDED];
@@ -47,16 +47,45 @@ vec4 load_shares(uint m, uint k)
         x[i] *= activate(ACTIVATION, gate[i] * factor);
     return x;
 }
+#else
+vec4 line_quad(uint at);
+
+// Elements k .. k + 3 of X_BASE and its shares. A workgroup of one block deals them out to its clusters.
+vec4 load_shares(uint k, uint count)
+{
+    const uint batch = 4, cluster = thread / CLUSTER, at = thread % CLUSTER * EACH + k % EACH;
+    const uint first = count == 1 ? cluster : 0, step = count == 1 ? CLUSTERS : 1;
+    const uint last = X_SHARES - 1, column = min(k, p.k - 4);
+    vec4 x = BufF32x4(X_BASE).v[column / 4];
+    if (first > 0)
+        x = vec4(0.0);
+    [[dont_unroll]] for (uint s = first; s - first <= last; s += batch * step) {
+        vec4 v[batch];
+        [[unroll]] for (uint i = 0; i < batch; i++)
+            v[i] = BufF32x4(p.x).v[(share_row(min(s + i * step, last)) + column) / 4];
+        [[unroll]] for (uint i = 0; i < batch; i++)
+            x += s + i * step <= last ? v[i] : vec4(0.0);
+    }
+    if (count == 1) {
+        [[unroll]] for (uint i = 0; i < 4; i++)
+            work[cluster * HADAMARD_PITCH + at + i] = x[i];
+        barrier();
+        x = vec4(0.0);
+        [[unroll]] for (uint c = 0; c < CLUSTERS; c++)
+            x += line_quad(c * HADAMARD_PITCH + at);
+    }
+    if (gl_WorkGroupID.x == 0 && !is_null(X_TOTAL) && k < p.k)
+        BufF32x4(X_TOTAL).v[k / 4] = x;
+    return k < p.k ? x : vec4(0.0);
+}
 #endif
 
-// Elements k .. k + 3 of row m.
-vec4 load_x(uint m, uint k)
+// Elements k .. k + 3 of row m, of which the workgroup has `count` blocks.
+vec4 load_x(uint m, uint k, uint count)
 {
     vec4 x = vec4(0.0);
-#ifdef X_SHARES
     if (SHARES && X_SHARES > 0)
-        return load_shares(m, k);
-#endif
+        return load_shares(k, count);
     if (FOURS == 0) {
         [[unroll]] for (uint i = 0; i < 4; i++)
             x[i] = k + i < p.k ? x_at(m, k + i) : 0.0;
@@ -113,15 +142,15 @@ float asked_square; // of the lane's elements
 
 // Elements k .. k + 3 of row m, times the norm's weights and suh -> quad q, a literal. All is asked for before anything is
 // used: what comes from memory comes at once.
-void load_quad(uint q, uint m, uint k)
+void load_quad(uint q, uint m, uint k, uint count)
 {
     const uvec2 suh = BufU32x2(SUH).v[k / 4];
-    const vec4 w = load_norm(k), x = load_x(m, k);
+    const vec4 w = load_norm(k), x = load_x(m, k, count);
     quads[q] = x * w * vec4(unpackHalf2x16(suh.x), unpackHalf2x16(suh.y));
     asked_square += dot(x, x);
 }
 
-#define LOAD_QUAD(q, k) load_quad(q, m, k + 4 * q);
+#define LOAD_QUAD(q, k) load_quad(q, m, k + 4 * q, count);
 #define PEAK_QUAD(q, unused) most = max(most, peak_of(quads[q]));
 #define AT_QUAD(q) ((b * 8 + (lane * EACH + 4 * q) / 16) * M + m) * X_VECS, lane * EACH + 4 * q
 #define STORE_QUAD(q, inverse) store_quad(q, AT_QUAD(q), inverse);

@@ -1,0 +1,24 @@
+/* A row whose sums nobody has added up yet: the result of a trellis product of which each workgroup left what it had.
+ * Whoever reads it adds up, in its prologue, which takes the place of workgroups that wait for each other. What lies where
+ * is said in shaders/include/shares.glsl. */
+#ifndef MRL_OPS_SHARES_H
+#define MRL_OPS_SHARES_H
+
+#include "ops/view.h"
+
+typedef struct mrl_shares {
+    mrl_buffer *buffer;
+    uint32_t count; /* 0: the operand is a view as usual; else the view has a shape, but no buffer */
+} mrl_shares;
+
+static inline uint64_t mrl_shares_address_or(const mrl_shares *shares, const mrl_view *view)
+{
+    return shares->count > 0 ? mrl_buffer_address(shares->buffer) : mrl_view_address(view);
+}
+
+static inline mrl_range mrl_shares_range_or(const mrl_shares *shares, const mrl_view *view)
+{
+    return shares->count > 0 ? mrl_range_of(shares->buffer) : mrl_view_range(view);
+}
+
+#endif
