@@ -169,17 +169,22 @@ uvec2 arg_max(uint key, uint id)
 }
 
 // Key and id of the largest raw logit, and log(sum(exp(raw))), in one pass: 1024 columns of ids,
-// each of which rescales when its maximum grows, then 32 sums of 32 columns.
+// each of which rescales when its maximum grows, then 32 sums of 32 columns. Every token has this pass and waits for its
+// loads, so there are more of them in flight.
 uvec2 raw_stats(out float log_sum)
 {
+    const uint batch = BATCH > 1u ? 16u : 1u;
     uint key = 0u, id = ~0u;
     for (uint c = tid; c < COLUMNS; c += threads) {
         float most = LOWEST, sum = 0.0;
-        for (uint first = c; first < p.vocab + c; first += BATCH * COLUMNS) {
-            float x[BATCH];
+        for (uint first = c; first < p.vocab + c; first += batch * COLUMNS) {
+            float x[batch];
             float grown = most;
-            load_batch(first, COLUMNS, true, x);
-            [[unroll]] for (uint j = 0u; j < BATCH; j++) {
+            [[unroll]] for (uint j = 0u; j < batch; j++) {
+                uint i = first + j * COLUMNS;
+                x[j] = i < p.vocab ? raw_logit(i) : NEG_INF;
+            }
+            [[unroll]] for (uint j = 0u; j < batch; j++) {
                 uint i = first + j * COLUMNS, k = key_of(x[j]);
                 if (k > key || (k == key && i < id)) {
                     key = k;
@@ -188,7 +193,7 @@ uvec2 raw_stats(out float log_sum)
                 grown = max(grown, x[j]);
             }
             sum *= exp(most - grown);
-            [[unroll]] for (uint j = 0u; j < BATCH; j++)
+            [[unroll]] for (uint j = 0u; j < batch; j++)
                 sum += exp(x[j] - grown);
             most = grown;
         }
