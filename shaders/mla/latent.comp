@@ -6,6 +6,8 @@
 
 layout(constant_id = 11) const uint HELD = 1; // units of a row that a lane has at most
 
+shared float turned[ROPE_DIM];
+
 // Elements 8 unit .. of a row of kv.
 void load_unit(uvec2 kv, uint unit, out float v[8])
 {
@@ -38,10 +40,13 @@ void main()
             norm[8 * h + j] = unit < RANK / 8 ? BufF32(p.norm).v[8 * unit + j] : 0.0;
             squares += unit < RANK / 8 ? v[j] * v[j] : 0.0;
         }
-        if (unit >= RANK / 8 && unit < ROW_UNITS)
-            [[unroll]] for (uint j = 0; j < 8; j++)
-                x[8 * h + j] = mla_turned(kv, RANK, 8 * unit + j - RANK, max(position, 0));
     }
+    // Element by element: sines are a kilobyte of machine code each time they stand there.
+    for (uint base = 0; base < ROPE_DIM; base += gl_WorkGroupSize.x) {
+        const uint e = min(base + gl_LocalInvocationIndex, ROPE_DIM - 1);
+        turned[e] = mla_turned(kv, RANK, e, max(position, 0));
+    }
+    barrier();
     float factor = inversesqrt(workgroup_add(squares) / float(RANK) + p.eps);
     if (!mla_valid(slot, position))
         return;
@@ -50,7 +55,8 @@ void main()
         const uint unit = gl_LocalInvocationIndex + h * gl_WorkGroupSize.x;
         uint bits[8];
         [[unroll]] for (uint j = 0; j < 8; j++)
-            bits[j] = kv_bits(unit < RANK / 8 ? x[8 * h + j] * factor * norm[8 * h + j] : x[8 * h + j]);
+            bits[j] = kv_bits(unit < RANK / 8 ? x[8 * h + j] * factor * norm[8 * h + j]
+                                              : turned[min(8 * unit + j - RANK, ROPE_DIM - 1)]);
         if (unit < ROW_UNITS)
             kv_store(p.cache, first + unit, kv_pack(bits));
     }

@@ -173,7 +173,7 @@ uvec2 arg_max(uint key, uint id)
 // loads, so there are more of them in flight.
 uvec2 raw_stats(out float log_sum)
 {
-    const uint batch = BATCH > 1u ? 16u : 1u;
+    const uint batch = BATCH > 1u ? 8u : 1u;
     uint key = 0u, id = ~0u;
     for (uint c = tid; c < COLUMNS; c += threads) {
         float most = LOWEST, sum = 0.0;
