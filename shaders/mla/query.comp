@@ -9,8 +9,8 @@
 // loaded one a lane and broadcast, with the scales of their rows where these have one each.
 // Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.2 (W_uk absorbed into the query).
 layout(constant_id = 19) const bool SHARES = false; // q is one row, in p.shares shares
-#define LOAD_X(x, at) load_q(x, at)
-float load_q(uvec2 q, uint at);
+#define LOAD_X(x, at) rope_of_q(x, at)
+float rope_of_q(uvec2 q, uint at);
 #include "include/mla.glsl"
 #include "include/shares.glsl"
 #include "include/scale.glsl"
@@ -37,7 +37,7 @@ const float LOG2_E = 1.4426950408889634;
 const uint PITCH = 8 * (ACROSS + 1);           // of the lines of sums: so that parts and columns meet in no bank
 const uint TEAM = SPLIT >= 32 ? 4 : 1;         // lanes that add up a column
 const uint PADDED = (NOPE + SPLIT - 1) / SPLIT * SPLIT;
-shared float queries[PADDED];
+shared float queries[PADDED > ROPE_DIM ? PADDED : ROPE_DIM]; // of the head, or its rope part
 shared float sums[SPLIT > 1 ? SPLIT * PITCH : 1];
 
 uvec4 asked[8]; // indices are literals: NVIDIA unrolls loops too late for what lives across a barrier
@@ -52,6 +52,19 @@ uvec4 asked[8]; // indices are literals: NVIDIA unrolls loops too late for what 
         [[unroll]] for (uint j = 0; j < 8; j++)                                                                        \
             acc[j] = fma(queries[i * SPLIT + part], w[j], acc[j]);                                                     \
     }
+
+float rope_of_q(uvec2 q, uint at)
+{
+    return BROADCAST != 0 ? load_q(q, at) : queries[at - gl_WorkGroupID.y * (NOPE + ROPE_DIM) - NOPE];
+}
+
+// The last workgroup of a head.
+void turn_rope(uvec2 q, uint q_head, uint row, float factor, uvec2 y)
+{
+    const int position = max(BufI32(p.positions).v[row], 0);
+    for (uint e = gl_LocalInvocationIndex; e < ROPE_DIM; e += gl_WorkGroupSize.x)
+        store_act(y, RANK + e, Y, factor * mla_turned(q, q_head + NOPE, e, position));
+}
 
 // Columns column .. column + FMT_UNIT - 1 of y.
 void broadcast_columns(uvec2 q, uint q_head, uint head, uint column, float factor, uvec2 y)
@@ -88,14 +101,12 @@ void main()
     uvec2 y = address_at(p.y, row * HEADS + head, ROW * act_bytes(Y));
     float factor = p.softmax * LOG2_E;
 
-    if (gl_WorkGroupID.x == gl_NumWorkGroups.x - 1) {
-        int position = max(BufI32(p.positions).v[row], 0);
-        for (uint e = gl_LocalInvocationIndex; e < ROPE_DIM; e += gl_WorkGroupSize.x)
-            store_act(y, RANK + e, Y, factor * mla_turned(q, q_head + NOPE, e, position));
-        return;
-    }
+    const bool rope = gl_WorkGroupID.x == gl_NumWorkGroups.x - 1;
     if (BROADCAST != 0) {
-        broadcast_columns(q, q_head, head, gl_GlobalInvocationID.x * FMT_UNIT, factor, y);
+        if (rope)
+            turn_rope(q, q_head, row, factor, y);
+        else
+            broadcast_columns(q, q_head, head, gl_GlobalInvocationID.x * FMT_UNIT, factor, y);
         return;
     }
     const uint thread = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
@@ -106,14 +117,22 @@ void main()
         acc[j] = 0.0;
     // The first weights are on their way before the barrier: behind it the compiler asks for a few at a time.
     EACH_ASKED(ASK)
-    [[dont_unroll]] for (uint base = 0; base < PADDED; base += gl_WorkGroupSize.x) {
-        const uint n = min(base + thread, PADDED - 1);
-        float x = n < NOPE ? load_q(q, q_head + n) * factor * p.global_scale : 0.0;
-        if (SCALE != SCALE_NONE && GROUP == 0 && n < NOPE)
+    // Of both kinds of workgroups in the same code.
+    const uint most = rope ? ROPE_DIM : PADDED, count = rope ? ROPE_DIM : NOPE;
+    [[dont_unroll]] for (uint base = 0; base < most; base += gl_WorkGroupSize.x) {
+        const uint n = min(base + thread, most - 1);
+        float x = n < count ? load_q(q, q_head + (rope ? NOPE : 0) + n) : 0.0;
+        if (!rope)
+            x *= factor * p.global_scale;
+        if (SCALE != SCALE_NONE && GROUP == 0 && n < NOPE && !rope)
             x *= load_scale(p.scale, head_row + n, SCALE);
         queries[n] = x;
     }
     barrier();
+    if (rope) {
+        turn_rope(q, q_head, row, factor, y);
+        return;
+    }
     EACH_ASKED(ADD_ASKED)
     [[dont_unroll]] for (uint n = BATCH * SPLIT + part; n < PADDED; n += SPLIT) {
         float w[8];
