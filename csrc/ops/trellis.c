@@ -140,7 +140,7 @@ static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, u
 {
     const uint32_t shared = info->shared_bytes < 49152 ? info->shared_bytes / 3 : 24576;
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
-    const uint32_t workgroups = columns >= GEMV_WIDE ? 896 : 264; /* fill a large GPU, by measurement on an H200 */
+    const uint32_t workgroups = columns >= GEMV_WIDE ? 896 : 528; /* fill a large GPU, by measurement on an H200 */
     uint32_t wanted = splits ? splits : info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(workgroups, columns);
 
     wanted = max_u32(wanted, mrl_div_up(all, max_u32(1, shared / block_bytes)));
