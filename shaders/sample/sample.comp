@@ -168,13 +168,16 @@ uvec2 arg_max(uint key, uint id)
     return uvec2(best_key, best_id);
 }
 
-// Key and id of the largest raw logit, and log(sum(exp(raw))), in one pass: 1024 columns of ids,
-// each of which rescales when its maximum grows, then 32 sums of 32 columns. Every token has this pass and waits for its
-// loads, so there are more of them in flight.
+// Key and id of the largest raw logit, and log(sum(exp(raw))), in one pass: 1024 columns of ids, each of which rescales
+// when its maximum grows, then 32 sums of 32 columns. Every token has this pass, by one workgroup: more loads are in flight
+// than elsewhere, the largest is looked for where a batch has a larger one, and NaN and +inf, whose key is above all others,
+// by two maxima.
 uvec2 raw_stats(out float log_sum)
 {
     const uint batch = BATCH > 1u ? 8u : 1u;
-    uint key = 0u, id = ~0u;
+    uint id = ~0u, negative = 0u;
+    float top = NEG_INF;
+    int positive = 0;
     for (uint c = tid; c < COLUMNS; c += threads) {
         float most = LOWEST, sum = 0.0;
         for (uint first = c; first < p.vocab + c; first += batch * COLUMNS) {
@@ -185,13 +188,18 @@ uvec2 raw_stats(out float log_sum)
                 x[j] = i < p.vocab ? raw_logit(i) : NEG_INF;
             }
             [[unroll]] for (uint j = 0u; j < batch; j++) {
-                uint i = first + j * COLUMNS, k = key_of(x[j]);
-                if (k > key || (k == key && i < id)) {
-                    key = k;
-                    id = i;
-                }
+                positive = max(positive, floatBitsToInt(x[j]));
+                negative = max(negative, floatBitsToUint(x[j]));
                 grown = max(grown, x[j]);
             }
+            if (grown >= top)
+                [[unroll]] for (uint j = 0u; j < batch; j++) {
+                    uint i = first + j * COLUMNS;
+                    if (x[j] > top || (x[j] == top && i < id)) {
+                        top = x[j];
+                        id = i;
+                    }
+                }
             sum *= exp(most - grown);
             [[unroll]] for (uint j = 0u; j < batch; j++)
                 sum += exp(x[j] - grown);
@@ -200,6 +208,7 @@ uvec2 raw_stats(out float log_sum)
         bins_lo[c] = floatBitsToUint(sum);
         bins_hi[c] = floatBitsToUint(most);
     }
+    const uint key = positive >= 0x7f800000 || negative > 0xff800000u ? ~0u : key_of(top);
     uvec2 best = arg_max(key, id);
     float largest = of_key(best.x), sum = 0.0;
     uint g = tid & (GROUPS - 1u);
