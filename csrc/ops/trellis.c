@@ -573,7 +573,7 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     if (copies > MRL_TRELLIS_PAIRS)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
     const bool share = plan.splits > 1 || adds_up(args) || open;
-    plan.spec[6] = share;
+    plan.spec[6] = share && !open; /* without the code that waits */
     plan.spec[13] |= open || args->x_shares.count > 0;
     const uint64_t told = share ? share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]) : 0;
     MRL_TRY(check_plan(dev, &plan, told, err));

@@ -9,6 +9,7 @@
 #endif
 
 #include "trellis/moe_operands.glsl"
+uint own_row; // with SUMMED, that of the workgroup's pair
 uvec2 expert_trellis, expert_suh, expert_svh;
 float asked_own; // weight of the workgroup's pair
 #define TRELLIS expert_trellis
@@ -21,8 +22,8 @@ float asked_own; // weight of the workgroup's pair
 #define FIRST_SHARE (gl_WorkGroupID.z * X_SHARES)
 #define PARTS (SUMMED && !OPEN ? ROW_PAIRS : 1u)
 #define MOST_PARTS MRL_TRELLIS_SUM_MAX
-#define FIRST_PART (row_of(gl_WorkGroupID.z) * ROW_PAIRS)
-#define END_COPY (SUMMED ? row_of(gl_WorkGroupID.z) : gl_WorkGroupID.z)
+#define FIRST_PART (own_row * ROW_PAIRS)
+#define END_COPY (SUMMED ? own_row : gl_WorkGroupID.z)
 #define LINE_SVH(line) (SUMMED && !OPEN ? svh_of(part_expert[line]) : expert_svh)
 #define LINE_WEIGHT(line) (!SUMMED ? 1.0 : OPEN ? asked_own : part_weight[line])
 
@@ -49,6 +50,7 @@ bool gemv_prologue()
     if (!find_tile(gl_WorkGroupID.z))
         return false;
     if (SUMMED) {
+        own_row = row_of(gl_WorkGroupID.z);
         const uint pair = FIRST_PART + min(gl_LocalInvocationIndex, ROW_PAIRS - 1);
         asked_expert = uint(BufI32(p.ids).v[pair]);
         asked_weight = BufF32(p.weights).v[pair];
@@ -66,14 +68,14 @@ float residual_of(uint n)
 {
     if (!SUMMED || is_null(p.norm))
         return 0.0;
-    return BufF32(p.norm).v[row_of(gl_WorkGroupID.z) * p.n + min(n, p.n - 1)];
+    return BufF32(p.norm).v[own_row * p.n + min(n, p.n - 1)];
 }
 
 void request_column(uint n) { asked_residual = ONE_COLUMN ? residual_of(n) : 0.0; }
 
 void finish_column(uint m, uint n, float y)
 {
-    const uint row = SUMMED ? row_of(gl_WorkGroupID.z) : tile_pair(m);
+    const uint row = SUMMED ? own_row : tile_pair(m);
     if (n < p.n && m < tile_rows)
         store_act(p.y, row * p.n + n, Y_TYPE, y + (ONE_COLUMN ? asked_residual : residual_of(n)));
 }
