@@ -46,6 +46,8 @@ static mrl_status check(const mrl_kv *kv, const mrl_mla_args *args, const mrl_vi
 
     if (mrl_buffer_device(args->kv_b->quant) != dev)
         return mrl_fail(err, MRL_ERR_VALUE, "mla: kv_b is on another device than the cache");
+    if (args->q_shares.count > 0 && mrl_buffer_device(args->q_shares.buffer) != dev)
+        return mrl_fail(err, MRL_ERR_VALUE, "mla: q is on another device than the cache");
     if (args->q_shares.count > 0 && rows != 1)
         return mrl_fail(err, MRL_ERR_VALUE, "mla: q in shares must be one row, it has %llu", (unsigned long long)rows);
     if (args->q_shares.count == 0)

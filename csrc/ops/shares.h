@@ -6,6 +6,8 @@
 
 #include "ops/view.h"
 
+#define MRL_SHARES_LIMIT 4096u /* push blocks have bits for fewer */
+
 typedef struct mrl_shares {
     mrl_buffer *buffer;
     uint32_t count; /* 0: the operand is a view as usual; else the view has a shape, but no buffer */

@@ -62,6 +62,8 @@ typedef struct mrl_trellis_args {
 } mrl_trellis_args;
 
 mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err);
+/* What mrl_op_trellis does first: VALUE or TYPE error for operands that do not belong together. */
+mrl_status mrl_trellis_check(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err);
 
 /* In how many shares y may stay; 0: it may not, or no workgroup waits for another anyway. */
 uint32_t mrl_trellis_shares(mrl_device *dev, const mrl_trellis_args *args);
@@ -113,7 +115,8 @@ bool mrl_trellis_sums(uint32_t slots);
  * of all pairs of a row are the row's. */
 uint32_t mrl_trellis_experts_shares(mrl_device *dev, const mrl_trellis_experts_args *args);
 
-/* *sums: a buffer that the dispatch works in, or the result that stays in shares, or NULL. The caller releases it, after what goes beside the dispatch. */
+/* *sums: a buffer that the dispatch works in, or the result that stays in shares, or NULL. The caller releases it, after
+ * what goes beside the dispatch. */
 mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,
                                   mrl_error *err);
 
