@@ -128,7 +128,7 @@ class Tensor:
     def __dlpack_device__(self) -> tuple[int, int]: ...  # (1, 0): host memory, if need be a copy
 
 # A result of one row that its workgroups left in shares, for others to add up as they read it: mla, where it is q, or,
-# of shares that are to be added to a base (those of MoE: the residual), TrellisLinear.
+# of shares that are to be added to a base (those of MoE: the residual, read when they are), TrellisLinear.
 @final
 class Shares:
     @property

@@ -117,6 +117,40 @@ def test_where_nobody_waits_there_are_none(device: _C.Device) -> None:
     assert isinstance(made.raw(rows, residual=rows, shares=True, kernel="trellis_moe_gemv@0,2"), _C.Tensor)
 
 
+def test_calls_in_parts_and_residuals_that_cannot_be_a_base(device: _C.Device) -> None:
+    """2,048 pairs are a part: the last one has a single row here, but the call has more."""
+    case = Case("mul1", (2, 2, 2), 1, hidden=264, inner=264, top_k=3, shared=1)
+    made = mixture(device, case)
+    x = np.random.default_rng(1).standard_normal((513, case.hidden)).astype(np.float32)
+    options: dict[str, Any] = {"kernel": "trellis_moe_gemv@0,2", "shares": True}
+    y = made.raw(tensor(device, x), residual=tensor(device, x), **options)
+    assert isinstance(y, _C.Tensor)
+    check(array(y), made.expected(x.astype(np.float64), residual=x), products=3)
+    flat = tensor(device, x[0])
+    longer = _C.full(device, (265,), 0)
+    for residual in (longer[1:].reshape((1, 264)), None):  # at 4 bytes; none at all
+        found = made.raw(flat.reshape((1, 264)), residual=residual, **options)
+        assert isinstance(found, _C.Tensor)
+    odd = mixture(device, Case("mul1", (2, 2, 2), 1, hidden=268, inner=264))
+    one = _C.full(device, (1, 268), 0)
+    assert isinstance(odd.raw(one, residual=one, **options), _C.Tensor)
+
+
+def test_replay(device: _C.Device) -> None:
+    case = Case("mul1", (4, 4, 4), 1, hidden=640, inner=512)
+    made, (layer, weight) = mixture(device, case), linear(device, 256, 640)
+    x, out = tensor(device, np.zeros((1, 640))), _C.full(device, (1, 256))
+    with device.capture() as program:
+        shares = made.raw(x, residual=x, dtype="f32", kernel="trellis_moe_gemv@0,2", shares=True)
+        layer(shares, out=out)
+        del shares
+    for seed in range(3):
+        values, _ = operands(640, seed)
+        x.write(values)
+        program.replay(wait=True)
+        check(array(out), made.expected(values.astype(np.float64), residual=values) @ weight.T, products=4)
+
+
 def test_errors(device: _C.Device) -> None:
     case = Case("mul1", (4, 4, 4), 1, hidden=640, inner=512)
     made = mixture(device, case)
@@ -128,10 +162,12 @@ def test_errors(device: _C.Device) -> None:
     plain = layer(one, norm=norm, shares=True, kernel="trellis_gemv@5")
     assert isinstance(based, _C.Shares) and isinstance(plain, _C.Shares)
     for match, call in {
-        "one row of 640|x must be": lambda: other(based),
+        "x must be": lambda: other(based),
         "total is for": lambda: layer(one, norm=norm, total=total),
         "total must be": lambda: layer(based, total=_C.full(device, (1, 512), 0)),
-        "must not share memory": lambda: layer(based, total=one),
+        "total must not share memory": lambda: layer(based, total=one),
+        "total must not share": lambda: layer(based, norm=norm, total=norm.reshape((1, 640))),
+        "out must not share": lambda: layer(based, out=one),
         "neither residual nor gate": lambda: layer(based, residual=_C.full(device, (1, 256), 0)),
         "takes no x in shares": lambda: layer(based, kernel="trellis_gemm"),
         "with a base are for TrellisLinear": lambda: mla_of(device, based),

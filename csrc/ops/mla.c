@@ -3,6 +3,8 @@
 #include "ops/mla_call.h"
 #include "ops/quantize.h"
 
+_Static_assert(sizeof(mrl_push_mla) <= 128, "push constants");
+
 #define PARTIAL_EXTRA 16u  /* bytes beside O in a chunk's result (mla_partial of mla.glsl) */
 #define STAGE_BYTES 20480u /* of cache rows in shared memory */
 #define DIM_MAX 1024u      /* of nope and v_dim */
@@ -46,10 +48,8 @@ static mrl_status check(const mrl_kv *kv, const mrl_mla_args *args, const mrl_vi
 
     if (mrl_buffer_device(args->kv_b->quant) != dev)
         return mrl_fail(err, MRL_ERR_VALUE, "mla: kv_b is on another device than the cache");
-    if (args->q_shares.count > 0 && mrl_buffer_device(args->q_shares.buffer) != dev)
-        return mrl_fail(err, MRL_ERR_VALUE, "mla: q is on another device than the cache");
-    if (args->q_shares.count > 0 && rows != 1)
-        return mrl_fail(err, MRL_ERR_VALUE, "mla: q in shares must be one row, it has %llu", (unsigned long long)rows);
+    if (args->q_shares.count > 0)
+        MRL_TRY(mrl_shares_check(&args->q_shares, &args->q, dev, "mla", "q", 1, args->q.shape[1], err));
     if (args->q_shares.count == 0)
         MRL_TRY(mrl_view_check(&args->q, dev, "mla", "q", MRL_DTYPES_ACT, 2, args->q.shape, err));
     MRL_TRY(mrl_view_check(&args->kv, dev, "mla", "kv", MRL_DTYPES_ACT, 2, (uint64_t[]){rows, kv->dim}, err));

@@ -475,7 +475,9 @@ static mrl_status trellis_in_shares(const routed *r, uint32_t count, mrl_error *
     down.x.buffer = NULL;
     down.x_shares = (mrl_shares){up, count};
     down.gate_shares = (mrl_shares){gate, count};
-    const uint32_t left = r->args->open != NULL && r->rows == 1 ? mrl_trellis_experts_shares(r->dev, &down) : 0;
+    /* Whoever takes them loads the residual four elements at a time. */
+    const bool aligned = r->hidden % 8 == 0 && mrl_view_address(&r->args->residual) % 16 == 0;
+    const uint32_t left = r->args->open != NULL && aligned ? mrl_trellis_experts_shares(r->dev, &down) : 0;
     if (left > 0) {
         down.y = (mrl_view){.dtype = MRL_DTYPE_f32, .ndim = 2, .shape = {1, r->hidden}};
         down.residual = (mrl_view){0};
@@ -926,6 +928,8 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
     /* Kernels count elements in 31 bits and workgroups in 16. */
     strategy how;
     MRL_TRY(choose(dev, &args, &how, err));
+    if (m != 1 || args.residual.buffer == NULL)
+        args.open = NULL;
     const uint32_t all = layer->experts + layer->shared;
     const uint64_t pairs = (uint64_t)INT32_MAX / wide;
     const uint64_t most = has_trellises(layer) ? mrl_trellis_pairs(how.tile, all) : PAIRS_MAX;

@@ -59,7 +59,7 @@ typedef struct mrl_moe_args {
     mrl_dtype dtype;    /* of activations between gate_up and down */
     bool int8;          /* products of pairs with trellises, all mul1, take activations in 8 bits */
     mrl_shares *open;   /* count 0, or NULL. If it is no longer 0, y, of one row, has not been written: it stays in these
-                         * shares, which the caller releases, to be added to the residual */
+                         * shares, which the caller releases, to be added to the residual, which is read then */
     const char *kernel; /* "rows@tuning of gate_up/of down" (ops/gemv.h), "moe_gemv@tile", "moe_gemm",
                          * "moe_gemm_coopmat@tile,columns / 128", or NULL to choose; with trellises
                          * "trellis_moe_gemv@tile,splits", where stacks that are none go through moe_gemv */

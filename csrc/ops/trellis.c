@@ -66,6 +66,7 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
     const uint32_t m = (uint32_t)args->x.shape[0], stride = (uint32_t)args->y.shape[1];
     const uint64_t size = mrl_dtype_bytes(args->y.dtype), start = args->y_column * size;
     const mrl_range all = mrl_view_range(&args->y);
+    const bool open = args->open != NULL;
 
     return (call){
         .dev = dev,
@@ -80,7 +81,7 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
                 .bias = mrl_view_address(&args->bias),
                 .residual = mrl_view_address(args->x_shares.count > 0 ? &args->base : &args->residual),
                 .gate = mrl_view_address(args->x_shares.count > 0 ? &args->total : &args->gate),
-                .y = args->open != NULL ? 0 : mrl_view_address(&args->y) + start,
+                .y = open ? 0 : mrl_view_address(&args->y) + start,
                 .counters = mrl_buffer_address(t->counters),
                 .m = m,
                 .n = t->n,
@@ -91,7 +92,7 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
                 .eps = args->eps,
                 .x_scale = 1.0f,
             },
-        .y = args->open != NULL ? (mrl_range){0} : (mrl_range){all.buffer, all.offset + start, m == 0 ? 0 : ((m - 1) * (uint64_t)stride + t->n) * size},
+        .y = {open ? NULL : all.buffer, all.offset + start, m == 0 ? 0 : ((m - 1) * (uint64_t)stride + t->n) * size},
     };
 }
 
@@ -132,7 +133,33 @@ typedef struct tuning {
     char name[32];    /* empty: choose */
     uint32_t tune[3]; /* 0: the default */
 } tuning;
-static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err);
+
+static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
+{
+    static const struct {
+        mrl_kernel kernel;
+        uint32_t most[3];
+    } limits[] = {
+        {MRL_KERNEL_trellis_gemv, {65536, 8, 2}},
+        {MRL_KERNEL_trellis_gemv_coopmat, {65536, 8, 0}},
+        {MRL_KERNEL_trellis_gemm, {65536, 0, 0}},
+        {MRL_KERNEL_trellis_gemm_coopmat, {65536, 128, 0}},
+    };
+    memset(out, 0, sizeof *out);
+    if (text == NULL) return MRL_OK;
+    if (sscanf(text, "%31[a-z0-9_]@%u,%u,%u", out->name, &out->tune[0], &out->tune[1], &out->tune[2]) < 1)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel must be a name of kernels.def, got \"%s\"", text);
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        if (strcmp(out->name, mrl_kernel_name(limits[i].kernel)) != 0) continue;
+        for (int j = 0; j < 3; j++)
+            if (out->tune[j] > limits[i].most[j] || (j == 1 && (out->tune[j] & (out->tune[j] - 1))))
+                return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel \"%s\" asks for what cannot be tuned", text);
+        if (limits[i].kernel == MRL_KERNEL_trellis_gemm_coopmat && out->tune[1] && out->tune[1] < 16)
+            return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel \"%s\" asks for fewer than 16 rows", text);
+        return MRL_OK;
+    }
+    return mrl_fail(err, MRL_ERR_VALUE, "trellis: there is no trellis kernel called %s", out->name);
+}
 
 /* Blocks of 128 rows of Q for one workgroup, so that enough of them run at once and x fits in shared memory. */
 static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, uint32_t block_bytes, uint32_t splits)
@@ -221,13 +248,6 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     };
 }
 
-/* Of what workgroups of a gemv tell each other: a row is all columns, and a number for each 128 of them, of which there
- * are a multiple of four. */
-static uint64_t share_bytes(const mrl_trellis *t, uint64_t rows)
-{
-    return rows * (t->n_padded + mrl_div_up(t->n_padded / MRL_TRELLIS_BLOCK, 4) * 4) * sizeof(float);
-}
-
 /* told: bytes of the shares, which shaders count in 31 bits. */
 static mrl_status check_plan(mrl_device *dev, const gemv_plan *plan, uint64_t told, mrl_error *err)
 {
@@ -261,7 +281,7 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
     const mrl_trellis *t = args->t;
     const uint32_t m = c.push.m;
     gemv_plan plan = plan_gemv(c.dev, args, m, asked);
-    const uint64_t told = plan.splits > 1 ? share_bytes(t, (uint64_t)plan.splits * plan.spec[3]) : 0;
+    const uint64_t told = plan.splits > 1 ? mrl_share_bytes(t->n, (uint64_t)plan.splits * plan.spec[3]) : 0;
     mrl_buffer *partial = NULL;
 
     MRL_TRY(check_plan(c.dev, &plan, told, err));
@@ -553,6 +573,24 @@ uint32_t mrl_trellis_experts_shares(mrl_device *dev, const mrl_trellis_experts_a
     return can ? plan.splits : 0;
 }
 
+static mrl_status check_expert_shares(mrl_device *dev, const mrl_trellis_experts_args *args, uint32_t pairs,
+                                      mrl_error *err)
+{
+    mrl_status rc = MRL_OK;
+    const mrl_view shape = {.ndim = 2, .shape = {pairs, args->t->k}};
+
+    if (args->y.buffer == NULL && mrl_trellis_experts_shares(dev, args) == 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: the result of these experts cannot stay in shares");
+    if (args->x_shares.count != args->gate_shares.count || (args->x_shares.count > 0 && !adds_up(args)))
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: x and gate in shares are equally many, and for a weighted sum");
+    if (args->x_shares.count > 0) {
+        MRL_TRY(mrl_shares_check(&args->x_shares, &shape, dev, "trellis", "x", pairs, args->t->k, err));
+        MRL_TRY(mrl_shares_check(&args->gate_shares, &shape, dev, "trellis", "gate", pairs, args->t->k, err));
+    }
+done:
+    return rc;
+}
+
 mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,
                                   mrl_error *err)
 {
@@ -571,10 +609,11 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         return experts_on_matrices(dev, args, err);
     if (copies > MRL_TRELLIS_PAIRS)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
+    MRL_TRY(check_expert_shares(dev, args, pairs, err));
     const bool share = plan.splits > 1 || adds_up(args) || open;
     plan.spec[6] = share && !open; /* without the code that waits */
     plan.spec[13] |= open || args->x_shares.count > 0;
-    const uint64_t told = share ? share_bytes(t, (uint64_t)plan.splits * copies * plan.spec[3]) : 0;
+    const uint64_t told = share ? mrl_share_bytes(t->n, (uint64_t)plan.splits * copies * plan.spec[3]) : 0;
     MRL_TRY(check_plan(dev, &plan, told, err));
     push.types |= plan.types;
     if (told > 0) {
@@ -693,33 +732,6 @@ done:
 }
 
 /* ---- choice ---- */
-
-static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
-{
-    static const struct {
-        mrl_kernel kernel;
-        uint32_t most[3];
-    } limits[] = {
-        {MRL_KERNEL_trellis_gemv, {65536, 8, 2}},
-        {MRL_KERNEL_trellis_gemv_coopmat, {65536, 8, 0}},
-        {MRL_KERNEL_trellis_gemm, {65536, 0, 0}},
-        {MRL_KERNEL_trellis_gemm_coopmat, {65536, 128, 0}},
-    };
-    memset(out, 0, sizeof *out);
-    if (text == NULL) return MRL_OK;
-    if (sscanf(text, "%31[a-z0-9_]@%u,%u,%u", out->name, &out->tune[0], &out->tune[1], &out->tune[2]) < 1)
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel must be a name of kernels.def, got \"%s\"", text);
-    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
-        if (strcmp(out->name, mrl_kernel_name(limits[i].kernel)) != 0) continue;
-        for (int j = 0; j < 3; j++)
-            if (out->tune[j] > limits[i].most[j] || (j == 1 && (out->tune[j] & (out->tune[j] - 1))))
-                return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel \"%s\" asks for what cannot be tuned", text);
-        if (limits[i].kernel == MRL_KERNEL_trellis_gemm_coopmat && out->tune[1] && out->tune[1] < 16)
-            return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel \"%s\" asks for fewer than 16 rows", text);
-        return MRL_OK;
-    }
-    return mrl_fail(err, MRL_ERR_VALUE, "trellis: there is no trellis kernel called %s", out->name);
-}
 
 static bool coopmat_can(const call *c)
 {

@@ -55,7 +55,8 @@ typedef struct mrl_trellis_args {
     mrl_activation activation;
     bool int8;          /* activations in 8 bits where a kernel has them: mul1, at most 16 rows */
     const char *kernel; /* a row of kernels.def, or NULL to choose */
-    mrl_shares x_shares; /* where x, one row, is base and these; no residual and no gate then */
+    mrl_shares x_shares; /* where x, one row, is base and these; no residual and no gate then, and f16 where x of dtype
+                         * f16 would be multiplied so */
     mrl_view base, total; /* (1, k) f32: what they are added to, and, or absent, where the sum is written */
     mrl_shares *open;   /* y, of which shape and dtype are given, stays in shares: the caller releases them. As many as
                          * mrl_trellis_shares says, which must not be 0; no bias, activation, gate or residual */

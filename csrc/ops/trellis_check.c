@@ -37,12 +37,11 @@ static mrl_status check_shares(mrl_device *dev, const mrl_trellis_args *args, mr
             rc = mrl_fail(err, MRL_ERR_VALUE, "trellis: total is for an x in shares");
         return rc;
     }
-    if (mrl_buffer_device(args->x_shares.buffer) != dev)
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: x is on another device than the weights");
-    if (args->x.shape[0] != 1 || args->t->k % 8 != 0 || args->x_shares.count >= MRL_SHARES_LIMIT ||
-        args->base.buffer == NULL)
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: x in shares must have a base and a multiple of 8 columns, not %u",
-                        args->t->k);
+    MRL_TRY(mrl_shares_check(&args->x_shares, &args->x, dev, "trellis", "x", 1, args->t->k, err));
+    if (args->t->k % 8 != 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: x in shares must have a multiple of 8 columns, not %u", args->t->k);
+    if (args->base.buffer == NULL)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: x in shares must have a base");
     if (args->residual.buffer != NULL || args->gate.buffer != NULL)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: an x in shares goes with neither residual nor gate");
     for (int i = 0; i < 2; i++) {
@@ -51,9 +50,12 @@ static mrl_status check_shares(mrl_device *dev, const mrl_trellis_args *args, mr
         if (mrl_view_address(extra[i]) % 16 != 0)
             return mrl_fail(err, MRL_ERR_VALUE, "trellis: %s must be aligned to 16 bytes", names[i]);
     }
-    if (mrl_views_overlap(&args->total, &args->base) || mrl_views_overlap(&args->total, &args->y) ||
-        mrl_views_overlap(&args->base, &args->y))
-        rc = mrl_fail(err, MRL_ERR_VALUE, "trellis: base, total and out must not share memory");
+    const mrl_view *others[] = {&args->base, &args->norm, &args->bias, &args->y};
+    for (int i = 0; i < 4; i++)
+        if (mrl_views_overlap(&args->total, others[i]))
+            return mrl_fail(err, MRL_ERR_VALUE, "trellis: total must not share memory with other operands");
+    if (mrl_views_overlap(&args->base, &args->y))
+        rc = mrl_fail(err, MRL_ERR_VALUE, "trellis: out must not share memory with base");
 done:
     return rc;
 }

@@ -296,11 +296,14 @@ static PyObject *MoE_call(PyObject *obj, PyObject *args, PyObject *kwargs)
     as_rows(&call.x);
     as_rows(&call.y);
     as_rows(&call.residual);
-    if (shares && out == NULL && ndim == 2 && call.residual.buffer != NULL) call.open = &open;
+    if (shares && out == NULL && ndim == 2) call.open = &open;
     MRL_NOGIL(rc = mrl_op_moe(dev, &call, &err));
     if (rc == MRL_OK && open.count == 0) return y;
     Py_DECREF(y);
-    if (rc != MRL_OK) return mrl_raise(self->state, &err);
+    if (rc != MRL_OK) {
+        mrl_buffer_release(open.buffer);
+        return mrl_raise(self->state, &err);
+    }
     return mrl_py_shares_new(self->state, self->device, &open, call.layer->hidden, &call.residual);
 }
 

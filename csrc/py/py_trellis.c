@@ -239,7 +239,8 @@ static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwa
         call.y = (mrl_view){.dtype = MRL_DTYPE_f32, .ndim = 2, .shape = {1, t->n}};
         MRL_NOGIL(rc = mrl_op_trellis(dev, &call, &err));
         mrl_buffer_release(call.bias.buffer);
-        return rc == MRL_OK ? mrl_py_shares_new(self->state, self->device, &open, t->n, NULL) : mrl_raise(self->state, &err);
+        if (rc != MRL_OK) return mrl_raise(self->state, &err);
+        return mrl_py_shares_new(self->state, self->device, &open, t->n, NULL);
     }
     y = mrl_py_tensor_out(self->state, self->device, out, "trellis: out", result, ndim, shape + 2 - ndim, &call.y);
     if (y == NULL) {

@@ -478,6 +478,7 @@ class Linear(Module):
             assert self.takes_shares and activation is None and residual is None
             first = self.trellises[0]
             return self.seen(first(x, norm=weight, eps=eps, dtype=dtype, activations=self.activations(x), total=total))
+        assert total is None
         if weight is not None and self.exact:
             x, weight = _C.rms_norm(x, weight, eps, dtype="f32"), None
         if self.trellises:
@@ -495,7 +496,7 @@ class Linear(Module):
         self, x: _C.Tensor | _C.Shares, *, norm: Vector, eps: float, dtype: str, total: _C.Tensor | None = None
     ) -> _C.Tensor | _C.Shares:
         """norm(x) W^T + bias, or of one row Shares without a base, where that saves a wait."""
-        if not self.takes_shares or self.watch is not None:
+        if len(self.trellises) != 1 or self.exact or self.watch is not None:
             return self(x, norm=norm, eps=eps, dtype=dtype, total=total)
         return self.trellises[0](
             x, norm=norm.weight, eps=eps, dtype=dtype, activations=self.activations(x), shares=True, total=total

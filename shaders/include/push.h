@@ -186,8 +186,9 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */
     UINT n;
     UINT k;
-    UINT types;       /* of x, y and a workgroup's blocks as above, and 65536 times the pairs of a row: those that share
-                       * a row of x, or are summed up; then they are 15 at most, and 2^20 times the shares of x follow (gemv.glsl) */
+    UINT types;       /* of x, y and a workgroup's blocks as above, and 65536 times the pairs of a row: those that
+                       * share a row of x, or are summed up; then they are 15 at most, and 2^20 times the shares of x
+                       * follow (gemv.glsl) */
     FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
 };
 

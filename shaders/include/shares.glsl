@@ -1,6 +1,6 @@
-// A row in shares: a result of trellis/gemv.glsl that nobody has added up. Share s is all columns, up to a multiple of 128,
-// then numbers, one of each 128 columns and all alike, up to a multiple of 16 bytes. The row is the sum of the shares, over
-// the root of the sum of those numbers.
+// A row in shares: a result of trellis/gemv.glsl that nobody has added up. Share s is all columns, up to a multiple of
+// 128, then numbers, one of each 128 columns and all alike, up to a multiple of 16 bytes. The row is the sum of the
+// shares, over the root of the sum of those numbers; shares that are added to a base leave the numbers aside.
 uint shares_mean(uint width) { return (width + 127) & ~127u; }
 
 uint shares_pitch(uint width) { return shares_mean(width) + ((width + 127) / 128 + 3 & ~3u); }

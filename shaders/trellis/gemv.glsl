@@ -52,8 +52,8 @@ layout(constant_id = 13) const bool SHARES = false; // whether x or the result m
 
 // OPEN: the result is left in shares (include/shares.glsl), so that no workgroup waits for another: each one's sums
 // through the output transform and times svh, in the places of what is told otherwise. X_SHARES: so many make x, or 0.
-// Experts' x is the row that they are, gated by that of X_GATE; elsewhere the shares are added to X_BASE, and the sum goes
-// to X_TOTAL for others, if that is not null.
+// Experts' x is the row that they are, gated by that of X_GATE; elsewhere the shares are added to X_BASE, and the sum
+// goes to X_TOTAL for others, if that is not null.
 #define OPEN (SHARES && is_null(p.y))
 
 // Products that are summed up: PARTS of them, copies z of the grid, one behind the other. 1 without.
