@@ -50,7 +50,7 @@ static mrl_status check(const mrl_kv *kv, const mrl_mla_args *args, const mrl_vi
         return mrl_fail(err, MRL_ERR_VALUE, "mla: kv_b is on another device than the cache");
     if (args->q_shares.count > 0)
         MRL_TRY(mrl_shares_check(&args->q_shares, &args->q, dev, "mla", "q", 1, args->q.shape[1], err));
-    if (args->q_shares.count == 0)
+    else
         MRL_TRY(mrl_view_check(&args->q, dev, "mla", "q", MRL_DTYPES_ACT, 2, args->q.shape, err));
     MRL_TRY(mrl_view_check(&args->kv, dev, "mla", "kv", MRL_DTYPES_ACT, 2, (uint64_t[]){rows, kv->dim}, err));
     MRL_TRY(mrl_view_check(&args->norm, dev, "mla", "norm", MRL_DTYPE_BIT(f32), 1, &rank, err));

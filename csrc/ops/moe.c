@@ -434,24 +434,24 @@ static mrl_trellis_experts_args trellis_args(const routed *r, const mrl_moe_stac
     const mrl_moe_layer *layer = r->args->layer;
     const uint64_t counters = mrl_moe_pair_counters(layer) / 2 * sizeof(uint32_t);
     return (mrl_trellis_experts_args){.t = stack->trellis[which],
-                                           .x = which == DOWN ? r->act : r->x,
-                                           .norm = which == DOWN ? (mrl_view){0} : r->norm,
-                                           .ids = r->ids,
-                                           .places = stack->places,
-                                           .tiles = r->tiles,
-                                           .order = r->order,
-                                           .tile = r->how.tile ? r->how.tile : 1,
-                                           .gate = which == DOWN ? *gate : (mrl_view){0},
-                                           .y = *y,
-                                           .counters = {layer->pair_counters, which == UP ? counters : 0, counters},
-                                           .slots = which == DOWN && !sum ? 1 : r->slots,
-                                           .weights = sum ? r->weights : (mrl_view){0},
-                                           .residual = sum ? r->args->residual : (mrl_view){0},
-                                           .splits = splits_asked(r->args),
-                                           .eps = r->args->eps,
-                                           .activation = layer->activation, /* of the gate, where there is one */
-                                           .int8 = r->args->int8,
-                                           .beside = beside};
+                                      .x = which == DOWN ? r->act : r->x,
+                                      .norm = which == DOWN ? (mrl_view){0} : r->norm,
+                                      .ids = r->ids,
+                                      .places = stack->places,
+                                      .tiles = r->tiles,
+                                      .order = r->order,
+                                      .tile = r->how.tile ? r->how.tile : 1,
+                                      .gate = which == DOWN ? *gate : (mrl_view){0},
+                                      .y = *y,
+                                      .counters = {layer->pair_counters, which == UP ? counters : 0, counters},
+                                      .slots = which == DOWN && !sum ? 1 : r->slots,
+                                      .weights = sum ? r->weights : (mrl_view){0},
+                                      .residual = sum ? r->args->residual : (mrl_view){0},
+                                      .splits = splits_asked(r->args),
+                                      .eps = r->args->eps,
+                                      .activation = layer->activation, /* of the gate, where there is one */
+                                      .int8 = r->args->int8,
+                                      .beside = beside};
 }
 
 static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, int which, const mrl_view *gate,

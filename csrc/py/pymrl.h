@@ -190,18 +190,6 @@ PyObject *mrl_py_tensor_wrap(mrl_state *state, PyObject *device, const mrl_view 
  * new one of this dtype and shape. *view (borrowed from it) goes to the op, which checks it. */
 PyObject *mrl_py_tensor_out(mrl_state *state, PyObject *device, PyObject *out, const char *name,
                             mrl_dtype dtype, int ndim, const uint64_t *shape, mrl_view *view);
-/* ---- rows in shares ---- */
-
-struct mrl_shares;
-/* A new Shares object, which takes over the buffer of *shares, even when that fails. base: what they are to be added to,
- * retained, or NULL. */
-PyObject *mrl_py_shares_new(mrl_state *state, PyObject *device, const struct mrl_shares *shares, uint32_t columns,
-                            const mrl_view *base);
-/* mrl_py_view, or of a Shares object the shape without a buffer, its shares and its base, which it must have; with base
- * NULL it must have none. */
-int mrl_py_view_or_shares(const mrl_state *state, PyObject *obj, const char *name, mrl_view *view,
-                          struct mrl_shares *shares, mrl_view *base);
-
 /* One row may come without its leading axis: the op sees (1, columns). */
 static inline void mrl_py_as_rows(mrl_view *view)
 {
@@ -215,5 +203,17 @@ static inline PyObject *mrl_py_device_of(PyObject *tensor)
 {
     return ((mrl_py_object *)tensor)->device;
 }
+
+/* ---- rows in shares ------------------------------------------------------------------------- */
+
+struct mrl_shares;
+/* A new Shares object, which takes over the buffer of *shares, even when that fails. base: what they are to be added to,
+ * retained, or NULL. */
+PyObject *mrl_py_shares_new(mrl_state *state, PyObject *device, const struct mrl_shares *shares, uint32_t columns,
+                            const mrl_view *base);
+/* mrl_py_view, or of a Shares object the shape without a buffer, its shares and its base, which it must have; with base
+ * NULL it must have none. */
+int mrl_py_view_or_shares(const mrl_state *state, PyObject *obj, const char *name, mrl_view *view,
+                          struct mrl_shares *shares, mrl_view *base);
 
 #endif

@@ -1,6 +1,6 @@
 // How 64 lanes walk the units of 128 columns: every GROUPS-th one, its words in registers, those of the next in flight.
-// Needs PREFETCH (with it subgroups of 8 lanes or more), GROUPS and SMALL_CODE, and for each unit calls begin_unit, multiply_tile for its tiles and
-// end_unit, which the kernel defines. Words are at file scope like w of trellis.glsl.
+// Needs PREFETCH (with it subgroups of 8 lanes or more), GROUPS and SMALL_CODE, and for each unit calls begin_unit,
+// multiply_tile for its tiles and end_unit, which the kernel defines. Words are at file scope like w of trellis.glsl.
 uint words[UNIT_WORDS];
 uvec4 next[UNIT_VECS];
 
