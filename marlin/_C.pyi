@@ -287,10 +287,10 @@ class TrellisLinear:
     # (k), (n) f16, rounded up to 128; finite
     def set_scales(self, suh: _Data, svh: _Data, expert: int = 0) -> None: ...
     def set_bias(self, bias: Tensor | None, /) -> None: ...  # (n) f32
-    # y = epilogue(norm(x) W + bias), as Linear. With swiglu, geglu, geglu_tanh: y = act(gate) * (x W + bias), gate
-    # (m, n) in the dtype of y. out may have more columns: n of them from `column` on are written. activations:
-    # f16 or int8 (mul1, at most 16 rows). kernel forces trellis_gemv, trellis_gemv_coopmat (at most 64 rows),
-    # trellis_gemm or trellis_gemm_coopmat.
+    # y = epilogue(norm(x) W + bias), as Linear. With swiglu, geglu, geglu_tanh: of act(gate) * x instead of norm(x),
+    # gate like x. out may have more columns: n of them from `column` on are written. activations: f16 or int8 (mul1,
+    # at most 16 rows). kernel forces trellis_gemv, trellis_gemv_coopmat (at most 64 rows), trellis_gemm or
+    # trellis_gemm_coopmat.
     @overload
     def __call__(
         self,
@@ -309,8 +309,8 @@ class TrellisLinear:
         expert: int = 0,
         total: Tensor | None = None,
     ) -> Tensor: ...
-    # The plain product of one row, left in Shares where that saves a wait. x may be Shares with a base;
-    # total (1, k) f32: where their sum goes.
+    # The plain product of one row, left in Shares where that saves a wait, with the residual as base. x may be Shares
+    # with a base; total (1, k) f32: where their sum goes.
     @overload
     def __call__(
         self,
@@ -318,6 +318,9 @@ class TrellisLinear:
         *,
         norm: Tensor | None = None,
         eps: float = 1e-6,
+        activation: str | None = None,
+        gate: Tensor | None = None,
+        residual: Tensor | None = None,
         dtype: str | None = None,
         activations: str | None = None,
         kernel: str | None = None,

@@ -273,7 +273,7 @@ def test_what_is_asked_of_a_stored_format(
     compressed_tensors.save_quantized(tmp_path / "in", tmp_path / "m", format, group=group, zero=zero, scale=scale)
     source = open_checkpoint(tmp_path / "m").linear("model.layers.0.mlp.down_proj").dequantize()
     with ml.Model.load(tmp_path / "m", format=asked, slots=1) as model:
-        weight = model.layers.layers[0].down.weight
+        weight = model.layers.layers[0].dense.down.weight
         values = np.array(weight.dequantize())
         assert model.memory == dataclasses.replace(ml.plan(tmp_path / "m", format=asked, slots=1), budget=mock.ANY)
     assert (weight.format, weight.group, weight.scale, weight.zero) == found

@@ -84,6 +84,29 @@ def test_a_product_to_latent_attention(device: _C.Device, interleaved: bool, sta
     problem.check(array(y))
 
 
+@pytest.mark.parametrize("splits", [2, 3, 7])
+@pytest.mark.parametrize("codebook", ["mul1", "3inst"])
+def test_a_gated_product_to_another(device: _C.Device, codebook: str, splits: int) -> None:
+    """What down of an MLP leaves, with the residual as base."""
+    down, downs = linear(device, 392, 904, 2, codebook)
+    (up, _), (gate, norm), (residual, _) = operands(904, 1), operands(904, 2), operands(392, 3)
+    options: dict[str, Any] = {
+        "gate": tensor(device, gate), "activation": "swiglu", "kernel": f"trellis_gemv@{splits}"
+    }  # fmt: skip
+    left = down(tensor(device, up), residual=tensor(device, residual), shares=True, **options)
+    assert isinstance(left, _C.Shares) and 1 < left.count <= splits and "and a base" in repr(left)
+    wide = gate.astype(np.float64)
+    expected = (wide / (1 + np.exp(-wide)) * up) @ downs.T + residual
+    layer, weight = linear(device, 256, 392, 3, codebook)
+    total = _C.full(device, (1, 392), 0x7FFF7FFF)
+    y = layer(left, norm=tensor(device, norm[:392]), eps=EPS, dtype="f32", total=total)
+    check(array(total), expected, products=2, what="total")
+    check(array(y), normed(expected, norm[:392]) @ weight.T, products=3, what="y")
+    for base in (_C.full(device, (393,), 0)[1:].reshape((1, 392)), _C.full(device, (392,), 0)):
+        found = down(tensor(device, up), residual=base, shares=True, **options)
+        assert isinstance(found, _C.Tensor if base.ndim == 2 else _C.Shares)  # one at 4 bytes cannot be a base
+
+
 def test_idle_rows_and_int8(device: _C.Device) -> None:
     """An idle row leaves nothing to add up, and nobody fails; x in 8 bits is near."""
     case = Case("mul1", (4, 4, 4), 1, hidden=640, inner=512)

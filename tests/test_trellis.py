@@ -206,28 +206,68 @@ def test_sizes_that_were_padded(device: _C.Device, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_epilogue(device: _C.Device, kernel: str, activation: str) -> None:
+def test_epilogue(device: _C.Device, kernel: str) -> None:
     skip_without(device, kernel)
     layer = next(layer for layer in LAYERS if layer.name == "K3_3inst_128x128")
     rng = np.random.default_rng(1)
     x, bias = rng.standard_normal((2, 128)).astype(np.float32), rng.standard_normal(128).astype(np.float32)
     norm = rng.uniform(0.5, 1.5, 128).astype(np.float32)
-    gate = rng.standard_normal((2, 128)).astype(np.float32) if activation == "swiglu" else None
     residual = rng.standard_normal((2, 128)).astype(np.float32)
     lin = make(device, layer)
     lin.set_bias(_C.tensor(device, bias))
     y = lin(
         _C.tensor(device, x),
         norm=_C.tensor(device, norm),
-        activation=activation,
-        gate=None if gate is None else _C.tensor(device, gate),
+        activation="gelu",
         residual=_C.tensor(device, residual),
         kernel=kernel,
     )
     z = exact(layer, rms_norm(x.astype(np.float64), norm, 1e-6)[0], bias)
-    z = silu(gate.astype(np.float64)) * z if gate is not None else PLAIN[activation](z)
-    check(to_numpy(y), z + residual, precision(device))
+    check(to_numpy(y), PLAIN["gelu"](z) + residual, precision(device))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("rows", [1, 2, 21])
+@pytest.mark.parametrize("k", [128, 99, 120])
+def test_gate(device: _C.Device, k: int, rows: int, dtype: str, kernel: str) -> None:
+    """activation(gate) * x is what is multiplied, with a bias and a residual after it."""
+    skip_without(device, kernel)
+    if (rows > 16 and kernel == "trellis_gemv") or (dtype == "f32" and "coopmat" in kernel):
+        pytest.skip("not of this kernel")
+    layer = next(layer for layer in LAYERS if layer.name == "K3_3inst_128x128")
+    rng = np.random.default_rng(rows)
+    x, gate = (rng.standard_normal((rows, k)).astype({"f32": "f4", "f16": "f2"}[dtype]) for _ in range(2))
+    bias = rng.standard_normal(128).astype(np.float32)
+    residual = rng.standard_normal((rows, 128)).astype(np.float32)
+    lin = make(device, layer, 128, k)
+    lin.set_bias(_C.tensor(device, bias))
+    y = lin(
+        _C.tensor(device, x),
+        activation="swiglu",
+        gate=_C.tensor(device, gate),
+        residual=_C.tensor(device, residual),
+        kernel=kernel,
+    )
+    wide = np.zeros((rows, 128))
+    wide[:, :k] = silu(gate.astype(np.float64)) * x
+    check(to_numpy(y), exact(layer, wide, bias) + residual, "f16" if "coopmat" in kernel else precision(device))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gated_products_beyond_f16(device: _C.Device, kernel: str) -> None:
+    """A product of x and its gate may be larger than any f16; what comes is the largest that can be, not inf or nan."""
+    skip_without(device, kernel)
+    layer = next(layer for layer in LAYERS if layer.name == "K4_3inst_128x128")
+    x = np.full((2, 128), 6e4, np.float16)
+    y = to_numpy(
+        make(device, layer)(
+            _C.tensor(device, x), gate=_C.tensor(device, x), activation="swiglu", dtype="f32", kernel=kernel
+        )
+    )
+    assert np.isfinite(y).all()
+    if "coopmat" not in kernel:
+        check(y, exact(layer, x.astype(np.float64) ** 2), precision(device))
 
 
 def kernels_of(device: _C.Device, call: Callable[[], Any]) -> set[str]:
@@ -397,6 +437,8 @@ def test_bad_arrays(device: _C.Device, arguments: dict[str, Any], error: type[Ex
         ({"gate": (2, 128)}, ValueError, "gate"),
         ({"activation": "swiglu"}, ValueError, "gate"),
         ({"activation": "swiglu", "gate": (2, 64)}, ValueError, "gate must be"),
+        ({"activation": "swiglu", "gate": (3, 128)}, ValueError, "gate must be"),
+        ({"activation": "swiglu", "gate": (2, 128), "norm": (128,)}, ValueError, "takes no norm"),
         ({"activation": "tanh"}, ValueError, "tanh"),
         ({"activations": "int4"}, ValueError, "int4"),
         ({"kernel": "gemv"}, ValueError, "gemv"),
@@ -414,20 +456,19 @@ def test_bad_calls(device: _C.Device, arguments: dict[str, Any], error: type[Exc
 
 @pytest.mark.parametrize("kernel", ["trellis_gemv", "trellis_gemm"])
 def test_out_over_inputs(device: _C.Device, kernel: str) -> None:
-    """The residual and the gate may be the very memory of out; nothing else may share it."""
+    """The residual may be the very memory of out; nothing else may share it."""
     layer = next(layer for layer in LAYERS if layer.name == "K2_mcg_256x128")
     lin, x = make(device, layer), _C.tensor(device, layer.x[:2].astype(np.float32))
     values = np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128)
-    for options in ({"residual": None}, {"gate": None, "activation": "swiglu"}):
-        name, out = next(iter(options)), _C.tensor(device, values)
-        expected = lin(x, **options | {name: _C.tensor(device, values)}, kernel=kernel).tobytes()  # type: ignore[arg-type]
-        assert lin(x, **options | {name: out}, out=out, kernel=kernel).tobytes() == expected  # type: ignore[arg-type]
+    out = _C.tensor(device, values)
+    expected = lin(x, residual=_C.tensor(device, values), kernel=kernel).tobytes()
+    assert lin(x, residual=out, out=out, kernel=kernel).tobytes() == expected
     memory = _C.full(device, (8, 128))
     over: dict[str, dict[str, Any]] = {
         "x": {"x": memory[:4].reshape(2, 256)},
         "norm": {"norm": memory[3:5].reshape(256)},
         "residual": {"residual": memory[2:4]},
-        "gate": {"gate": memory[4:6], "activation": "swiglu"},
+        "gate": {"gate": memory[4:8].reshape(2, 256), "activation": "swiglu"},
     }
     for name, options in over.items():
         with pytest.raises(ValueError, match=f"share memory with {name}"):

@@ -263,10 +263,13 @@ uint32_t mrl_trellis_shares(mrl_device *dev, const mrl_trellis_args *args)
 {
     tuning asked;
     mrl_error err;
-    const bool plain = args->bias.buffer == NULL && args->residual.buffer == NULL && args->gate.buffer == NULL &&
-                       args->activation == MRL_ACTIVATION_NONE && args->y_column == 0;
+    const bool plain = args->bias.buffer == NULL && args->y_column == 0 &&
+                       (args->activation == MRL_ACTIVATION_NONE || mrl_activation_gated(args->activation));
+    /* Whoever takes them loads four elements of a base at a time. */
+    const bool base = args->residual.buffer == NULL ||
+                      (args->t->n % 8 == 0 && mrl_view_address(&args->residual) % 16 == 0);
 
-    if (!plain || args->x.ndim != 2 || args->x.shape[0] != 1 || parse_kernel(args->kernel, &asked, &err) != MRL_OK ||
+    if (!plain || !base || args->x.ndim != 2 || args->x.shape[0] != 1 || parse_kernel(args->kernel, &asked, &err) != MRL_OK ||
         (asked.name[0] != 0 && strcmp(asked.name, mrl_kernel_name(MRL_KERNEL_trellis_gemv)) != 0))
         return 0;
     const gemv_plan plan = plan_gemv(dev, args, 1, &asked);
@@ -312,6 +315,16 @@ done:
 
 /* ---- transforms ---- */
 
+/* Gated activations act on x, others on y. */
+static mrl_activation x_activation(const mrl_trellis_args *args)
+{
+    return mrl_activation_gated(args->activation) ? args->activation : MRL_ACTIVATION_NONE;
+}
+static mrl_activation y_activation(const mrl_trellis_args *args)
+{
+    return mrl_activation_gated(args->activation) ? MRL_ACTIVATION_NONE : args->activation;
+}
+
 enum { INPUT, OUTPUT };
 
 /* c->push has partial; from (INPUT) or into (OUTPUT) it. */
@@ -326,7 +339,7 @@ static mrl_status transform(const call *c, int side, mrl_dtype y_type, uint32_t 
                              (uint32_t)side,
                              (uint32_t)args->x.dtype,
                              (uint32_t)y_type,
-                             side == OUTPUT ? (uint32_t)args->activation : 0,
+                             (uint32_t)(side == INPUT ? x_activation(args) : y_activation(args)),
                              splits,
                              false,
                              lanes,
@@ -335,14 +348,14 @@ static mrl_status transform(const call *c, int side, mrl_dtype y_type, uint32_t 
     if (c->push.m > info->max_groups[1])
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", c->push.m);
     if (side == INPUT) {
-        const mrl_range reads[] = {mrl_view_range(&args->x), mrl_range_of(args->t->suh)};
+        const mrl_range reads[] = {mrl_view_range(&args->x), mrl_range_of(args->t->suh), mrl_view_range(&args->gate)};
         const mrl_range writes[] = {mrl_range_of(partial)};
-        return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 2, writes, 1, 0, err);
+        return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 3, writes, 1, 0, err);
     }
     const mrl_range reads[] = {mrl_range_of(partial), mrl_range_of(args->t->svh), mrl_view_range(&args->bias),
-                               mrl_view_range(&args->residual), mrl_view_range(&args->gate)};
+                               mrl_view_range(&args->residual)};
     const mrl_range writes[] = {c->y};
-    return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 5, writes, 1, 0, err);
+    return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 4, writes, 1, 0, err);
 }
 
 /* ---- few rows on cooperative matrices: input transform, then everything else ---- */
@@ -392,7 +405,7 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
     call c = *given;
     const mrl_trellis *t = c.args->t;
     const matrices_plan plan =
-        plan_matrices(c.dev, t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype, c.args->activation);
+        plan_matrices(c.dev, t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype, y_activation(c.args));
     mrl_buffer *x = NULL, *sums = NULL;
 
     if (64 * asked->tune[1] > plan.spec[0])
@@ -413,8 +426,7 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
         c.push.partial = mrl_buffer_address(sums);
     }
     const mrl_range reads[] = {mrl_range_of(t->units), mrl_range_of(t->svh), mrl_range_of(x),
-                               mrl_view_range(&c.args->bias),
-                               mrl_view_range(&c.args->residual), mrl_view_range(&c.args->gate)};
+                               mrl_view_range(&c.args->bias), mrl_view_range(&c.args->residual)};
     const mrl_range writes[] = {plan.splits > 1 ? mrl_range_of(sums) : c.y};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
     MRL_TRY(record(&c, MRL_KERNEL_trellis_gemv_coopmat, MRL_MATH_F16, plan.spec, 10, grid, reads,
@@ -689,18 +701,17 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
     const uint32_t spec[] = {
         256,       t->rate2, (uint32_t)t->codebook,       share,
         rows,      fragments, finishes, (uint32_t)c.args->y.dtype,
-        (uint32_t)c.args->activation,
+        (uint32_t)y_activation(c.args),
     };
     const uint32_t grid[3] = {columns, mrl_div_up(m, rows), *splits};
     const mrl_range reads[] = {mrl_range_of(t->units),
                                mrl_range_of(x),
                                mrl_range_of(t->svh),
                                mrl_view_range(&c.args->bias),
-                               mrl_view_range(&c.args->residual),
-                               mrl_view_range(&c.args->gate)};
+                               mrl_view_range(&c.args->residual)};
     const mrl_range writes[] = {finishes ? c.y : mrl_range_of(*sums)};
     MRL_TRY(record(&c, coopmat ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm,
-                   coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 9 : 4, grid, reads, finishes ? 6 : 2, writes, 1,
+                   coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 9 : 4, grid, reads, finishes ? 5 : 2, writes, 1,
                    2.0 * m * t->n * t->k, err));
 done:
     return rc;

@@ -48,7 +48,7 @@ typedef struct mrl_trellis_args {
     mrl_view norm;      /* (k) f32 or absent: x becomes x * rsqrt(mean(x^2) + eps) * norm first */
     mrl_view bias;      /* (n) f32 or absent, added before the activation */
     mrl_view residual;  /* (m, n) f32 or absent, added last; may be the memory of y */
-    mrl_view gate;      /* (m, n) of the dtype of y, with gated activations: y = activation(gate) * (x W + bias) */
+    mrl_view gate;      /* like x, with a gated activation and no norm: x becomes activation(gate) * x first */
     mrl_view y;         /* (m, columns) f32, f16 or bf16; columns y_column .. y_column + n - 1 are written */
     uint32_t y_column;
     float eps;
@@ -59,7 +59,8 @@ typedef struct mrl_trellis_args {
                          * f16 would be multiplied so */
     mrl_view base, total; /* (1, k) f32: what they are added to, and, or absent, where the sum is written */
     mrl_shares *open;   /* y, of which shape and dtype are given, stays in shares: the caller releases them. As many as
-                         * mrl_trellis_shares says, which must not be 0; no bias, activation, gate or residual */
+                         * mrl_trellis_shares says, which must not be 0; no bias or activation of y, and the residual,
+                         * which is not added, is their base */
 } mrl_trellis_args;
 
 mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *args, mrl_error *err);

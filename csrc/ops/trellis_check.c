@@ -1,8 +1,8 @@
 /* What can be given to a product with a trellis: kernels take raw addresses. */
 #include "ops/trellis.h"
 
-/* Workgroups write y while others still read. A gate and a residual may be the very memory of y: each element is read
- * by the thread that writes it. */
+/* Workgroups write y while others still read. A residual may be the very memory of y: each element is read by the thread
+ * that writes it. */
 static mrl_status check_overlap(const mrl_trellis_args *args, mrl_error *err)
 {
     const struct {
@@ -11,7 +11,7 @@ static mrl_status check_overlap(const mrl_trellis_args *args, mrl_error *err)
         mrl_dtype in_place; /* that it may share the memory of y in */
     } inputs[] = {{"x", &args->x, MRL_DTYPE_COUNT},       {"norm", &args->norm, MRL_DTYPE_COUNT},
                   {"bias", &args->bias, MRL_DTYPE_COUNT}, {"residual", &args->residual, MRL_DTYPE_f32},
-                  {"gate", &args->gate, args->y.dtype}};
+                  {"gate", &args->gate, MRL_DTYPE_COUNT}};
 
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
         const bool same = args->y.dtype == inputs[i].in_place && args->y.shape[1] == args->t->n &&
@@ -83,8 +83,10 @@ mrl_status mrl_trellis_check(mrl_device *dev, const mrl_trellis_args *args, mrl_
         MRL_TRY(mrl_view_check(&args->y, dev, "trellis", "out", MRL_DTYPES_ACT, 2, (uint64_t[]){m, columns}, err));
     if (gated != (args->gate.buffer != NULL))
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: gate and a gated activation (swiglu, geglu, geglu_tanh) go together");
+    if (gated && args->norm.buffer != NULL)
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: an x with a gate takes no norm");
     if (gated)
-        MRL_TRY(mrl_view_check(&args->gate, dev, "trellis", "gate", 1u << args->y.dtype, 2, (uint64_t[]){m, t->n}, err));
+        MRL_TRY(mrl_view_check(&args->gate, dev, "trellis", "gate", 1u << args->x.dtype, 2, (uint64_t[]){m, t->k}, err));
     if (args->norm.buffer != NULL)
         MRL_TRY(mrl_view_check(&args->norm, dev, "trellis", "norm", MRL_DTYPE_BIT(f32), 1, (uint64_t[]){t->k}, err));
     if (args->bias.buffer != NULL)

@@ -233,6 +233,8 @@ static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwa
     uint64_t shape[2] = {call.x.shape[0], t->n};
     int ndim = call.x.ndim;
     call.eps = (float)eps_value;
+    mrl_py_as_rows(&call.gate);
+    mrl_py_as_rows(&call.residual);
     MRL_NOGIL(call.bias = mrl_trellis_linear_bias(self->linear));
     if (shares && out == NULL && mrl_trellis_shares(dev, &call) > 0) {
         call.open = &open;
@@ -240,7 +242,7 @@ static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwa
         MRL_NOGIL(rc = mrl_op_trellis(dev, &call, &err));
         mrl_buffer_release(call.bias.buffer);
         if (rc != MRL_OK) return mrl_raise(self->state, &err);
-        return mrl_py_shares_new(self->state, self->device, &open, t->n, NULL);
+        return mrl_py_shares_new(self->state, self->device, &open, t->n, &call.residual);
     }
     y = mrl_py_tensor_out(self->state, self->device, out, "trellis: out", result, ndim, shape + 2 - ndim, &call.y);
     if (y == NULL) {
@@ -249,8 +251,6 @@ static PyObject *TrellisLinear_call(PyObject *obj, PyObject *args, PyObject *kwa
     }
     mrl_py_as_rows(&call.x);
     mrl_py_as_rows(&call.y);
-    mrl_py_as_rows(&call.gate);
-    mrl_py_as_rows(&call.residual);
     MRL_NOGIL({
         rc = mrl_op_trellis(dev, &call, &err);
         mrl_buffer_release(call.bias.buffer);

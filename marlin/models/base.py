@@ -487,6 +487,30 @@ class Linear(Module):
         y = self.weight(x, norm=weight, eps=eps, activation=activation, residual=residual, dtype=dtype)
         return self.seen(y)
 
+    def apart(self, x: _C.Tensor, *, norm: Vector | None, eps: float, dtype: str) -> list[_C.Tensor]:
+        """norm(x) W^T + bias of each part, of trellises."""
+        weight = norm.weight if norm is not None else None
+        if weight is not None and self.exact:
+            x, weight = _C.rms_norm(x, weight, eps, dtype="f32"), None
+        rounded = self.activations(x)
+        return [trellis(x, norm=weight, eps=eps, dtype=dtype, activations=rounded) for trellis in self.trellises]
+
+    def gated(
+        self,
+        x: _C.Tensor,
+        gate: _C.Tensor,
+        activation: str,
+        residual: _C.Tensor,
+        *,
+        shares: bool,
+    ) -> _C.Tensor | _C.Shares:
+        """(activation(gate) * x) W^T + bias + residual, of a trellis. shares: of one row it may be Shares."""
+        y = self.trellises[0](
+            x, gate=gate, activation=activation, residual=residual, activations=self.activations(x),
+            shares=shares and self.watch is None,
+        )  # fmt: skip
+        return self.seen(y) if isinstance(y, _C.Tensor) else y
+
     @property
     def takes_shares(self) -> bool:
         """Whether x of one row may be Shares with a base."""
@@ -522,11 +546,6 @@ class Linear(Module):
             )
         assert residual is None
         dtype = dtype or ("f16" if norm is not None else x.dtype)
-        if activation in GATED.values():
-            gate = first(x, norm=norm, eps=eps, dtype=dtype, activations=rounded)
-            return self.trellises[1](
-                x, norm=norm, eps=eps, activation=activation, gate=gate, dtype=dtype, activations=rounded
-            )
         y = _C.empty(x.device, (x.shape[0], self.n), dtype)
         for part, trellis in zip(self.parts, self.trellises, strict=True):
             trellis(x, norm=norm, eps=eps, activation=activation, out=y, column=part.start, activations=rounded)

@@ -5,7 +5,7 @@
         qkv = norm(h) [Wq; Wk; Wv]^T                            one matrix; the norm is fused into it
         a   = attention(rope(q), rope(k), v)                    writes the cache
         h   = h + a Wo^T
-        m   = silu(norm(h) Wgate^T) * (norm(h) Wup^T)           one matrix, rows of gate and up interleaved
+        m   = silu(norm(h) Wgate^T) * (norm(h) Wup^T)           models/mlp.py
         h   = h + m Wdown^T
     logits = norm(h) Whead^T
 
@@ -19,6 +19,7 @@ from typing import ClassVar
 from marlin import _C
 from marlin.config import ModelConfig
 from marlin.models.base import GATED, Attention, CausalLM, Linear, Module, Rope, Run, Source, Vector
+from marlin.models.mlp import MLP
 
 
 class Layer(Module):
@@ -30,8 +31,7 @@ class Layer(Module):
         name = f"model.layers.{index}"
         super().__init__(name)
         hidden = config.hidden_size
-        self.eps, self.activation = config.norm_eps, GATED[config.activation]
-
+        self.eps = config.norm_eps
         self.input_norm = Vector(source, f"{name}.input_layernorm.weight", hidden)
         self.build_attention(config, source, index, rope)
         self.mlp_norm = Vector(source, f"{name}.post_attention_layernorm.weight", hidden)
@@ -65,25 +65,10 @@ class Layer(Module):
 
     def build_mlp(self, config: ModelConfig, source: Source, index: int) -> None:
         """The weights of `mlp`."""
-        name, hidden, inner = self.name, config.hidden_size, config.intermediate_size
-        mlp = f"{name}.mlp"
-        self.gate_up = Linear(
-            source,
-            f"{name}.gate_up",
-            [(f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner)],
-            hidden,
-            bias=config.mlp_bias,
-            interleaved=2,
-            kind="mlp",
-        )
-        self.down = Linear(
-            source,
-            f"{name}.down",
-            [(f"{mlp}.down_proj", hidden)],
-            inner,
-            bias=config.mlp_bias,
-            kind="mlp",
-        )
+        self.dense = MLP(
+            source, f"{self.name}.mlp", config.hidden_size, config.intermediate_size, GATED[config.activation],
+            kind="mlp", bias=config.mlp_bias,
+        )  # fmt: skip
 
     @property
     def takes_shares(self) -> bool:
@@ -103,8 +88,7 @@ class Layer(Module):
 
     def mlp(self, h: _C.Tensor, run: Run, shares: bool = False) -> _C.Tensor | _C.Shares:
         """h + MLP(norm(h)). shares: see __call__."""
-        m = self.gate_up(h, norm=self.mlp_norm, eps=self.eps, activation=self.activation, dtype=run.dtype)
-        return self.down(m, residual=h)
+        return self.dense(h, norm=self.mlp_norm, eps=self.eps, residual=h, dtype=run.dtype, shares=shares)
 
 
 class Model(CausalLM):

@@ -32,7 +32,7 @@ class Layer(llama.Layer):
     def mlp(self, h: _C.Tensor, run: Run, shares: bool = False) -> _C.Tensor | _C.Shares:
         """h + mixture(norm(h)), or MLP in a dense layer."""
         if self.moe is None:
-            return super().mlp(h, run)
+            return super().mlp(h, run, shares)
         return self.moe(h, norm=self.mlp_norm, dtype=run.dtype, positions=run.positions, shares=shares)
 
 

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, cast
 
 from marlin import _C
 from marlin.config import ModelConfig
 from marlin.errors import UnsupportedModelError
 from marlin.experts import Experts
 from marlin.models.base import GATED, Linear, Module, Source, Vector
-from marlin.trellis import TrellisFormat
+from marlin.models.mlp import MLP, refuse_half_a_trellis
 
 MAX_STACKS: Final = 32  # of a layer (MRL_MOE_STACKS_MAX)
 
@@ -83,24 +83,18 @@ class MoE(Module):
             kinds.append(kind_of(source, shared_triple, hidden, inner))
         self.source, self.triples, self.kinds, self.hidden, self.inner = source, triples, kinds, hidden, inner
         self.place(set())
-        self.shared_gate_up: Linear | None = None
-        self.shared_down: Linear | None = None
+        self.apart: MLP | None = None
         self.shared_router: Linear | None = None
         if experts.shared_inner and not fused:
-            width = experts.shared_inner
-            pair = [(f"{shared}.gate_proj", width), (f"{shared}.up_proj", width)]
-            self.shared_gate_up = Linear(source, f"{shared}.gate_up", pair, hidden, interleaved=2, kind="experts")
-            self.shared_down = Linear(
-                source, f"{shared}.down", [(f"{shared}.down_proj", hidden)], width, kind="experts"
-            )
+            self.apart = MLP(source, shared, hidden, experts.shared_inner, self.activation, kind="experts")
             if gated:
                 self.shared_router = Linear(source, f"{shared}.router", [gate], hidden, kind="router", dense=True)
         # Last: they are made of what was loaded before.
         self.core = Core(f"{name}.core", self, experts, self.activation, shared=int(fused))
         self.core.bias = self.bias
         self.shared_core: Core | None = None
-        if self.shared_router is not None and self.shared_gate_up is not None and self.shared_down is not None:
-            parts = Matrices(self.shared_router, [self.shared_gate_up], [self.shared_down], [0])
+        if self.shared_router is not None and self.apart is not None:
+            parts = Matrices(self.shared_router, [self.apart.gate_up], [self.apart.down], [0])
             one = replace(
                 experts, count=1, top_k=1, scoring="sigmoid", normalise=False, scale=1.0, groups=1, top_groups=1
             )
@@ -134,15 +128,14 @@ class MoE(Module):
             down = Linear(
                 self.source, f"{self.name}.down{end}", last, self.inner, kind="experts", experts=True, memory=memory
             )
-            if isinstance(gate_up.form, TrellisFormat) != isinstance(down.form, TrellisFormat):
-                raise UnsupportedModelError(f"{members[0][2]}: must be a trellis if gate and up are, and only then")
+            refuse_half_a_trellis(gate_up, down)
             self.gate_up.append(gate_up)
             self.down.append(down)
 
     @staticmethod
-    def activations(x: _C.Tensor, *experts: Linear | None) -> str | None:
+    def activations(x: _C.Tensor, *experts: Linear) -> str | None:
         """What these round x to: 8 bits only where all of them do."""
-        found = {linear.activations(x) if linear is not None else None for linear in experts}
+        found = {linear.activations(x) for linear in experts}
         return found.pop() if len(found) == 1 else None
 
     def expert_bytes(self) -> list[int]:
@@ -170,16 +163,14 @@ class MoE(Module):
         if weight is not None and self.exact:
             x, weight = _C.rms_norm(h, weight, self.eps, dtype="f32"), None
         base = h
-        if self.shared_core is not None:
+        if self.shared_core is not None and self.apart is not None:
             assert self.shared_core.raw is not None
-            own = self.shared_gate_up, self.shared_down
             base = self.shared_core.raw(
                 x, norm=weight, eps=self.eps, residual=h, dtype=dtype, positions=positions,
-                activations=self.activations(x, *own),
+                activations=self.activations(x, self.apart.gate_up, self.apart.down),
             )  # fmt: skip
-        elif self.shared_gate_up is not None and self.shared_down is not None:
-            m = self.shared_gate_up(h, norm=norm, eps=self.eps, activation=self.activation, dtype=dtype)
-            base = self.shared_down(m, residual=h)
+        elif self.apart is not None:
+            base = cast(_C.Tensor, self.apart(h, norm=norm, eps=self.eps, residual=h, dtype=dtype))
         y = self.core.raw(
             x, norm=weight, eps=self.eps, residual=base, dtype=dtype, positions=positions,
             activations=self.activations(x, *self.gate_up, *self.down), shares=shares and self.watch is None,

@@ -151,7 +151,7 @@ PUSH_STRUCT(mrl_push_trellis)
     ADDR norm;        /* (k) f32 weights of the RMS norm applied to x first, or 0 */
     ADDR bias;        /* (n) f32 or 0 */
     ADDR residual;    /* (m, n) f32 or 0, added to the result */
-    ADDR gate;        /* (m, n) in the type of y: gated activations multiply by act(gate) */
+    ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
     ADDR y;           /* (m, y_stride), from its first column on */
     ADDR partial;     /* what workgroups tell, as gemv.glsl has it; or what lies between two dispatches */
     ADDR counters;    /* (n_padded / 128) u32, zero between calls */

@@ -54,6 +54,7 @@ uint bf16_bits(float f)
 
 float half_to_float(uint bits) { return unpackHalf2x16(bits).x; }
 uint float_to_half(float f) { return packHalf2x16(vec2(f, 0.0)); }
+float to_half_range(float f) { return isnan(f) || isinf(f) ? f : clamp(f, -65504.0, 65504.0); }
 
 // `type` must be a specialization constant: the branches then fold.
 float load_act(uvec2 address, uint i, uint type)

@@ -1,6 +1,6 @@
 // What the trellis kernels do with a column sum that has been through the output transform and times svh: bias,
-// activation, gate, residual, conversion. Needs the push block p (mrl_push_trellis) and ACTIVATION and Y_TYPE; RESIDUAL(at)
-// where element `at` of the residual was asked for before.
+// activation, residual, conversion. Gated activations act on x. Needs the push block p (mrl_push_trellis) and ACTIVATION
+// and Y_TYPE; RESIDUAL(at) where element `at` of the residual was asked for before.
 #include "include/activation.glsl"
 #include "include/address.glsl"
 
@@ -19,9 +19,7 @@ void finish_column(uint m, uint n, float y)
     const uint at = m * p.n + n;
     if (!is_null(p.bias))
         y += BufF32(p.bias).v[n];
-    if (is_gated(ACTIVATION)) // the other operand was computed before, by gate's own matrix
-        y *= activate(ACTIVATION, load_act(p.gate, at, Y_TYPE));
-    else
+    if (!is_gated(ACTIVATION))
         y = activate(ACTIVATION, y);
     if (HAS_RESIDUAL)
         y += RESIDUAL(at);

@@ -1,4 +1,4 @@
-// y (m, n) = epilogue(norm(x) W) for 1 to 16 rows of x: gemv.glsl for one matrix.
+// y (m, n) = epilogue(norm(x) W), or of activation(gate) * x, for 1 to 16 rows of x: gemv.glsl for one matrix.
 #ifdef DOT
 #extension GL_EXT_integer_dot_product : require
 #endif
@@ -11,6 +11,7 @@ layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define K_PADDED p.k_padded
 #define X_SHARES (p.types >> 16)
 #define FIRST_SHARE 0
+#define X_GATE p.gate
 #define X_BASE p.residual
 #define X_TOTAL p.gate
 #include "trellis/gemv.glsl"

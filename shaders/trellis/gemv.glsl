@@ -105,13 +105,7 @@ uint thread; // such that subgroups have neighbours
 // Where share s of x or its gate begins.
 uint share_row(uint s) { return (FIRST_SHARE + s) * shares_pitch(K_PADDED); }
 
-#ifdef X_GATE
-float shares_at(uint k)
-{
-    return sum_shares(p.x, share_row(0), K_PADDED, X_SHARES, k) *
-           activate(ACTIVATION, sum_shares(X_GATE, share_row(0), K_PADDED, X_SHARES, k));
-}
-#else
+#ifdef X_BASE
 float shares_at(uint k)
 {
     float x = BufF32(X_BASE).v[k];
@@ -120,6 +114,12 @@ float shares_at(uint k)
     if (gl_WorkGroupID.x == 0 && !is_null(X_TOTAL))
         BufF32(X_TOTAL).v[k] = x;
     return x;
+}
+#else
+float shares_at(uint k)
+{
+    return sum_shares(p.x, share_row(0), K_PADDED, X_SHARES, k) *
+           activate(ACTIVATION, sum_shares(X_GATE, share_row(0), K_PADDED, X_SHARES, k));
 }
 #endif
 
@@ -130,10 +130,8 @@ float x_at(uint m, uint k)
         return shares_at(k);
     const uint at = X_ROW(m) * p.k + k;
     float x = load_act(p.x, at, X_TYPE);
-#ifdef X_GATE
     if (is_gated(ACTIVATION) && !is_null(X_GATE))
         x *= activate(ACTIVATION, load_act(X_GATE, at, X_TYPE));
-#endif
     return x;
 }
 

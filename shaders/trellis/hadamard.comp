@@ -1,6 +1,7 @@
 // The two transforms of an EXL3 layer on their own, for the kernels of many rows (and for tests and tools).
 //
 //   input    partial (m, k_padded) f16 | f32 = x_scale * (x * suh) P       REFERENCE: x * suh rounded to f16 first
+//            with a gated ACTIVATION of activation(gate) * x
 //   output   y (m, n) = epilogue(sum over s of partial (s, m, n_padded) P / x_scale * svh)
 //
 // Workgroup (b, row) transforms LANES / 16 blocks of 128.
@@ -36,11 +37,15 @@ float element(uint m, uint k)
     }
     if (k >= p.k)
         return 0.0;
-    const float v = load_act(p.x, m * p.k + k, X_TYPE) *
-                    (is_null(p.suh) ? 1.0 : half_to_float(uint(BufU16(p.suh).v[k])));
+    float v = load_act(p.x, m * p.k + k, X_TYPE) * (is_null(p.suh) ? 1.0 : half_to_float(uint(BufU16(p.suh).v[k])));
+    if (is_gated(ACTIVATION))
+        v *= activate(ACTIVATION, load_act(p.gate, m * p.k + k, X_TYPE));
     // In integers, because compilers fold a pack and its unpack (Mesa 25 does).
     return REFERENCE != 0 ? f16_value(f16_round(floatBitsToUint(v))) : v;
 }
+
+// x_scale keeps all f16 x in range; a product with a gate may be larger.
+float scaled(float v) { return Y_TYPE == ACT_F16 && is_gated(ACTIVATION) ? to_half_range(v) : v; }
 
 void main()
 {
@@ -58,6 +63,6 @@ void main()
         if (OUTPUT != 0)
             finish_column(m, first + i, v / p.x_scale * half_to_float(uint(BufU16(p.svh).v[first + i])));
         else
-            store_act(p.partial, m * p.k_padded + first + i, Y_TYPE, v * p.x_scale);
+            store_act(p.partial, m * p.k_padded + first + i, Y_TYPE, scaled(v * p.x_scale));
     }
 }

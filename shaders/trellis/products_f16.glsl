@@ -19,7 +19,7 @@ const uint CLUSTERS = LANES / CLUSTER;
 // A power of two that brings `most` to 8 .. 16 when divided by it.
 float power_for(uint most) { return uintBitsToFloat((clamp(most >> 23, 4u, 250u) - 3u) << 23); }
 
-#ifdef X_GATE
+#ifndef X_BASE
 // Elements k .. k + 3 of an x in shares, gated: what a batch needs is on its way at once.
 vec4 load_shares(uint k, uint count)
 {
@@ -92,13 +92,11 @@ vec4 load_x(uint m, uint k, uint count)
     } else if (k < p.k) {
         const uint at = X_ROW(m) * p.k + k;
         x = load_act4(p.x, at, X_TYPE);
-#ifdef X_GATE
         if (is_gated(ACTIVATION) && !is_null(X_GATE)) {
             const vec4 gate = load_act4(X_GATE, at, X_TYPE);
             [[unroll]] for (uint i = 0; i < 4; i++)
                 x[i] *= activate(ACTIVATION, gate[i]);
         }
-#endif
     }
     return x;
 }
