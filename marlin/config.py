@@ -32,7 +32,7 @@ DELTA_TAPS_MAX: Final = 8  # what csrc/ops/delta.h takes
 LATENT: Final = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")  # model types with latent attention
 ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
 LINEAR_ATTENTION: Final = ("linear_attention", "qwen3_next")  # of layer_types, and the model type that has it
-PARTS: Final = ("base", "delta", "mla", "moe")  # files of marlin/models that are no model
+PARTS: Final = ("base", "delta", "mla", "mlp", "moe")  # files of marlin/models that are no model
 
 # Keys that config.json may leave out, where model types differ. "attention_bias" is about q, k, v;
 # "o_bias" (no key of config.json) says whether the same key adds a bias to the output projection.

@@ -278,6 +278,7 @@ def _matmul_cases() -> list[MatmulCase]:
             cases.append(MatmulCase("gemm", f, m, n, k, "f16", g, s, z))
             cases.append(MatmulCase("gemm_broadcast", f, m, n, k, "f16", g, s, z))
             cases.append(MatmulCase("gemm_coopmat", f, m, n, k, "f16", g, s, z))
+        cases.append(MatmulCase("gemm@2", f, 65, 129, 160, "f16", g, s, z))
     for kernel, m in [("gemv", 1), ("gemv", 4), ("gemm", 40), ("gemm_broadcast", 3), ("gemm_coopmat", 40)]:
         for dtype in ("f16", "bf16", "f32"):
             if kernel != "gemm_coopmat" or dtype == "f16":

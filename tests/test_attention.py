@@ -136,6 +136,8 @@ GATED = [
     AttentionCase(4, 2, 64, positions=(37, 4, -1), rope_dim=16, qk_norm=True),
     AttentionCase(4, 2, 64, rows=21, positions=(37,), rope_dim=16, qk_norm=True),
     AttentionCase(8, 1, 256, positions=(700, 600), rope_dim=64, dtype="f32"),
+    AttentionCase(16, 2, 256, rows=37, positions=(90,), rope_dim=64),
+    AttentionCase(4, 2, 128, rows=130, positions=(300,), dtype="bf16"),
     AttentionCase(3, 3, 24, rows=5, positions=(4,), dtype="bf16"),
     AttentionCase(5, 1, 40, rows=70, positions=(90,), dtype="f32"),
     AttentionCase(1, 1, 8, positions=(0,), dtype="f32"),

@@ -130,7 +130,7 @@ ROUTERS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", ROUTERS, ids=str)
-@pytest.mark.parametrize(("rows", "experts", "top_k"), [(1, 16, 4), (40, 64, 4)])
+@pytest.mark.parametrize(("rows", "experts", "top_k"), [(1, 16, 4), (40, 64, 4), (3, 160, 3), (70, 516, 10)])
 def test_router(device: _C.Device, options: dict[str, Any], rows: int, experts: int, top_k: int) -> None:
     rng = np.random.default_rng(7)
     options = dict(options)
@@ -159,6 +159,24 @@ def test_equal_scores_go_to_the_first_experts(device: _C.Device, scoring: str) -
     raw = _C.MoE(first, gate_up, down, experts=4, top_k=3, scoring=scoring)
     ids, _ = raw.route(_C.tensor(device, np.ones((1, 32), np.float32)))
     assert ints(ids).tolist() == [[2, 3, 0]]
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(129, 1), (160, 3), (333, 4), (512, 10), (512, 32)])
+def test_many_experts_with_equal_scores(device: _C.Device, experts: int, top_k: int) -> None:
+    """A few scores, each of many experts: the best, and of equal ones the first; a NaN row gets the first of all."""
+    kinds = np.random.default_rng(experts).integers(0, 5, experts)
+    router = (kinds[:, None] * np.ones((1, 32))).astype(np.float32)
+    first = _C.Linear(device, experts, 32, "f32")
+    first.set_rows(router, "f32", experts)
+    gate_up, down = _C.Linear(device, experts * 16, 32), _C.Linear(device, experts * 32, 8)
+    raw = _C.MoE(first, gate_up, down, experts=experts, top_k=top_k)
+    for rows in (2, 40):
+        x = np.full((rows, 32), 1 / 32, np.float32)
+        x[1] = np.nan
+        found = ints(raw.route(_C.tensor(device, x))[0])
+        wanted = np.argsort(-kinds, kind="stable")[:top_k]
+        assert (found[0] == wanted).all() and (found[2:] == wanted).all()
+        assert (found[1] == np.arange(top_k)).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"scoring": "sigmoid"}, {"scoring": "sigmoid", "groups": 2}], ids=str)

@@ -154,9 +154,11 @@ CASES = [
     Case("mcg", (4, 4, 4), 9, hidden=400, inner=300, kernel="trellis_moe_gemv@4,2", shared=1),
     Case("mul1", (4, 3, 2), 60, kernel="trellis_moe_gemv@16", norm=True, residual=True, shared=1),
     Case("mul1", (4, 3, 2), 90),
-    Case("mul1", (4, 4, 4), 2, top_k=8, experts=10, dtype="f32", residual=True),  # sums of as many as there may be
+    Case("mul1", (4, 4, 4), 2, top_k=8, experts=10, dtype="f32", residual=True),  # sums of as many as are usual
     Case("mul1", (3.5, 2.5, 1.5), 1, top_k=7, experts=9, shared=1, kernel="trellis_moe_gemv@0,8", residual=True),
-    Case("mul1", (2, 2, 2), 1, top_k=9, experts=12),  # and of more
+    Case("mul1", (4, 4, 4), 1, top_k=10, experts=14, shared=1, kernel="trellis_moe_gemv@0,2", hidden=400),
+    Case("mul1", (2, 2, 2), 2, top_k=12, experts=13, dtype="f32", residual=True),
+    Case("mul1", (2, 2, 2), 1, top_k=13, experts=14),  # and of more than there may be
     Case("3inst", (3, 4, 2), 29, hidden=400, inner=300, kernel="trellis_moe_gemv@16,2"),
     Case("mcg", (2, 2, 2), 600, hidden=128, inner=128, dtype="f32"),  # more pairs than one walk takes
 ]

@@ -286,8 +286,7 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
     mrl_pipeline *pipeline;
     prefill_plan plan;
 
-    /* The kernel on matrix units knows nothing of output gates. */
-    bool found = args->kernel != MRL_KERNEL_attention_prefill && !args->rope.gated &&
+    bool found = args->kernel != MRL_KERNEL_attention_prefill &&
                  plan_prefill_coopmat(kv, (uint32_t)ratio, y->dtype, &plan);
     if (!found && args->kernel == MRL_KERNEL_attention_prefill_coopmat)
         return mrl_fail(err, MRL_ERR_VALUE,
@@ -295,8 +294,7 @@ static mrl_status prefill(const mrl_kv *kv, const mrl_attention_args *args, cons
                         mrl_dtype_name(kv->dtype), info->name);
     if (!found && !plan_prefill(kv, (uint32_t)ratio, y->dtype, &plan))
         return too_little_shared(info, kv, err);
-    if (!found)
-        plan.spec[4] = (uint32_t)args->rope.qkv.dtype; /* of the gates */
+    plan.spec[4] = args->rope.gated ? (uint32_t)args->rope.qkv.dtype : 0; /* of the gates */
     uint64_t tiles = (rows * ratio + plan.lines - 1) / plan.lines;
     if (rows * ratio > INT32_MAX || tiles > info->max_groups[0])
         return mrl_fail(err, MRL_ERR_VALUE, "attention: %llu rows of %u heads are more than the device takes",

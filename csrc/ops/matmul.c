@@ -10,9 +10,10 @@
 #include "ops/quantize.h"
 
 #define GEMM_TILE 64u
+#define GEMM_ENOUGH 132u /* tiles; with fewer of 64 they are of 32 */
 
-/* A kernel asked for by name: "gemv", or, for the tuner and benchmarks, "gemv@rows,split,prefetch,local,workgroups"
- * and "gemm_coopmat@columns / 128,buffers,rows / 128". */
+/* A kernel asked for by name: "gemv", or, for the tuner and benchmarks, "gemv@rows,split,prefetch,local,workgroups",
+ * "gemm@tile / 32" and "gemm_coopmat@columns / 128,buffers,rows / 128". */
 typedef struct tuning {
     char name[32];      /* empty: choose */
     uint32_t tune[5];   /* 0: the default */
@@ -79,6 +80,19 @@ static void plan_tiles(const mrl_matmul_args *args, mrl_kernel kernel, mrl_math 
     plan->groups[0] = mrl_div_up(w->n, GEMM_TILE);
     plan->groups[1] = mrl_div_up((uint32_t)args->x.shape[0], GEMM_TILE);
     plan->groups[2] = 1;
+}
+
+/* Plain f32. */
+static void plan_gemm(const mrl_matmul_args *args, const tuning *asked, matmul_plan *plan)
+{
+    const uint32_t m = (uint32_t)args->x.shape[0], n = args->w->n;
+    const bool few = (uint64_t)mrl_div_up(m, GEMM_TILE) * mrl_div_up(n, GEMM_TILE) < GEMM_ENOUGH;
+    const uint32_t tile = asked->tune[0] ? 32 * asked->tune[0] : few ? 32 : GEMM_TILE;
+
+    plan_tiles(args, MRL_KERNEL_gemm, MRL_MATH_NONE, plan);
+    plan->spec[plan->nspec++] = tile;
+    plan->groups[0] = mrl_div_up(n, tile);
+    plan->groups[1] = mrl_div_up(m, tile);
 }
 
 static void plan_broadcast(mrl_device *dev, const mrl_matmul_args *args, matmul_plan *plan)
@@ -171,7 +185,9 @@ static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
     static const struct {
         mrl_kernel kernel;
         uint32_t most[5]; /* a power of two each, but for the last */
-    } limits[] = {{MRL_KERNEL_gemv, {8, 32, 16, 1024, 65536}}, {MRL_KERNEL_gemm_coopmat, {2, 2, 2, 0, 0}}};
+    } limits[] = {{MRL_KERNEL_gemv, {8, 32, 16, 1024, 65536}},
+                  {MRL_KERNEL_gemm, {2}},
+                  {MRL_KERNEL_gemm_coopmat, {2, 2, 2}}};
     for (int i = 0; i < 5; i++) {
         uint32_t most = 0;
         for (size_t j = 0; j < sizeof limits / sizeof *limits; j++)
@@ -201,7 +217,7 @@ static mrl_status choose(mrl_device *dev, const mrl_matmul_args *args, const tun
         case MRL_KERNEL_gemv: return plan_gemv(dev, args, asked, plan, err);
         case MRL_KERNEL_gemm_broadcast: plan_broadcast(dev, args, plan); return MRL_OK;
         case MRL_KERNEL_gemm_coopmat: return plan_coopmat(dev, args, asked, plan, err);
-        default: plan_tiles(args, rows[i].kernel, MRL_MATH_NONE, plan); return MRL_OK;
+        default: plan_gemm(args, asked, plan); return MRL_OK;
         }
     }
     return mrl_fail(err, MRL_ERR_VALUE, "linear: there is no matmul kernel called %s", asked->name);

@@ -13,6 +13,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
                    sizeof(mrl_push_trellis_copy) <= 128, "push constants");
 
 #define GEMV_MAX_ROWS 16u
+#define USUAL_SUM 8u        /* pairs that are summed up */
 #define GEMV_WIDE 66u       /* times 128 columns: so many need few shares of k, and matrix units for fewer rows */
 /* From so many rows on cooperative matrices are faster than lanes, and up to 16 the kernel that has a workgroup for
  * each 128 columns is the faster one of these; by measurement on an H200. */
@@ -178,7 +179,7 @@ typedef struct gemv_plan {
     mrl_kernel kernel; /* trellis_gemv or trellis_gemv_dot */
     mrl_math math;
     uint32_t types; /* of x and y and blocks of 128 rows of Q of a workgroup, as the push block has them */
-    uint32_t splits, shared, nspec, spec[14];
+    uint32_t splits, shared, nspec, spec[15];
 } gemv_plan;
 
 /* Lanes that transform 128 values, in f16. */
@@ -475,7 +476,7 @@ uint32_t mrl_trellis_pairs(uint32_t tile, uint32_t experts)
 {
     /* The tile of each expert that is not full counts as well. */
     if (tile < 16 || experts >= MRL_TRELLIS_PAIRS - 128) return MRL_TRELLIS_PAIRS;
-    return min_u32(8 * MRL_TRELLIS_PAIRS, (MRL_TRELLIS_PAIRS - experts) * tile);
+    return min_u32(16 * MRL_TRELLIS_PAIRS, (MRL_TRELLIS_PAIRS - experts) * tile);
 }
 
 bool mrl_trellis_sums(uint32_t slots)
@@ -574,7 +575,11 @@ static gemv_plan plan_experts(mrl_device *dev, const mrl_trellis_experts_args *a
     const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
     const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(240, columns * copies);
     const tuning asked = {.tune = {args->splits ? args->splits : enough}};
-    return plan_gemv(dev, &types, args->tile, &asked);
+    gemv_plan plan = plan_gemv(dev, &types, args->tile, &asked);
+
+    /* Room for more than usual costs models a half percent that have no use for it. */
+    plan.spec[plan.nspec++] = args->slots <= USUAL_SUM ? USUAL_SUM : MRL_TRELLIS_SUM_MAX;
+    return plan;
 }
 
 uint32_t mrl_trellis_experts_shares(mrl_device *dev, const mrl_trellis_experts_args *args)

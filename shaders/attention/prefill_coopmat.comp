@@ -5,6 +5,7 @@
 // Line n of a kv head is row n / RATIO, head n % RATIO of those that share it. Grid (line tiles, kv_heads).
 #extension GL_KHR_cooperative_matrix : require
 #include "include/kv.glsl"
+layout(constant_id = 4) const uint QKV = ACT_F16; // of the rows with gates
 layout(constant_id = 7) const uint OUT = ACT_F16;
 layout(constant_id = 8) const uint RATIO = 1;      // q heads a kv head
 layout(constant_id = 9) const uint SUBGROUPS = 8;
@@ -36,11 +37,17 @@ uvec4 load_k(uint slot, uint key, uint i) { return BufU32x4(p.cache_k).v[kv_unit
 uvec4 load_v(uint slot, uint key, uint i) { return BufU32x4(p.cache_v).v[kv_unit(slot, key, gl_WorkGroupID.y) + i]; }
 
 #include "include/store8.glsl"
+#include "include/output_gate.glsl"
 
-void store_o(uint line, uint at, vec4 a, vec4 b)
+void store_o(uint line, uint at, bool idle, vec4 a, vec4 b)
 {
-    store_act8(address_at(p.y, line_row(line), p.heads * DIM * (OUT == ACT_F32 ? 4 : 2)), line_element(line) + at, OUT,
-               a, b);
+    const uint row = line_row(line), first = line_element(line) + at;
+    if (!is_null(p.gate) && !idle)
+        [[unroll]] for (uint i = 0; i < 4; i++) {
+            a[i] *= output_gate(gate_row(row), first + i);
+            b[i] *= output_gate(gate_row(row), first + 4 + i);
+        }
+    store_act8(address_at(p.y, row, p.heads * DIM * (OUT == ACT_F32 ? 4 : 2)), first, OUT, a, b);
 }
 
 #include "attention/prefill_coopmat.glsl"

@@ -8,7 +8,7 @@
 //   load_q(line, i)             elements 4 i .. 4 i + 3 of a query, times the softmax scale and log2(e)
 //   load_k(slot, key, i)        elements 8 i .. 8 i + 7 of a key, f16
 //   load_v(slot, key, i)        and of a value
-//   store_o(line, at, a, b)     elements at .. at + 7 of the result
+//   store_o(line, at, idle, a, b)   elements at .. at + 7 of the result, zeros of an idle line
 //
 // SHARE subgroups own 16 lines. They hold the queries in registers, and of O, in registers too, each has its part of
 // the columns. A turn of the workgroup takes KEYS rows of the cache, staged in shared memory while the loads of the
@@ -236,7 +236,7 @@ void main()
             const vec4 a = uintBitsToFloat(pool[detour + (j + lane) * 2]) * factor;
             const vec4 b = uintBitsToFloat(pool[detour + (j + lane) * 2 + 1]) * factor;
             if (line0 + line < lines())
-                store_o(line0 + line, (mate * O_MATRICES + i) * 16 + half_row * 8, idle ? vec4(0.0) : a,
+                store_o(line0 + line, (mate * O_MATRICES + i) * 16 + half_row * 8, idle, idle ? vec4(0.0) : a,
                         idle ? vec4(0.0) : b);
         }
         subgroupBarrier();

@@ -192,7 +192,7 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
 };
 
-#define MRL_TRELLIS_SUM_MAX 8 /* pairs of a row that one workgroup sums up */
+#define MRL_TRELLIS_SUM_MAX 12 /* pairs of a row that one workgroup sums up */
 
 /* A trellis in the file's layout to kernel layout or back, or decoded. */
 PUSH_STRUCT(mrl_push_trellis_copy)

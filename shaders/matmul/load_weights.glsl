@@ -1,15 +1,18 @@
 uvec4 load_unit(uint n, uint k) { return fmt_load(BufU32x4(p.quant), n * (p.k_padded / FMT_UNIT) + k / FMT_UNIT); }
 
-// Eight consecutive weights of a row for the tiled kernels, of which `bits` has FMT_UNIT (in f32 the first four): value *
-// group scale (a per-row scale is left to finish()). k is a multiple of 8 and below k_padded. Needs p, SCALE, ZERO, GROUP.
-void decode_weights8(uvec4 bits, uint n, uint k, out float w[8])
+// The second half of eight weights from k on whose first `bits` has: in f32 a unit of its own.
+uvec4 load_second(uvec4 bits, uint n, uint k) { return FMT_UNIT < 8 ? load_unit(n, k + FMT_UNIT) : bits; }
+
+// Eight consecutive weights of a row for the tiled kernels, of the units `bits` and `second`: value * group scale (a
+// per-row scale is left to finish()). k is a multiple of 8 and below k_padded. Needs p, SCALE, ZERO, GROUP.
+void decode_weights8(uvec4 bits, uvec4 second, uint n, uint k, out float w[8])
 {
     const uint group = n * p.groups + (GROUP == 0 ? 0 : min(k / max(GROUP, 1), p.groups - 1));
     const float scale = SCALE == SCALE_NONE || GROUP == 0 ? 1.0 : load_scale(p.scale, group, SCALE);
     [[unroll]] for (uint i = 0; i < 8; i += FMT_CHUNK) {
         const uint piece = (k + i) % FMT_UNIT / FMT_CHUNK;
         if (i == FMT_UNIT)
-            bits = load_unit(n, k + i);
+            bits = second;
         A2 v[FMT_CHUNK / 2];
 #if FMT_ZERO
         if (ZERO != 0)
@@ -22,6 +25,11 @@ void decode_weights8(uvec4 bits, uint n, uint k, out float w[8])
             w[i + fmt_pair(j).y] = float(v[j].y) * scale;
         }
     }
+}
+
+void decode_weights8(uvec4 bits, uint n, uint k, out float w[8])
+{
+    decode_weights8(bits, load_second(bits, n, k), n, k, w);
 }
 
 void load_weights8(uint n, uint k, out float w[8]) { decode_weights8(load_unit(n, k), n, k, w); }

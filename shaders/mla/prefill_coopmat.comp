@@ -56,7 +56,7 @@ uvec4 load_v(uint slot, uint key, uint i) { return BufU32x4(p.quant).v[expanded_
 
 #include "include/store8.glsl"
 
-void store_o(uint line, uint at, vec4 a, vec4 b)
+void store_o(uint line, uint at, bool idle, vec4 a, vec4 b)
 {
     store_act8(address_at(p.y, line, HEADS * VALUES * act_bytes(OUT)), (p.first_head + gl_WorkGroupID.y) * VALUES + at,
                OUT, a, b);

@@ -17,6 +17,7 @@ layout(push_constant, scalar) uniform Push { mrl_push_moe p; };
 
 bool tile_prologue() { return find_tile(gl_WorkGroupID.y); }
 
+const uint TILE = 64;
 #define TILE_PROLOGUE
 #define X_ROW(i) (tile_pair(i) / p.slots)
 #define W_ROW(column) (expert_row + min(column, p.n - 1))

@@ -41,6 +41,7 @@ layout(push_constant, scalar) uniform Push { mrl_push_router p; };
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufLogits { devicecoherent float v[]; };
 
 const uint ROWS = EXPERTS + SHARED_GATE; // of W
+const uint MANY = 128;                   // experts: more are not compared with each other
 
 shared float score[EXPERTS];
 shared uint key[EXPERTS];       // orders the experts; 0: not to be chosen
@@ -174,7 +175,42 @@ void choose_experts()
         if (rank < TOP_K)
             chosen[rank] = expert;
     }
-    barrier();
+}
+
+// The same where experts are many, by the first subgroup: a lane has every so many expert, and the best of all lanes' best
+// is taken TOP_K times. What is taken gets the key 0, which nothing else has that can still be wanted.
+void choose_of_many()
+{
+    const uint lanes = gl_SubgroupSize, lane = gl_SubgroupInvocationID;
+    uint best = 0, expert = ~0u; // of the lane's
+    for (uint i = lane; i < EXPERTS; i += lanes)
+        if (key[i] > best) {
+            best = key[i];
+            expert = i;
+        }
+    for (uint n = 0; n < TOP_K; n++) {
+        const uint top = subgroupMax(best), taken = subgroupMin(best == top ? expert : ~0u), owner = taken % lanes;
+        if (lane == 0) {
+            chosen[n] = taken;
+            key[taken] = 0;
+        }
+        subgroupMemoryBarrierShared();
+        subgroupBarrier();
+        // All look for what is the owner's best now.
+        uint found = 0, at = ~0u;
+        for (uint i = lane; i * lanes + owner < EXPERTS; i += lanes)
+            if (key[i * lanes + owner] > found) {
+                found = key[i * lanes + owner];
+                at = i * lanes + owner;
+            }
+        const uint next = subgroupMax(found);
+        at = subgroupMin(found == next ? at : ~0u);
+        if (lane == owner) {
+            best = next;
+            expert = at;
+        }
+        subgroupBarrier();
+    }
 }
 
 // Scores and keys of a row to shared memory; returns what every score is divided by, NaN if a logit is.
@@ -220,7 +256,11 @@ void choose(uint row)
     const float divisor = score_experts(row);
     if (GROUPS > 1)
         choose_groups();
-    choose_experts();
+    if (EXPERTS <= MANY)
+        choose_experts();
+    else if (gl_SubgroupID == 0)
+        choose_of_many();
+    barrier();
     float total = 0.0;
     [[unroll]] for (uint i = 0; i < TOP_K; i++)
         total += score[chosen[i]];

@@ -21,14 +21,14 @@ float asked_own; // weight of the workgroup's pair
 #define X_SHARES (SUMMED ? p.types >> 20 : 0)
 #define FIRST_SHARE (gl_WorkGroupID.z * X_SHARES)
 #define PARTS (SUMMED && !OPEN ? ROW_PAIRS : 1u)
-#define MOST_PARTS MRL_TRELLIS_SUM_MAX
 #define FIRST_PART (own_row * ROW_PAIRS)
 #define END_COPY (SUMMED ? own_row : gl_WorkGroupID.z)
 #define LINE_SVH(line) (SUMMED && !OPEN ? svh_of(part_expert[line]) : expert_svh)
 #define LINE_WEIGHT(line) (!SUMMED ? 1.0 : OPEN ? asked_own : part_weight[line])
 
-shared uint part_expert[MRL_TRELLIS_SUM_MAX]; // of all pairs of the row
-shared float part_weight[MRL_TRELLIS_SUM_MAX];
+layout(constant_id = 14) const uint MOST_PARTS = MRL_TRELLIS_SUM_MAX; // that there is room for
+shared uint part_expert[MOST_PARTS]; // of all pairs of the row
+shared float part_weight[MOST_PARTS];
 uvec2 svh_of(uint expert);
 #include "trellis/gemv.glsl"
 
