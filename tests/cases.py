@@ -279,7 +279,8 @@ def _matmul_cases() -> list[MatmulCase]:
             cases.append(MatmulCase("gemm_broadcast", f, m, n, k, "f16", g, s, z))
             cases.append(MatmulCase("gemm_coopmat", f, m, n, k, "f16", g, s, z))
         cases.append(MatmulCase("gemm@2", f, 65, 129, 160, "f16", g, s, z))
-    for kernel, m in [("gemv", 1), ("gemv", 4), ("gemm", 40), ("gemm_broadcast", 3), ("gemm_coopmat", 40)]:
+    tiled = [("gemm", 40), ("gemm@2", 40), ("gemm_broadcast", 3), ("gemm_coopmat", 40)]
+    for kernel, m in [("gemv", 1), ("gemv", 4), *tiled]:
         for dtype in ("f16", "bf16", "f32"):
             if kernel != "gemm_coopmat" or dtype == "f16":
                 cases.append(MatmulCase(kernel, "int4", m, 48, 256, dtype, 128, "f16", bias=True))

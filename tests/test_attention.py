@@ -159,6 +159,27 @@ def test_output_gate(device: _C.Device, case: AttentionCase) -> None:
         check(array(got), want, problem.cache_dtype, what=name)
 
 
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kernel", ["attention_prefill", "attention_prefill_coopmat"])
+def test_output_gate_of_a_padded_sequence(device: _C.Device, kernel: str, dtype: str) -> None:
+    """Idle rows give zeros, whatever their gates are."""
+    if "coopmat" in kernel and "coopmat" not in device.features:
+        pytest.skip("needs coopmat")
+    case = AttentionCase(4, 2, 64, rows=70, positions=(69,), dtype=dtype)
+    problem = Problem(device, case)
+    size = case.heads * case.dim
+    expected, _ = problem.expected()
+    gate = np.random.default_rng(5).standard_normal((70, size)).astype(problem.qkv.dtype)
+    factor = 1 / (1 + np.exp(-gate.astype(np.float64)))
+    gate[50:] = np.nan
+    heads = [part.reshape(70, case.heads, case.dim) for part in (problem.qkv[:, :size], gate)]
+    wide = np.concatenate([np.concatenate(heads, axis=2).reshape(70, -1), problem.qkv[:, size:]], axis=1)
+    problem.positions[50:], problem.slots[50:] = [-1] * 20, [9] * 20
+    y = problem.run(wide, gated=True, kernel=kernel)
+    check(y[:50], (expected * factor)[:50], "f16")
+    assert not y[50:].any()
+
+
 def test_output_gate_needs_wide_rows(device: _C.Device) -> None:
     problem = Problem(device, AttentionCase(4, 2, 64))
     with pytest.raises(ValueError, match=r"qkv must be \(1, 768\)"):

@@ -284,6 +284,23 @@ def test_half_a_trellis_is_refused(tmp_path: Path, odd: tuple[str, ...], text: s
         ml.plan(tmp_path / "model")
 
 
+def test_half_a_dense_trellis(tmp_path: Path) -> None:
+    """In a dense layer gate and up may be plain; down may not where they are trellises, unless all is decoded."""
+    gate_up = ("layers.0.mlp.gate_proj", "layers.0.mlp.up_proj")
+    options: dict[str, Any] = {"dtype": "f32", "kv": "f32", "slots": 1, "device": device_row()["index"]}
+    wanted = test_trellis_moe.write(tmp_path / "plain", GLM, plain=(*test_trellis_moe.PLAIN, *gate_up))
+    with ml.Model.load(tmp_path / "plain", **options) as model:
+        logits = wanted.forward([1, 2, 3])
+        assert np.abs(model.logits([1, 2, 3]) - logits).max() < 2e-4 * np.abs(logits).max()
+    down = (*test_trellis_moe.PLAIN, "layers.0.mlp.down_proj")
+    wanted = test_trellis_moe.write(tmp_path / "down", GLM, plain=down)
+    with pytest.raises(UnsupportedModelError, match=r"layers\.0\.mlp\.down_proj: must be a trellis .*format='f16'"):
+        ml.plan(tmp_path / "down")
+    with ml.Model.load(tmp_path / "down", format="f32", **options) as model:
+        logits = wanted.forward([1, 2, 3])
+        assert np.abs(model.logits([1, 2, 3]) - logits).max() < 2e-4 * np.abs(logits).max()
+
+
 def test_too_many_combinations_are_refused(tmp_path: Path) -> None:
     rates = (1, 2, 3, 4, 5, 6)
 

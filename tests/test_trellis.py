@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arrays import array, tensor
 from exl3_golden import LAYERS, Layer, sha256
 from ref import exl3
-from ref.matmul import PLAIN, silu
+from ref.matmul import GATED, PLAIN
 from ref.norm import rms_norm
 from tolerance import check, nmse
 
@@ -226,32 +227,42 @@ def test_epilogue(device: _C.Device, kernel: str) -> None:
     check(to_numpy(y), PLAIN["gelu"](z) + residual, precision(device))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("dtype", ["f32", "f16"])
-@pytest.mark.parametrize("rows", [1, 2, 21])
-@pytest.mark.parametrize("k", [128, 99, 120])
-def test_gate(device: _C.Device, k: int, rows: int, dtype: str, kernel: str) -> None:
+GATES = [
+    *(("K3_3inst_128x128", 128, rows, dtype, "swiglu") for rows in (1, 2, 21, 70) for dtype in ("f32", "f16", "bf16")),
+    *(("K3_3inst_128x128", k, rows, "f16", "swiglu") for k in (99, 120) for rows in (1, 21)),
+    ("K4_mul1_128x256", 128, 1, "f16", "geglu"),
+    ("K4_mul1_128x256", 128, 3, "f16", "geglu_tanh"),
+    ("K4_mul1_128x256", 128, 5, "bf16", "swiglu"),
+    ("K4_mul1_128x256", 97, 1, "f16", "swiglu"),
+]
+
+
+@pytest.mark.parametrize("kernel", [None, *KERNELS])
+@pytest.mark.parametrize(("name", "k", "rows", "dtype", "activation"), GATES)
+def test_gate(
+    device: _C.Device, name: str, k: int, rows: int, dtype: str, activation: str, kernel: str | None
+) -> None:
     """activation(gate) * x is what is multiplied, with a bias and a residual after it."""
-    skip_without(device, kernel)
-    if (rows > 16 and kernel == "trellis_gemv") or (dtype == "f32" and "coopmat" in kernel):
+    skip_without(device, kernel or "")
+    matrices = kernel is not None and "coopmat" in kernel
+    if (rows > 16 and kernel == "trellis_gemv") or (dtype != "f16" and matrices):
         pytest.skip("not of this kernel")
-    layer = next(layer for layer in LAYERS if layer.name == "K3_3inst_128x128")
+    layer = next(layer for layer in LAYERS if layer.name == name)
+    n = 16 * layer.trellis.shape[1]
     rng = np.random.default_rng(rows)
-    x, gate = (rng.standard_normal((rows, k)).astype({"f32": "f4", "f16": "f2"}[dtype]) for _ in range(2))
-    bias = rng.standard_normal(128).astype(np.float32)
-    residual = rng.standard_normal((rows, 128)).astype(np.float32)
-    lin = make(device, layer, 128, k)
+    x, gate = (tensor(device, rng.standard_normal((rows, k)), dtype) for _ in range(2))
+    bias = rng.standard_normal(n).astype(np.float32)
+    residual = rng.standard_normal((rows, n)).astype(np.float32)
+    lin = make(device, layer, n, k)
     lin.set_bias(_C.tensor(device, bias))
-    y = lin(
-        _C.tensor(device, x),
-        activation="swiglu",
-        gate=_C.tensor(device, gate),
-        residual=_C.tensor(device, residual),
-        kernel=kernel,
-    )
+    options: dict[str, Any] = {"activation": activation, "gate": gate, "residual": _C.tensor(device, residual)}
+    y = lin(x, kernel=kernel, **options)
     wide = np.zeros((rows, 128))
-    wide[:, :k] = silu(gate.astype(np.float64)) * x
-    check(to_numpy(y), exact(layer, wide, bias) + residual, "f16" if "coopmat" in kernel else precision(device))
+    wide[:, :k] = GATED[activation](array(gate).astype(np.float64)) * array(x)
+    expected = exact(layer, wide, bias) + residual
+    check(to_numpy(y), expected, "f16" if matrices else precision(device, "f32" if dtype == "f32" else "f16"))
+    if kernel is None and layer.codebook == "mul1" and rows <= 2:
+        check(to_numpy(lin(x, activations="int8", **options)), expected, "i8")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

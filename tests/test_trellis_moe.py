@@ -160,12 +160,16 @@ CASES = [
     Case("mul1", (2, 2, 2), 2, top_k=12, experts=13, dtype="f32", residual=True),
     Case("mul1", (2, 2, 2), 1, top_k=13, experts=14),  # and of more than there may be
     Case("3inst", (3, 4, 2), 29, hidden=400, inner=300, kernel="trellis_moe_gemv@16,2"),
-    Case("mcg", (2, 2, 2), 600, hidden=128, inner=128, dtype="f32"),  # more pairs than one walk takes
+    # More pairs than one walk takes, alone and in tiles.
+    Case("mcg", (2, 2, 2), 1030, hidden=128, inner=128, dtype="f32", kernel="trellis_moe_gemv@0"),
+    Case("mul1", (2, 2, 2), 16500, hidden=128, inner=128, kernel="trellis_moe_gemv@32"),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_mixture(device: _C.Device, case: Case) -> None:
+    if case.kernel == "trellis_moe_gemv@32" and "coopmat" not in device.features:
+        pytest.skip("needs coopmat")
     # Gate, up and down. The fifth case, halves of mcg apart in f16 chains, errs by 1.8e-6 where NumPy rounds likewise.
     mixture(device, case).check(device, case)
 
@@ -377,6 +381,20 @@ def test_checkpoint(tmp_path: Path, config: dict[str, Any]) -> None:
         assert [item.tokens for item in found] == [tokens, tokens]
         assert model.memory.weights == plan.weights
         assert "exl3" in repr(model.layers)
+
+
+def test_trace(tmp_path: Path) -> None:
+    """Gate and up are products of their own, and down multiplies them: all three are seen, in f16 with one row too."""
+    write(tmp_path / "model", GLM)
+    with ml.Model.load(tmp_path / "model", slots=1, device=device_row()["index"]) as model:
+        for ids in ([7, 8, 9], [7]):
+            trace = model.trace(ids)
+            at = "model.layers.0.mlp"
+            gate, up = (trace[f"{at}.{name}_proj"].astype(np.float64) for name in ("gate", "up"))
+            assert gate.shape == up.shape == (len(ids), GLM["intermediate_size"])
+            assert trace[f"{at}.down"].shape == (len(ids), GLM["hidden_size"])
+            assert np.array_equal(trace[at], trace[f"{at}.down"])
+            assert "model.layers.1.mlp.shared_experts.up_proj" in trace
 
 
 def test_f16(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@
 #include "ops/quantize.h"
 
 #define GEMM_TILE 64u
-#define GEMM_ENOUGH 132u /* tiles; with fewer of 64 they are of 32 */
+#define GEMM_ENOUGH 132u /* tiles: as many as an H200 has multiprocessors; where there are fewer of 64 they are of 32 */
 
 /* A kernel asked for by name: "gemv", or, for the tuner and benchmarks, "gemv@rows,split,prefetch,local,workgroups",
  * "gemm@tile / 32" and "gemm_coopmat@columns / 128,buffers,rows / 128". */

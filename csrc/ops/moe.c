@@ -12,6 +12,8 @@
 
 #define PAIRS_MAX 32768u /* of one walk through the kernels: more rows take several */
 #define GEMM_TILE 64u
+#define ROUTER_SUBGROUPS_MAX 64u /* that router.comp has room for */
+#define ROUTER_MANY 128u /* experts: more are not compared with each other, by measurement on an H200 */
 #define ROUTER_ROUNDS_MAX 8u /* loads of a lane that the router has under way at once */
 #define COOPMAT_SHARED(rows, columns) (((rows) + (columns)) * 80u) /* bytes of a tile of moe_gemm_coopmat */
 
@@ -105,7 +107,8 @@ static uint32_t router_lanes(mrl_device *dev, uint32_t k, uint32_t experts)
     const mrl_device_info *info = mrl_device_info_of(dev);
     /* One subgroup on a CPU: loops of several, some of which are done, end early on lavapipe (Mesa 22.3). */
     uint32_t lanes = info->subgroup_max, most = software(dev) ? 1 : experts > 256 ? 512 : 256;
-    while (lanes * 2 <= most && lanes * 4 < k && lanes * 2 <= info->max_workgroup)
+    while (lanes * 2 <= most && lanes * 4 < k && lanes * 2 <= info->max_workgroup &&
+           lanes * 2 <= ROUTER_SUBGROUPS_MAX * info->subgroup_min)
         lanes *= 2;
     return lanes;
 }
@@ -127,7 +130,11 @@ static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_vie
     static const mrl_dtype types[MRL_FORMAT_COUNT] = {[MRL_FORMAT_f32] = MRL_DTYPE_f32,
                                                       [MRL_FORMAT_f16] = MRL_DTYPE_f16,
                                                       [MRL_FORMAT_bf16] = MRL_DTYPE_bf16};
-    const uint32_t lanes = router_lanes(dev, layer->router->k, layer->experts), step = layer->router->k % 4 == 0 ? 4 : 1;
+    const uint32_t lanes = router_lanes(dev, layer->router->k, layer->experts);
+    const uint32_t step = layer->router->k % 4 == 0 ? 4 : 1;
+    /* One subgroup takes them one by one; it must be whole, which is certain where all are of one size. */
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    const bool many = layer->experts > ROUTER_MANY && info->subgroup_min == info->subgroup_max;
     const uint32_t rounds = mrl_div_up(layer->router->k, lanes * step);
     const uint32_t spec[] = {lanes,
                              (uint32_t)args->x.dtype,
@@ -145,7 +152,8 @@ static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_vie
                              layer->top_groups,
                              layer->group_best,
                              rounds <= ROUTER_ROUNDS_MAX ? rounds : 0,
-                             !mrl_device_has(dev, MRL_BIT(told))};
+                             !mrl_device_has(dev, MRL_BIT(told)),
+                             many};
     const mrl_push_router push = {.w = mrl_buffer_address(layer->router->quant),
                                   .x = mrl_view_address(&args->x),
                                   .norm = mrl_view_address(&args->norm),

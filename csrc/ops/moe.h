@@ -5,7 +5,7 @@
  * Rows that share experts, so that a chosen expert is read once for a tile of pairs:
  *     router -> moe_plan -> gate and up of each tile -> down of each tile -> moe_combine
  * with moe_gemv for small tiles, moe_gemm and moe_gemm_coopmat for large ones.
- * Experts that are EXL3 trellises, any number of rows, at most MRL_TRELLIS_PAIRS pairs at a time:
+ * Experts that are EXL3 trellises, any number of rows, at most mrl_trellis_pairs pairs at a time:
  *     router [-> moe_plan] -> trellis_moe_gemv gate of each pair or tile -> the same, up -> down -> moe_combine
  * Experts of several formats lie in a stack each. Every product is one dispatch a stack, beside each other, into the
  * same buffers: a workgroup whose expert lies in another stack leaves. Then moe_combine, as after tiles. */

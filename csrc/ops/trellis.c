@@ -14,6 +14,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
 
 #define GEMV_MAX_ROWS 16u
 #define USUAL_SUM 8u        /* pairs that are summed up */
+#define GEMV_MANY_ROWS 5u
 #define GEMV_WIDE 66u       /* times 128 columns: so many need few shares of k, and matrix units for fewer rows */
 /* From so many rows on cooperative matrices are faster than lanes, and up to 16 the kernel that has a workgroup for
  * each 128 columns is the faster one of these; by measurement on an H200. */
@@ -163,11 +164,13 @@ static mrl_status parse_kernel(const char *text, tuning *out, mrl_error *err)
 }
 
 /* Blocks of 128 rows of Q for one workgroup, so that enough of them run at once and x fits in shared memory. */
-static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, uint32_t block_bytes, uint32_t splits)
+static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, uint32_t m, uint32_t block_bytes,
+                            uint32_t splits)
 {
     const uint32_t shared = info->shared_bytes < 49152 ? info->shared_bytes / 3 : 24576;
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, columns = t->n_padded / MRL_TRELLIS_BLOCK;
-    const uint32_t workgroups = columns >= GEMV_WIDE ? 896 : 528; /* fill a large GPU, by measurement on an H200 */
+    /* These fill a large GPU, by measurement on an H200; of many rows large ones, for each tells so many sums. */
+    const uint32_t workgroups = columns >= GEMV_WIDE ? 896 : m >= GEMV_MANY_ROWS ? 128 : 528;
     uint32_t wanted = splits ? splits : info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(workgroups, columns);
 
     wanted = max_u32(wanted, mrl_div_up(all, max_u32(1, shared / block_bytes)));
@@ -206,10 +209,11 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     const bool software = info->kind == MRL_DEVICE_SOFTWARE;
     const bool f32 = wants_f32(dev, args) || info->subgroup_min < 8; /* in f16 eight lanes transform, or more */
     const uint32_t unit_rows = t->rate2 % 2 == 0 ? 64 : 128;
-    const uint32_t blocks = gemv_blocks(info, t, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
+    const uint32_t blocks = gemv_blocks(info, t, m, (f32 ? 528 : args->int8 ? 512 : 256) * m, asked->tune[0]);
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, splits = mrl_div_up(all, blocks);
     const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
-    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : software ? 1 : 2, info->max_workgroup / 64);
+    const uint32_t usual = software ? 1 : m >= GEMV_MANY_ROWS ? 4 : 2;
+    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : usual, info->max_workgroup / 64);
     const uint64_t alignment = 4 * mrl_dtype_bytes(args->x.dtype);
     const bool dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
                      mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16);
@@ -574,7 +578,7 @@ static gemv_plan plan_experts(mrl_device *dev, const mrl_trellis_experts_args *a
     const uint32_t copies = experts_copies(args), columns = t->n_padded / MRL_TRELLIS_BLOCK;
     const bool software = mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
     const uint32_t enough = software || copies == 0 ? 1 : mrl_div_up(240, columns * copies);
-    const tuning asked = {.tune = {args->splits ? args->splits : enough}};
+    const tuning asked = {.tune = {args->splits ? args->splits : enough, software ? 1 : 2}};
     gemv_plan plan = plan_gemv(dev, &types, args->tile, &asked);
 
     /* Room for more than usual costs models a half percent that have no use for it. */

@@ -1,8 +1,8 @@
 /* What can be given to a product with a trellis: kernels take raw addresses. */
 #include "ops/trellis.h"
 
-/* Workgroups write y while others still read. A residual may be the very memory of y: each element is read by the thread
- * that writes it. */
+/* Workgroups write y while others still read. A residual may be the very memory of y: each element is read by the
+ * thread that writes it. */
 static mrl_status check_overlap(const mrl_trellis_args *args, mrl_error *err)
 {
     const struct {
@@ -84,9 +84,10 @@ mrl_status mrl_trellis_check(mrl_device *dev, const mrl_trellis_args *args, mrl_
     if (gated != (args->gate.buffer != NULL))
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: gate and a gated activation (swiglu, geglu, geglu_tanh) go together");
     if (gated && args->norm.buffer != NULL)
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: an x with a gate takes no norm");
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: an x with a gate takes no norm, normalise before");
     if (gated)
-        MRL_TRY(mrl_view_check(&args->gate, dev, "trellis", "gate", 1u << args->x.dtype, 2, (uint64_t[]){m, t->k}, err));
+        MRL_TRY(mrl_view_check(&args->gate, dev, "trellis", "gate", 1u << args->x.dtype, 2,
+                               (uint64_t[]){m, t->k}, err));
     if (args->norm.buffer != NULL)
         MRL_TRY(mrl_view_check(&args->norm, dev, "trellis", "norm", MRL_DTYPE_BIT(f32), 1, (uint64_t[]){t->k}, err));
     if (args->bias.buffer != NULL)

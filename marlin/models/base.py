@@ -493,7 +493,11 @@ class Linear(Module):
         if weight is not None and self.exact:
             x, weight = _C.rms_norm(x, weight, eps, dtype="f32"), None
         rounded = self.activations(x)
-        return [trellis(x, norm=weight, eps=eps, dtype=dtype, activations=rounded) for trellis in self.trellises]
+        results = [trellis(x, norm=weight, eps=eps, dtype=dtype, activations=rounded) for trellis in self.trellises]
+        if self.watch is not None:
+            for part, y in zip(self.parts, results, strict=True):
+                self.watch(part.module, y)
+        return results
 
     def gated(
         self,

@@ -16,7 +16,7 @@ from marlin.trellis import TrellisFormat
 class MLP(Module):
     """residual + MLP(norm(h)). name: that of the checkpoint ("model.layers.3.mlp"); kind: of weights, for the plan.
 
-    Raises UnsupportedModelError where some but not all of gate, up and down are trellises.
+    Raises UnsupportedModelError where gate and up are trellises and down is none, or only one of the two is.
     """
 
     def __init__(
@@ -27,7 +27,8 @@ class MLP(Module):
         pair = [(f"{name}.gate_proj", inner), (f"{name}.up_proj", inner)]
         self.gate_up = Linear(source, f"{name}.gate_up", pair, hidden, bias=bias, interleaved=2, kind=kind)
         self.down = Linear(source, f"{name}.down", [(f"{name}.down_proj", hidden)], inner, bias=bias, kind=kind)
-        refuse_half_a_trellis(self.gate_up, self.down)
+        if isinstance(self.gate_up.form, TrellisFormat):
+            refuse_half_a_trellis(self.gate_up, self.down)
 
     def __call__(
         self,
@@ -41,11 +42,14 @@ class MLP(Module):
     ) -> _C.Tensor | _C.Shares:
         """h (rows, hidden) f32 -> (rows, hidden) f32. dtype: of activations between the kernels. shares: one row may
         come back as Shares."""
+        y: _C.Tensor | _C.Shares
         if self.gate_up.trellises:
             gate, up = self.gate_up.apart(h, norm=norm, eps=eps, dtype=dtype)
-            return self.down.gated(up, gate, self.activation, residual, shares=shares)
-        m = self.gate_up(h, norm=norm, eps=eps, activation=self.activation, dtype=dtype)
-        return self.down(m, residual=residual)
+            y = self.down.gated(up, gate, self.activation, residual, shares=shares)
+        else:
+            m = self.gate_up(h, norm=norm, eps=eps, activation=self.activation, dtype=dtype)
+            y = self.down(m, residual=residual)
+        return self.seen(y) if isinstance(y, _C.Tensor) else y
 
     def describe(self) -> str:
         return f"{self.activation} MLP"
@@ -54,4 +58,7 @@ class MLP(Module):
 def refuse_half_a_trellis(gate_up: Linear, down: Linear) -> None:
     """UnsupportedModelError if only one of them is a trellis: who multiplies gate and up depends on it."""
     if isinstance(gate_up.form, TrellisFormat) != isinstance(down.form, TrellisFormat):
-        raise UnsupportedModelError(f"{down.parts[0].module}: must be a trellis if gate and up are, and only then")
+        raise UnsupportedModelError(
+            f"{down.parts[0].module}: must be a trellis if gate and up are, and only then; load the model rounded to "
+            "another format, as format='f16'"
+        )

@@ -94,6 +94,7 @@ class MoE(Module):
         self.core.bias = self.bias
         self.shared_core: Core | None = None
         if self.shared_router is not None and self.apart is not None:
+            refuse_half_a_trellis(self.apart.gate_up, self.apart.down)
             parts = Matrices(self.shared_router, [self.apart.gate_up], [self.apart.down], [0])
             one = replace(
                 experts, count=1, top_k=1, scoring="sigmoid", normalise=False, scale=1.0, groups=1, top_groups=1

@@ -14,6 +14,7 @@
 // Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 section 2.1.2 (bias, groups).
 layout(constant_id = 16) const bool ACQUIRE = true;
 #define ACQUIRE ACQUIRE
+layout(constant_id = 17) const bool MANY = false; // experts: the best are taken one by one, by one subgroup
 #include "include/reduce.glsl"
 #include "include/arrive.glsl"
 #include "include/subgroup_sum.glsl"
@@ -41,7 +42,6 @@ layout(push_constant, scalar) uniform Push { mrl_push_router p; };
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufLogits { devicecoherent float v[]; };
 
 const uint ROWS = EXPERTS + SHARED_GATE; // of W
-const uint MANY = 128;                   // experts: more are not compared with each other
 
 shared float score[EXPERTS];
 shared uint key[EXPERTS];       // orders the experts; 0: not to be chosen
@@ -177,8 +177,8 @@ void choose_experts()
     }
 }
 
-// The same where experts are many, by the first subgroup: a lane has every so many expert, and the best of all lanes' best
-// is taken TOP_K times. What is taken gets the key 0, which nothing else has that can still be wanted.
+// The same by the first subgroup: a lane has every so many expert, and the best of all lanes' best is taken TOP_K times.
+// What is taken gets the key 0, which nothing else has that can still be wanted.
 void choose_of_many()
 {
     const uint lanes = gl_SubgroupSize, lane = gl_SubgroupInvocationID;
@@ -189,7 +189,8 @@ void choose_of_many()
             expert = i;
         }
     for (uint n = 0; n < TOP_K; n++) {
-        const uint top = subgroupMax(best), taken = subgroupMin(best == top ? expert : ~0u), owner = taken % lanes;
+        const uint top = subgroupMax(best);
+        const uint taken = min(subgroupMin(best == top ? expert : ~0u), EXPERTS - 1), owner = taken % lanes;
         if (lane == 0) {
             chosen[n] = taken;
             key[taken] = 0;
@@ -256,7 +257,7 @@ void choose(uint row)
     const float divisor = score_experts(row);
     if (GROUPS > 1)
         choose_groups();
-    if (EXPERTS <= MANY)
+    if (!MANY)
         choose_experts();
     else if (gl_SubgroupID == 0)
         choose_of_many();

@@ -1,7 +1,7 @@
 // y (m, n) = epilogue(norm(x) W) for few rows of x: a decode step with EXL3 weights, from x to y in one dispatch.
 // Shared by gemv.comp and moe_gemv.comp, which declare the push block p, define gemv_prologue and finish_column behind
 // this file, and say before it where things are: TRELLIS, SUH and SVH, addresses, X_ROW(m), the row of x that is
-// row m, and K_PADDED, rows of Q.
+// row m, X_GATE, the address of what gates x or 0, K_PADDED, rows of Q, and what shares of x are (see OPEN).
 //
 //     W = diag(suh) P Q P diag(svh)         Q from the trellis, P: 128 x 128 Hadamard blocks
 //
@@ -52,8 +52,8 @@ layout(constant_id = 13) const bool SHARES = false; // whether x or the result m
 
 // OPEN: the result is left in shares (include/shares.glsl), so that no workgroup waits for another: each one's sums
 // through the output transform and times svh, in the places of what is told otherwise. X_SHARES: so many make x, or 0.
-// Experts' x is the row that they are, gated by that of X_GATE; elsewhere the shares are added to X_BASE, and the sum
-// goes to X_TOTAL for others, if that is not null.
+// With X_BASE they are added to that, and the sum goes to X_TOTAL for others, if that is not null. Without (experts) x is
+// the row that they are, gated by that of X_GATE.
 #define OPEN (SHARES && is_null(p.y))
 
 // Products that are summed up: PARTS of them, copies z of the grid, one behind the other. 1 without.
