@@ -239,9 +239,7 @@ GATES = [
 
 @pytest.mark.parametrize("kernel", [None, *KERNELS])
 @pytest.mark.parametrize(("name", "k", "rows", "dtype", "activation"), GATES)
-def test_gate(
-    device: _C.Device, name: str, k: int, rows: int, dtype: str, activation: str, kernel: str | None
-) -> None:
+def test_gate(device: _C.Device, name: str, k: int, rows: int, dtype: str, activation: str, kernel: str | None) -> None:
     """activation(gate) * x is what is multiplied, with a bias and a residual after it."""
     skip_without(device, kernel or "")
     matrices = kernel is not None and "coopmat" in kernel
