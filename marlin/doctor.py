@@ -18,19 +18,22 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 import marlin
 from marlin import _C, cachedir, html
 from marlin.cli.process import commit
 from marlin.device import SHADERS, Device, devices, find
 from marlin.errors import DeviceError, MarlinError
+from marlin.models.base import random_trellis
+from marlin.trellis import TrellisFormat
 
 PACKAGES: Final = ("numpy", "ml_dtypes", "tokenizers", "jinja2", "typer", "rich", "huggingface_hub")
 VARIABLES: Final = (
     "MARLIN_DEVICE", "MARLIN_CACHE", "VK_DRIVER_FILES", "VK_ICD_FILENAMES",
     "VK_LOADER_DRIVERS_SELECT", "VK_INSTANCE_LAYERS", "LP_NATIVE_VECTOR_WIDTH", "MESA_VK_DEVICE_SELECT",
 )  # fmt: skip
-SELF_TEST_FORMATS: Final = ("f16", "int8", "int4", "fp4_e2m1")
+SELF_TEST_FORMATS: Final = ("f16", "int8", "int4", "fp4_e2m1", "exl3")
 SELF_TEST_NMSE: Final = 1e-6  # f16 operands and output, f32 accumulation
 ENTRY: Final = struct.Struct("<64sQQQII")  # an entry of shaders.bin, which tools/shaderc.py writes
 READ_BYTES: Final = 2 << 30
@@ -74,6 +77,7 @@ def examine(
     report["memory"] = device.memory()
     advance(1)
     report["self_test"] = self_test(device)
+    report["trellis_shares"] = trellis_shares(device)
     report["problems"] += [f"self-test: {row['kernel']}: {row['text']}" for row in report["self_test"] if not row["ok"]]
     advance(1)
     try:
@@ -200,17 +204,25 @@ def self_test(device: Device) -> list[dict[str, Any]]:
     n, k = 96, 256
     weights = rng.standard_normal((n, k), np.float32)
     inputs = rng.standard_normal((40, k), np.float32).astype(np.float16)
+
+    def plain(format: str) -> tuple[_C.Linear, NDArray[np.float32]]:
+        linear = _C.Linear(device.raw, n, k, format)
+        linear.set_rows(weights, "f32", n)
+        return linear, np.frombuffer(linear.dequantize("f32").tobytes(), np.float32).reshape(n, k).T
+
+    def trellis(format: str) -> tuple[_C.TrellisLinear, NDArray[np.float32]]:
+        layer = random_trellis(device.raw, n, k, TrellisFormat(4, "mul1"))
+        return layer, np.frombuffer(layer.dequantize("f32").tobytes(), np.float32).reshape(k, n)
+
     results = []
     for format in SELF_TEST_FORMATS:
         for rows, kind in ((1, "gemv"), (40, "gemm")):
             entry = {"kernel": f"{kind} {format}", "ok": False, "nmse": None, "text": ""}
             results.append(entry)
             try:
-                linear = _C.Linear(device.raw, n, k, format)
-                linear.set_rows(weights, "f32", n)
-                known = np.frombuffer(linear.dequantize("f32").tobytes(), np.float32)
-                wanted = inputs[:rows].astype(np.float64) @ known.reshape(n, k).T
-                y = linear(_C.tensor(device.raw, inputs[:rows]))
+                layer, known = trellis(format) if format == "exl3" else plain(format)
+                wanted = inputs[:rows].astype(np.float64) @ known
+                y = layer(_C.tensor(device.raw, inputs[:rows]))
                 got = np.frombuffer(y.tobytes(), np.float16).reshape(wanted.shape)
             except MarlinError as error:
                 entry["text"] = str(error)
@@ -220,6 +232,15 @@ def self_test(device: Device) -> list[dict[str, Any]]:
             entry["nmse"] = error_power
             entry["text"] = f"NMSE {error_power:.1e} (at most {SELF_TEST_NMSE:.0e})"
     return results
+
+
+def trellis_shares(device: Device) -> int:
+    """In how many shares a product of one row with an EXL3 matrix may stay, so that nobody waits for its sum
+    (docs/trellis.md); 0 where it is added up by those who make it."""
+    n, k = 256, 1280
+    layer = random_trellis(device.raw, n, k, TrellisFormat(4, "mul1"))
+    found = layer(_C.full(device.raw, (1, k), 0, "f16"), shares=True)
+    return found.count if isinstance(found, _C.Shares) else 0
 
 
 def stream_rate(device: Device) -> float:
@@ -359,6 +380,9 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     good = sum(row["ok"] for row in tests)
     worst = max((row["nmse"] for row in tests if row["nmse"] is not None), default=float("nan"))
     rows.append(("self-test", f"{good} of {len(tests)} products right, worst NMSE {worst:.1e}"))
+    shares = report["trellis_shares"]
+    rows.append(("trellis", f"sums of one row stay in {shares} shares, nobody waits for them" if shares
+        else "sums of one row are added up by those who make them"))  # fmt: skip
     if "model" in report:
         found = report["model"]
         text = found.get("error") or (

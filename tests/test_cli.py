@@ -339,8 +339,9 @@ def test_doctor(tmp_path: Path) -> None:
     told = cli("doctor", MODEL, "--json", "--report", str(file))
     facts = told.json()
     assert told.code == 0 and facts["problems"] == [] and facts["advice"]
-    assert len(facts["self_test"]) == 8 and all(row["ok"] for row in facts["self_test"])
+    assert len(facts["self_test"]) == 10 and all(row["ok"] for row in facts["self_test"])
     assert facts["read_gb_per_s"] > 0
+    assert (facts["trellis_shares"] > 1) == (facts["device"]["kind"] != "software")
     built = sum(row["available"] + len(row["skipped"]) for row in facts["kernels"])
     assert built == facts["shaders"]["modules"]
     report = file.read_text()

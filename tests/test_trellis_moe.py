@@ -383,6 +383,21 @@ def test_checkpoint(tmp_path: Path, config: dict[str, Any]) -> None:
         assert "exl3" in repr(model.layers)
 
 
+def test_int8_of_a_shared_expert_that_lies_apart(tmp_path: Path) -> None:
+    """Its bits are others than the routed experts', so that it is an MLP of its own; rounding x shows, and is small."""
+    wanted = write(tmp_path / "model", GLM)
+    errors = {}
+    for dtype in ("f16", "int8"):
+        with ml.Model.load(tmp_path / "model", dtype=dtype, slots=1, device=device_row()["index"]) as model:
+            assert any(module.name.endswith("shared_experts.gate_up") for module in model.layers.modules())
+            for ids in ([7], [7, 8]):
+                wanted.reset()
+                logits = wanted.forward(ids)
+                errors[dtype, len(ids)] = np.linalg.norm(model.logits(ids) - logits) / np.linalg.norm(logits)
+    for rows in (1, 2):
+        assert 2 * errors["f16", rows] < errors["int8", rows] < 3e-2, errors
+
+
 def test_trace(tmp_path: Path) -> None:
     """Gate and up are products of their own, and down multiplies them: all three are seen, in f16 with one row too."""
     write(tmp_path / "model", GLM)
