@@ -23,6 +23,7 @@ from marlin.cli import prepare
 from marlin.cli.app import app
 from marlin.cli.measure import shares
 from marlin.cli.show import bar_lines, clean
+from marlin.errors import MarlinError
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = str(ROOT / "models" / "fix-llama")
@@ -362,6 +363,15 @@ def test_doctor_tells_of_a_failed_self_test(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor, "self_test", lambda device: [row])
     told = cli("doctor")
     assert told.code == 1 and "problem: self-test: gemv f16" in told.out
+
+
+def test_doctor_goes_on_where_a_probe_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: object) -> int:
+        raise MarlinError("no memory for a trellis")
+
+    monkeypatch.setattr(doctor, "trellis_shares", fail)
+    told = cli("doctor")
+    assert told.code == 1 and "problem: trellis: no memory for a trellis" in told.out and "self-test" in told.out
 
 
 def test_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
