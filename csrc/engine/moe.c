@@ -149,7 +149,7 @@ mrl_status mrl_moe_create(mrl_device *dev, const mrl_moe_config *config, mrl_moe
     if (layer.bias.buffer != NULL)
         mrl_buffer_retain(layer.bias.buffer);
     MRL_TRY(zeros(dev, MRL_MOE_COUNTERS, &moe->layer.counters, err));
-    MRL_TRY(zeros(dev, layer.experts, &moe->layer.usage, err));
+    MRL_TRY(zeros(dev, mrl_moe_choice_words(layer.experts), &moe->layer.choice, err));
     if (mrl_moe_pair_counters(&layer) > 0)
         MRL_TRY(zeros(dev, mrl_moe_pair_counters(&layer), &moe->layer.pair_counters, err));
     MRL_TRY(make_places(moe, config, err));
@@ -166,7 +166,7 @@ void mrl_moe_free(mrl_moe *moe)
         return;
     mrl_buffer_release(moe->layer.bias.buffer);
     mrl_buffer_release(moe->layer.counters);
-    mrl_buffer_release(moe->layer.usage);
+    mrl_buffer_release(moe->layer.choice);
     mrl_buffer_release(moe->layer.pair_counters);
     for (uint32_t s = 0; s < MRL_MOE_STACKS_MAX; s++)
         mrl_buffer_release(moe->stacks[s].places);
@@ -176,14 +176,12 @@ void mrl_moe_free(mrl_moe *moe)
 
 const mrl_moe_layer *mrl_moe_layer_of(const mrl_moe *moe) { return &moe->layer; }
 
-mrl_view mrl_moe_usage(const mrl_moe *moe)
-{
-    return (mrl_view){.buffer = moe->layer.usage, .dtype = MRL_DTYPE_u32, .ndim = 1, .shape = {moe->layer.experts}};
-}
+mrl_view mrl_moe_usage(const mrl_moe *moe) { return mrl_moe_usage_of(&moe->layer); }
 
 mrl_status mrl_moe_reset_usage(mrl_moe *moe, mrl_error *err)
 {
+    const mrl_view usage = mrl_moe_usage(moe);
     if (mrl_program_capturing(moe->dev) != NULL)
         return mrl_fail(err, MRL_ERR_STATE, "moe: counters cannot be reset while capturing");
-    return mrl_buffer_fill(moe->layer.usage, 0, 4ull * moe->layer.experts, 0, err);
+    return mrl_buffer_fill(usage.buffer, usage.offset, mrl_view_bytes(&usage), 0, err);
 }

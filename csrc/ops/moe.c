@@ -8,13 +8,11 @@
 #include "ops/gemv.h"
 #include "ops/norm.h"
 #include "ops/quantize.h"
+#include "ops/router.h"
 #include "ops/trellis.h"
 
 #define PAIRS_MAX 32768u /* of one walk through the kernels: more rows take several */
 #define GEMM_TILE 64u
-#define ROUTER_SUBGROUPS_MAX 64u /* that router.comp has room for */
-#define ROUTER_MANY 128u /* experts: more are not compared with each other, by measurement on an H200 */
-#define ROUTER_ROUNDS_MAX 8u /* loads of a lane that the router has under way at once */
 #define COOPMAT_SHARED(rows, columns) (((rows) + (columns)) * 80u) /* bytes of a tile of moe_gemm_coopmat */
 
 /* How the pairs of a call are multiplied. */
@@ -32,12 +30,12 @@ typedef struct routed {
     uint32_t rows, slots, pairs, inner, hidden;
     mrl_view x, norm;    /* what gate and up read: the normalised rows and no norm, or as given */
     mrl_view ids, weights, act;
+    mrl_choice choice;   /* that gate and up make, if it is open */
     strategy how;
     mrl_view tiles, order; /* absent without tiles */
     uint32_t bound;        /* tiles at most */
 } routed;
 
-static uint32_t slots_of(const mrl_moe_layer *layer) { return layer->top_k + layer->shared; }
 static bool is_trellis(const mrl_moe_stack *stack) { return stack->trellis[0] != NULL; }
 static bool has_trellises(const mrl_moe_layer *layer)
 {
@@ -53,142 +51,25 @@ static bool has_matrices(const mrl_moe_layer *layer)
         found |= !is_trellis(&layer->stacks[i]);
     return found;
 }
-static uint32_t router_rows(const mrl_moe_layer *layer) { return layer->router->n; }
 static bool software(mrl_device *dev) { return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE; }
 
-/* ---- temporaries ---- */
+/* ---- what the router tells ---- */
 
-/* A new buffer under a view; the caller releases view->buffer. */
-static mrl_status temporary(mrl_device *dev, mrl_dtype dtype, uint64_t rows, uint64_t columns, mrl_view *out,
-                            mrl_error *err)
+uint32_t mrl_moe_choice_words(uint32_t experts) { return ((2 * experts + 5) & ~3u) + experts; }
+
+mrl_view mrl_moe_told(const mrl_moe_layer *layer)
 {
-    *out = (mrl_view){.dtype = dtype, .ndim = 2, .shape = {rows, columns}};
-    return mrl_buffer_create(dev, mrl_view_bytes(out), MRL_MEMORY_DEVICE, &out->buffer, err);
+    return (mrl_view){
+        .buffer = layer->choice, .dtype = MRL_DTYPE_u32, .ndim = 1, .shape = {2 * (uint64_t)layer->experts + 2}};
 }
 
-/* Rows first .. first + count of a view (m, columns) or (m). */
-static mrl_view some_rows(const mrl_view *view, uint64_t first, uint64_t count)
+mrl_view mrl_moe_usage_of(const mrl_moe_layer *layer)
 {
-    mrl_view out = *view;
-    if (view->buffer == NULL)
-        return out;
-    out.offset += first * (view->ndim == 2 ? view->shape[1] : 1) * mrl_dtype_bytes(view->dtype);
-    out.shape[0] = count;
-    return out;
-}
-
-static mrl_status normalise(mrl_device *dev, const mrl_moe_args *args, mrl_dtype dtype, mrl_view *out, mrl_error *err)
-{
-    const mrl_view absent = {0};
-    mrl_status rc = temporary(dev, dtype, args->x.shape[0], args->x.shape[1], out, err);
-    return rc == MRL_OK ? mrl_rms_norm(&args->x, &args->norm, args->eps, &absent, out, &absent, err) : rc;
-}
-
-/* ---- the router ---- */
-
-static mrl_status logits_by_matmul(mrl_device *dev, const mrl_moe_args *args, const mrl_view *logits, mrl_error *err)
-{
-    mrl_status rc;
-    mrl_view x = {0};
-    mrl_matmul_args product = {.w = args->layer->router, .x = args->x, .y = *logits};
-
-    if (args->norm.buffer != NULL) {
-        MRL_TRY(normalise(dev, args, MRL_DTYPE_f32, &x, err));
-        product.x = x;
-    }
-    MRL_TRY(mrl_op_matmul(dev, &product, err));
-done:
-    mrl_buffer_release(x.buffer);
-    return rc;
-}
-
-static uint32_t router_lanes(mrl_device *dev, uint32_t k, uint32_t experts)
-{
-    const mrl_device_info *info = mrl_device_info_of(dev);
-    /* One subgroup on a CPU: loops of several, some of which are done, end early on lavapipe (Mesa 22.3). */
-    uint32_t lanes = info->subgroup_max, most = software(dev) ? 1 : experts > 256 ? 512 : 256;
-    while (lanes * 2 <= most && lanes * 4 < k && lanes * 2 <= info->max_workgroup &&
-           lanes * 2 <= ROUTER_SUBGROUPS_MAX * info->subgroup_min)
-        lanes *= 2;
-    return lanes;
-}
-
-static mrl_status route(mrl_device *dev, const mrl_moe_args *args, const mrl_view *ids, const mrl_view *weights,
-                        mrl_error *err)
-{
-    mrl_status rc;
-    const mrl_moe_layer *layer = args->layer;
-    const uint32_t rows = (uint32_t)args->x.shape[0];
-    /* Many rows on a GPU share the reading of the matrix. */
-    const bool given = rows > (software(dev) ? MRL_MOE_COUNTERS : MRL_GEMV_MAX_ROWS);
-    mrl_view logits = {0};
-    mrl_pipeline *pipeline;
-
-    MRL_TRY(temporary(dev, MRL_DTYPE_f32, rows, router_rows(layer), &logits, err));
-    if (given)
-        MRL_TRY(logits_by_matmul(dev, args, &logits, err));
-    static const mrl_dtype types[MRL_FORMAT_COUNT] = {[MRL_FORMAT_f32] = MRL_DTYPE_f32,
-                                                      [MRL_FORMAT_f16] = MRL_DTYPE_f16,
-                                                      [MRL_FORMAT_bf16] = MRL_DTYPE_bf16};
-    const uint32_t lanes = router_lanes(dev, layer->router->k, layer->experts);
-    const uint32_t step = layer->router->k % 4 == 0 ? 4 : 1;
-    /* One subgroup takes them one by one; it must be whole, which is certain where all are of one size. */
-    const mrl_device_info *info = mrl_device_info_of(dev);
-    const bool many = layer->experts > ROUTER_MANY && info->subgroup_min == info->subgroup_max;
-    const uint32_t rounds = mrl_div_up(layer->router->k, lanes * step);
-    const uint32_t spec[] = {lanes,
-                             (uint32_t)args->x.dtype,
-                             (uint32_t)types[layer->router->format],
-                             args->norm.buffer != NULL,
-                             step,
-                             given,
-                             layer->experts,
-                             layer->top_k,
-                             layer->shared,
-                             router_rows(layer) > layer->experts,
-                             layer->sigmoid,
-                             layer->normalise,
-                             layer->groups,
-                             layer->top_groups,
-                             layer->group_best,
-                             rounds <= ROUTER_ROUNDS_MAX ? rounds : 0,
-                             !mrl_device_has(dev, MRL_BIT(told)),
-                             many};
-    const mrl_push_router push = {.w = mrl_buffer_address(layer->router->quant),
-                                  .x = mrl_view_address(&args->x),
-                                  .norm = mrl_view_address(&args->norm),
-                                  .bias = mrl_view_address(&layer->bias),
-                                  .logits = mrl_view_address(&logits),
-                                  .counters = mrl_buffer_address(layer->counters),
-                                  .positions = mrl_view_address(&args->positions),
-                                  .ids = mrl_view_address(ids),
-                                  .weights = mrl_view_address(weights),
-                                  .usage = mrl_buffer_address(layer->usage),
-                                  .k = layer->router->k,
-                                  .k_padded = layer->router->k_padded,
-                                  .eps = args->eps,
-                                  .scale = layer->scale};
-    const mrl_range reads[] = {mrl_range_of(layer->router->quant), mrl_view_range(&args->x),
-                               mrl_view_range(&args->norm),           mrl_view_range(&layer->bias),
-                               mrl_view_range(&args->positions),      mrl_view_range(&logits),
-                               mrl_range_of(layer->counters),      mrl_range_of(layer->usage)};
-    const mrl_range writes[] = {mrl_view_range(&logits), mrl_view_range(ids), mrl_view_range(weights),
-                                mrl_range_of(layer->counters), mrl_range_of(layer->usage)};
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_moe_router, MRL_FORMAT_NONE, MRL_MATH_NONE, spec,
-                             sizeof spec / sizeof *spec, &pipeline, err));
-    const mrl_dispatch d = {.pipeline = pipeline,
-                            .push = &push,
-                            .push_bytes = sizeof push,
-                            .groups = {given ? 1 : router_rows(layer), rows, 1},
-                            .reads = reads,
-                            .nreads = sizeof reads / sizeof *reads,
-                            .writes = writes,
-                            .nwrites = sizeof writes / sizeof *writes,
-                            .flops = 2.0 * rows * router_rows(layer) * layer->router->k};
-    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
-done:
-    mrl_buffer_release(logits.buffer);
-    return rc;
+    return (mrl_view){.buffer = layer->choice,
+                      .offset = 4ull * (mrl_moe_choice_words(layer->experts) - layer->experts),
+                      .dtype = MRL_DTYPE_u32,
+                      .ndim = 1,
+                      .shape = {layer->experts}};
 }
 
 /* ---- the products ---- */
@@ -202,15 +83,19 @@ typedef struct product {
     uint32_t n, slots;       /* rows of an expert in w; pairs that share a row of x */
     mrl_activation activation;
     bool beside;             /* see mrl_dispatch */
+    const mrl_choice *choice; /* or NULL */
 } product;
 
 /* moe_down: over all slots of a row at once. */
-static mrl_status dispatch_product(const routed *r, const product *p, mrl_kernel kernel, const mrl_gemv_plan *plan,
+static mrl_status dispatch_product(const routed *r, const product *p, mrl_kernel kernel, mrl_gemv_plan *plan,
                                    mrl_error *err)
 {
+    static const mrl_choice closed;
     mrl_status rc;
     mrl_pipeline *pipeline;
     const mrl_weight *w = p->w;
+    const mrl_choice *choice = p->choice != NULL ? p->choice : &closed;
+    const mrl_view *order = choice->told.buffer != NULL ? &choice->told : &r->order;
     const bool down = kernel == MRL_KERNEL_moe_down;
     const uint64_t places = p->places != NULL ? mrl_buffer_address(p->places) : 0;
     const mrl_push_moe push = {.quant = mrl_buffer_address(w->quant),
@@ -223,7 +108,7 @@ static mrl_status dispatch_product(const routed *r, const product *p, mrl_kernel
                                .ids = mrl_view_address(&r->ids),
                                .weights = down ? mrl_view_address(&r->weights) : places,
                                .tiles = mrl_view_address(&r->tiles),
-                               .order = mrl_view_address(&r->order),
+                               .order = mrl_view_address(order),
                                .m = r->rows,
                                .n = p->n,
                                .k = w->k,
@@ -235,9 +120,11 @@ static mrl_status dispatch_product(const routed *r, const product *p, mrl_kernel
     const mrl_range reads[] = {mrl_range_of(w->quant), mrl_range_of(w->scale), mrl_range_of(w->zero),
                                mrl_view_range(p->x), mrl_view_range(&p->norm), mrl_view_range(&p->residual),
                                mrl_view_range(&r->ids), mrl_view_range(&r->weights), mrl_view_range(&r->tiles),
-                               mrl_view_range(&r->order), mrl_range_of(p->places)};
-    const mrl_range writes[] = {mrl_view_range(p->y)};
+                               mrl_view_range(order), mrl_range_of(p->places)};
+    const mrl_range writes[] = {mrl_view_range(p->y), mrl_view_range(&choice->ids), mrl_view_range(&choice->weights),
+                                mrl_view_range(&choice->usage)};
 
+    plan->nspec = (int)mrl_choice_specialise(choice, plan->spec, (uint32_t)plan->nspec);
     MRL_TRY(mrl_pipeline_get(r->dev, kernel, w->format, plan->math, plan->spec, plan->nspec, &pipeline, err));
     const mrl_dispatch d = {.pipeline = pipeline,
                             .push = &push,
@@ -246,7 +133,7 @@ static mrl_status dispatch_product(const routed *r, const product *p, mrl_kernel
                             .reads = reads,
                             .nreads = sizeof reads / sizeof *reads,
                             .writes = writes,
-                            .nwrites = 1,
+                            .nwrites = sizeof writes / sizeof *writes,
                             .flops = 2.0 * r->pairs * p->n * w->k,
                             .beside = p->beside};
     MRL_TRY(mrl_stream_dispatch(r->dev, &d, err));
@@ -319,7 +206,8 @@ static mrl_status gate_up(const routed *r, const mrl_moe_stack *stack, bool besi
                        .n = 2 * r->inner,
                        .slots = r->slots,
                        .activation = r->args->layer->activation,
-                       .beside = beside};
+                       .beside = beside,
+                       .choice = &r->choice};
     return pair_product(r, &p, err);
 }
 
@@ -441,6 +329,11 @@ static mrl_trellis_experts_args trellis_args(const routed *r, const mrl_moe_stac
     const bool sum = which == DOWN && trellis_sums(r);
     const mrl_moe_layer *layer = r->args->layer;
     const uint64_t counters = mrl_moe_pair_counters(layer) / 2 * sizeof(uint32_t);
+    mrl_choice choice = r->choice;
+    if (which == DOWN)
+        choice.told = (mrl_view){0};
+    if (which != GATE)
+        choice.ids = choice.weights = choice.usage = (mrl_view){0};
     return (mrl_trellis_experts_args){.t = stack->trellis[which],
                                       .x = which == DOWN ? r->act : r->x,
                                       .norm = which == DOWN ? (mrl_view){0} : r->norm,
@@ -459,7 +352,8 @@ static mrl_trellis_experts_args trellis_args(const routed *r, const mrl_moe_stac
                                       .eps = r->args->eps,
                                       .activation = layer->activation, /* of the gate, where there is one */
                                       .int8 = r->args->int8,
-                                      .beside = beside};
+                                      .beside = beside,
+                                      .choice = choice};
 }
 
 static mrl_status trellis_product(const routed *r, const mrl_moe_stack *stack, int which, const mrl_view *gate,
@@ -577,7 +471,7 @@ static mrl_status mix_pairs(const routed *r, mrl_error *err)
         const uint32_t shares = trellis_shares(r);
         if (shares > 0)
             return trellis_in_shares(r, shares, err);
-        MRL_TRY(temporary(r->dev, r->args->dtype, r->pairs, r->inner, &gate, err));
+        MRL_TRY(mrl_view_create(r->dev, r->args->dtype, r->pairs, r->inner, &gate, err));
         MRL_TRY(stacks_product(r, GATE, NULL, &gate, sums[GATE], err));
     }
     MRL_TRY(stacks_product(r, UP, NULL, &r->act, sums[UP], err));
@@ -589,7 +483,7 @@ static mrl_status mix_pairs(const routed *r, mrl_error *err)
         MRL_TRY(stacks_product(r, DOWN, &gate, &r->args->y, sums[DOWN], err));
         goto done;
     }
-    MRL_TRY(temporary(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));
+    MRL_TRY(mrl_view_create(r->dev, MRL_DTYPE_f32, r->pairs, r->hidden, &parts, err));
     MRL_TRY(stacks_product(r, DOWN, &gate, &parts, sums[DOWN], err));
     MRL_TRY(combine(r, &parts, err));
 done:
@@ -756,9 +650,9 @@ static mrl_status check_choice(const mrl_moe_layer *layer, mrl_error *err)
     if (layer->top_k < 1 || layer->top_k > limit)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: top_k must be 1 to %u with %u experts, got %u", limit, layer->experts,
                         layer->top_k);
-    if (slots_of(layer) > MRL_MOE_SLOTS_MAX)
+    if (mrl_moe_slots(layer) > MRL_MOE_SLOTS_MAX)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: top_k and shared must be at most %u together, got %u",
-                        MRL_MOE_SLOTS_MAX, slots_of(layer));
+                        MRL_MOE_SLOTS_MAX, mrl_moe_slots(layer));
     if (layer->groups < 1 || layer->experts % layer->groups != 0)
         return mrl_fail(err, MRL_ERR_VALUE, "moe: groups must divide the %u experts, got %u", layer->experts,
                         layer->groups);
@@ -823,7 +717,7 @@ static mrl_status check_int8(const mrl_moe_args *args, mrl_error *err)
     return MRL_OK;
 }
 
-static mrl_status check_input(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
+mrl_status mrl_moe_check_input(mrl_device *dev, const mrl_moe_args *args, mrl_error *err)
 {
     mrl_status rc;
     const uint32_t hidden = args->layer->hidden;
@@ -867,10 +761,18 @@ static void release(routed *r, const mrl_view *normalised)
 {
     mrl_buffer_release(normalised->buffer);
     mrl_buffer_release(r->ids.buffer);
-    mrl_buffer_release(r->weights.buffer);
     mrl_buffer_release(r->act.buffer);
     mrl_buffer_release(r->tiles.buffer);
     mrl_buffer_release(r->order.buffer);
+}
+
+/* Whether the experts' first products choose. On a CPU a chooser costs what its lanes do, and there are hundreds: only
+ * where a kernel was asked for. */
+static bool leaves_choice(const routed *r)
+{
+    const mrl_kernel kernel = r->how.kernel;
+    return r->how.tile == 0 && (kernel == MRL_KERNEL_moe_gemv || kernel == MRL_KERNEL_trellis_moe_gemv) &&
+           (!software(r->dev) || r->args->kernel != NULL) && mrl_route_can_stay_open(r->dev, r->args);
 }
 
 /* Checked rows whose pairs fit one walk. */
@@ -878,7 +780,7 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, const strategy 
 {
     mrl_status rc;
     const mrl_moe_layer *layer = args->layer;
-    const uint32_t all = layer->experts + layer->shared, slots = slots_of(layer), rows = (uint32_t)args->x.shape[0];
+    const uint32_t all = layer->experts + layer->shared, slots = mrl_moe_slots(layer), rows = (uint32_t)args->x.shape[0];
     routed r = {.dev = dev,
                 .args = args,
                 .rows = rows,
@@ -891,15 +793,21 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, const strategy 
                 .how = *how};
     mrl_view normalised = {0};
 
-    MRL_TRY(temporary(dev, MRL_DTYPE_i32, rows, slots, &r.ids, err));
-    MRL_TRY(temporary(dev, MRL_DTYPE_f32, rows, slots, &r.weights, err));
-    MRL_TRY(temporary(dev, args->dtype, r.pairs, r.inner, &r.act, err));
-    MRL_TRY(route(dev, args, &r.ids, &r.weights, err));
+    MRL_TRY(mrl_view_create(dev, MRL_DTYPE_i32, rows, 2 * slots, &r.ids, err));
+    r.ids.shape[1] = slots;
+    r.weights = r.ids; /* lie behind them, as open_choice.glsl wants it */
+    r.weights.dtype = MRL_DTYPE_f32;
+    r.weights.offset = mrl_view_bytes(&r.ids);
+    MRL_TRY(mrl_view_create(dev, args->dtype, r.pairs, r.inner, &r.act, err));
+    if (leaves_choice(&r))
+        MRL_TRY(mrl_route_open(dev, args, &r.ids, &r.weights, &r.choice, err));
+    else
+        MRL_TRY(mrl_route(dev, args, &r.ids, &r.weights, err));
     const bool by_rows = r.how.kernel == MRL_KERNEL_moe_gemv ||
                          (r.how.kernel == MRL_KERNEL_trellis_moe_gemv && r.how.tile < 16);
     if (r.norm.buffer != NULL && (rows > 1 || !by_rows)) {
         /* Otherwise every workgroup of every pair would do it. */
-        MRL_TRY(normalise(dev, args, normal_dtype(dev, args), &normalised, err));
+        MRL_TRY(mrl_rms_norm_new(&args->x, &args->norm, args->eps, normal_dtype(dev, args), &normalised, err));
         r.x = normalised;
         r.norm = (mrl_view){0};
     }
@@ -907,8 +815,8 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, const strategy 
         /* Every expert may end in a tile that is not full; no more tiles than pairs. */
         const uint32_t full = r.pairs / r.how.tile + all;
         r.bound = full < r.pairs ? full : r.pairs;
-        MRL_TRY(temporary(dev, MRL_DTYPE_i32, r.bound, 3, &r.tiles, err));
-        MRL_TRY(temporary(dev, MRL_DTYPE_i32, r.pairs, 1, &r.order, err));
+        MRL_TRY(mrl_view_create(dev, MRL_DTYPE_i32, r.bound, 3, &r.tiles, err));
+        MRL_TRY(mrl_view_create(dev, MRL_DTYPE_i32, r.pairs, 1, &r.order, err));
         MRL_TRY(plan_tiles(&r, err));
     }
     MRL_TRY(mix_pairs(&r, err));
@@ -925,7 +833,7 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
     mrl_buffer *x_copy = NULL, *norm_copy = NULL;
     const uint32_t hidden = layer->hidden, inner = layer->inner, wide = hidden > 2 * inner ? hidden : 2 * inner;
 
-    MRL_TRY(check_input(dev, &args, err));
+    MRL_TRY(mrl_moe_check_input(dev, &args, err));
     const uint64_t m = args.x.shape[0], shape[] = {m, hidden};
     MRL_TRY(mrl_view_check(&args.y, dev, "moe", "out", MRL_DTYPES_ACT, 2, shape, err));
     if (args.residual.buffer != NULL)
@@ -940,46 +848,19 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
     const uint32_t all = layer->experts + layer->shared;
     const uint64_t pairs = (uint64_t)INT32_MAX / wide;
     const uint64_t most = has_trellises(layer) ? mrl_trellis_pairs(how.tile, all) : PAIRS_MAX;
-    const uint64_t step = (pairs < most ? pairs : most) / slots_of(layer);
+    const uint64_t step = (pairs < most ? pairs : most) / mrl_moe_slots(layer);
     if (step == 0)
-        return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row", slots_of(layer), wide);
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row", mrl_moe_slots(layer), wide);
     MRL_TRY(mrl_view_align(&args.x, dev, &x_copy, err));
     MRL_TRY(mrl_view_align(&args.norm, dev, &norm_copy, err));
     const mrl_view x = args.x;
     for (uint64_t first = 0; first < m; first += step) {
         const uint64_t count = m - first < step ? m - first : step;
-        args.x = some_rows(&x, first, count);
-        args.residual = some_rows(&given->residual, first, count);
-        args.positions = some_rows(&given->positions, first, count);
-        args.y = some_rows(&given->y, first, count);
+        args.x = mrl_view_rows(&x, first, count);
+        args.residual = mrl_view_rows(&given->residual, first, count);
+        args.positions = mrl_view_rows(&given->positions, first, count);
+        args.y = mrl_view_rows(&given->y, first, count);
         MRL_TRY(mix(dev, &args, &how, err));
-    }
-done:
-    mrl_buffer_release(x_copy);
-    mrl_buffer_release(norm_copy);
-    return rc;
-}
-
-mrl_status mrl_op_route(mrl_device *dev, const mrl_moe_args *given, const mrl_view *ids, const mrl_view *weights,
-                        mrl_error *err)
-{
-    mrl_status rc;
-    mrl_moe_args args = *given;
-    mrl_buffer *x_copy = NULL, *norm_copy = NULL;
-
-    MRL_TRY(check_input(dev, &args, err));
-    const uint64_t m = args.x.shape[0], shape[] = {m, slots_of(args.layer)};
-    MRL_TRY(mrl_view_check(ids, dev, "moe", "ids", MRL_DTYPE_BIT(i32), 2, shape, err));
-    MRL_TRY(mrl_view_check(weights, dev, "moe", "weights", MRL_DTYPE_BIT(f32), 2, shape, err));
-    MRL_TRY(mrl_view_align(&args.x, dev, &x_copy, err));
-    MRL_TRY(mrl_view_align(&args.norm, dev, &norm_copy, err));
-    const mrl_view x = args.x;
-    for (uint64_t first = 0; first < m; first += PAIRS_MAX) {
-        const uint64_t count = m - first < PAIRS_MAX ? m - first : PAIRS_MAX;
-        const mrl_view some_ids = some_rows(ids, first, count), some_weights = some_rows(weights, first, count);
-        args.x = some_rows(&x, first, count);
-        args.positions = some_rows(&given->positions, first, count);
-        MRL_TRY(route(dev, &args, &some_ids, &some_weights, err));
     }
 done:
     mrl_buffer_release(x_copy);

@@ -2,6 +2,7 @@
  *
  * Rows by themselves (one row; few that share no experts; software devices):
  *     router -> (row, slot) ids, weights -> moe_gemv gate and up of each pair -> moe_down over all slots of a row
+ * where one row of a single stack may leave the choice to gate and up (ops/choice.h).
  * Rows that share experts, so that a chosen expert is read once for a tile of pairs:
  *     router -> moe_plan -> gate and up of each tile -> down of each tile -> moe_combine
  * with moe_gemv for small tiles, moe_gemm and moe_gemm_coopmat for large ones.
@@ -45,8 +46,15 @@ typedef struct mrl_moe_layer {
     mrl_activation activation; /* a gated one */
     mrl_buffer *counters;      /* MRL_MOE_COUNTERS u32, zero */
     mrl_buffer *pair_counters; /* mrl_moe_pair_counters u32, zero; NULL for none */
-    mrl_buffer *usage;         /* (experts) u32, counted up by every choice */
+    mrl_buffer *choice;        /* mrl_moe_choice_words u32, zero: what the router tells, and how often each was chosen */
 } mrl_moe_layer;
+
+static inline uint32_t mrl_moe_slots(const mrl_moe_layer *layer) { return layer->top_k + layer->shared; }
+
+/* What is in the buffer `choice`, as shaders/moe/open_choice.glsl has it. */
+uint32_t mrl_moe_choice_words(uint32_t experts);
+mrl_view mrl_moe_told(const mrl_moe_layer *layer);
+mrl_view mrl_moe_usage_of(const mrl_moe_layer *layer); /* (experts) u32, counted up by every choice */
 
 typedef struct mrl_moe_args {
     const mrl_moe_layer *layer;
@@ -70,6 +78,9 @@ uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer);
 
 /* VALUE error for matrices and numbers that do not belong together, TYPE for a router in a quantized format. */
 mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error *err);
+
+/* VALUE or TYPE error for x, norm and positions that do not fit the layer. */
+mrl_status mrl_moe_check_input(mrl_device *dev, const mrl_moe_args *args, mrl_error *err);
 
 mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *args, mrl_error *err);
 /* The router alone: ids (m, top_k + shared) i32 and weights of that shape f32. y, residual and dtype are not used. */

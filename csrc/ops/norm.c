@@ -76,3 +76,12 @@ mrl_status mrl_rms_norm(const mrl_view *x, const mrl_view *weight, float eps, co
 done:
     return rc;
 }
+
+mrl_status mrl_rms_norm_new(const mrl_view *x, const mrl_view *weight, float eps, mrl_dtype dtype, mrl_view *out,
+                            mrl_error *err)
+{
+    const mrl_view absent = {0};
+    mrl_device *dev = mrl_buffer_device(x->buffer);
+    mrl_status rc = mrl_view_create(dev, dtype, x->shape[0], x->shape[1], out, err);
+    return rc == MRL_OK ? mrl_rms_norm(x, weight, eps, &absent, out, &absent, err) : rc;
+}

@@ -10,5 +10,8 @@
  */
 mrl_status mrl_rms_norm(const mrl_view *x, const mrl_view *weight, float eps, const mrl_view *residual,
                         const mrl_view *y, const mrl_view *sum, mrl_error *err);
+/* The same of (m, columns) without a residual into a new buffer under `out`, which the caller releases. */
+mrl_status mrl_rms_norm_new(const mrl_view *x, const mrl_view *weight, float eps, mrl_dtype dtype, mrl_view *out,
+                            mrl_error *err);
 
 #endif

@@ -182,7 +182,7 @@ typedef struct gemv_plan {
     mrl_kernel kernel; /* trellis_gemv or trellis_gemv_dot */
     mrl_math math;
     uint32_t types; /* of x and y and blocks of 128 rows of Q of a workgroup, as the push block has them */
-    uint32_t splits, shared, nspec, spec[15];
+    uint32_t splits, shared, nspec, spec[MRL_MAX_SPEC];
 } gemv_plan;
 
 /* Lanes that transform 128 values, in f16. */
@@ -452,6 +452,17 @@ static bool adds_up(const mrl_trellis_experts_args *args)
     return args->weights.buffer != NULL;
 }
 
+/* What the push block has as order and ids: of an open choice what was told, and where it is written to. */
+static const mrl_view *order_of(const mrl_trellis_experts_args *args)
+{
+    return args->choice.told.buffer != NULL ? &args->choice.told : &args->order;
+}
+
+static const mrl_view *ids_of(const mrl_trellis_experts_args *args)
+{
+    return args->choice.told.buffer != NULL ? &args->choice.ids : &args->ids;
+}
+
 static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
 {
     const mrl_trellis *t = args->t;
@@ -462,9 +473,9 @@ static mrl_push_trellis_moe experts_push(const mrl_trellis_experts_args *args)
         .x = mrl_shares_address_or(&args->x_shares, &args->x),
         .norm = mrl_view_address(adds_up(args) ? &args->residual : &args->norm),
         .weights = mrl_view_address(&args->weights),
-        .ids = mrl_view_address(&args->ids),
+        .ids = mrl_view_address(ids_of(args)),
         .tiles = mrl_view_address(&args->tiles),
-        .order = mrl_view_address(&args->order),
+        .order = mrl_view_address(order_of(args)),
         .places = args->places != NULL ? mrl_buffer_address(args->places) : 0,
         .gate = mrl_shares_address_or(&args->gate_shares, &args->gate),
         .y = mrl_view_address(&args->y),
@@ -583,6 +594,7 @@ static gemv_plan plan_experts(mrl_device *dev, const mrl_trellis_experts_args *a
 
     /* Room for more than usual costs models a half percent that have no use for it. */
     plan.spec[plan.nspec++] = args->slots <= USUAL_SUM ? USUAL_SUM : MRL_TRELLIS_SUM_MAX;
+    plan.nspec = mrl_choice_specialise(&args->choice, plan.spec, plan.nspec);
     return plan;
 }
 
@@ -645,12 +657,14 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
     const mrl_range reads[] = {
         mrl_range_of(t->units), mrl_range_of(t->suh), mrl_range_of(t->svh),
         mrl_shares_range_or(&args->x_shares, &args->x), mrl_view_range(&args->norm),
-        mrl_view_range(&args->ids), mrl_view_range(&args->tiles), mrl_view_range(&args->order),
+        mrl_view_range(ids_of(args)), mrl_view_range(&args->tiles), mrl_view_range(order_of(args)),
         mrl_shares_range_or(&args->gate_shares, &args->gate), mrl_range_of(args->places), mrl_view_range(&args->weights),
         mrl_view_range(&args->residual),
     };
     /* The counters are read too: as ranges that are written they already are behind all others. */
-    const mrl_range writes[] = {mrl_view_range(&args->y), counters, mrl_range_of(partial)};
+    const mrl_range writes[] = {mrl_view_range(&args->y), counters, mrl_range_of(partial),
+                                mrl_view_range(&args->choice.ids), mrl_view_range(&args->choice.weights),
+                                mrl_view_range(&args->choice.usage)};
     const mrl_kernel kernel =
         plan.kernel == MRL_KERNEL_trellis_gemv_dot ? MRL_KERNEL_trellis_moe_gemv_dot : MRL_KERNEL_trellis_moe_gemv;
     MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, plan.math, plan.spec, (int)plan.nspec, &pipeline, err));

@@ -4,6 +4,7 @@
 #define MRL_OPS_TRELLIS_H
 
 #include "ops/matmul.h"
+#include "ops/choice.h"
 #include "ops/shares.h"
 
 #define MRL_TRELLIS_BLOCK 128u
@@ -83,7 +84,9 @@ typedef struct mrl_trellis_experts_args {
     const mrl_trellis *t;
     mrl_view x;           /* (pairs / slots, k) f32, f16 or bf16 */
     mrl_view norm;        /* (k) f32 or absent, as it must be for tiles of 16 pairs and more */
-    mrl_view ids;         /* (pairs) i32 below t->experts; of negative ones nothing is written */
+    mrl_view ids;         /* (pairs) i32 below t->experts; of negative ones nothing is written. Not read where choice says
+                           * what was told of the experts */
+    mrl_choice choice;
     mrl_buffer *places;   /* (experts of the layer) i32: ids and tiles count those, which lie in t at these places; where
                            * one is negative nothing is written. NULL: ids and tiles say the place */
     mrl_view tiles;       /* (bound, 3) and order (pairs) as moe_plan makes them, bound <= pairs; or absent */

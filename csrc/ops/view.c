@@ -116,3 +116,20 @@ mrl_status mrl_view_align(mrl_view *view, mrl_device *dev, mrl_buffer **copy, mr
 done:
     return rc;
 }
+
+mrl_status mrl_view_create(mrl_device *dev, mrl_dtype dtype, uint64_t rows, uint64_t columns, mrl_view *out,
+                           mrl_error *err)
+{
+    *out = (mrl_view){.dtype = dtype, .ndim = 2, .shape = {rows, columns}};
+    return mrl_buffer_create(dev, mrl_view_bytes(out), MRL_MEMORY_DEVICE, &out->buffer, err);
+}
+
+mrl_view mrl_view_rows(const mrl_view *view, uint64_t first, uint64_t count)
+{
+    mrl_view out = *view;
+    if (view->buffer == NULL)
+        return out;
+    out.offset += first * (view->ndim == 2 ? view->shape[1] : 1) * mrl_dtype_bytes(view->dtype);
+    out.shape[0] = count;
+    return out;
+}

@@ -26,6 +26,11 @@ static inline mrl_range mrl_range_of(mrl_buffer *buffer)
 {
     return (mrl_range){buffer, 0, buffer == NULL ? 0 : mrl_buffer_bytes(buffer)};
 }
+/* A new buffer of (rows, columns) elements under a view; the caller releases out->buffer. */
+mrl_status mrl_view_create(mrl_device *dev, mrl_dtype dtype, uint64_t rows, uint64_t columns, mrl_view *out,
+                           mrl_error *err);
+/* Rows first .. first + count of a view (m, columns) or (m); an absent one stays so. */
+mrl_view mrl_view_rows(const mrl_view *view, uint64_t first, uint64_t count);
 /* "(3, 4096) f16" into text, for error messages. */
 const char *mrl_view_text(const mrl_view *view, char *text, uint64_t size);
 

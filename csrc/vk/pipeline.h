@@ -24,7 +24,7 @@ typedef enum mrl_format {
 
 typedef enum mrl_math { MRL_MATH_NONE, MRL_MATH_F32, MRL_MATH_F16 } mrl_math;
 
-#define MRL_MAX_SPEC 24
+#define MRL_MAX_SPEC 28
 
 /* spec[0] is local_size_x; spec[i] is constant_id i. While this thread captures a program the pipeline is compiled
  * beside it, and what the driver says is told at the program's end.

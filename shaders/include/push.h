@@ -55,7 +55,7 @@ PUSH_STRUCT(mrl_push_moe)
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
     ADDR weights;     /* moe_down: (pairs) f32; else places of the experts in this stack, as below, or 0 */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
-    ADDR order;       /* (pairs) u32: pairs sorted by expert */
+    ADDR order;       /* (pairs) u32: pairs sorted by expert; without tiles an open choice (moe/open_choice.glsl) or 0 */
     UINT m;           /* rows of x */
     UINT n;           /* rows of one expert */
     UINT k;
@@ -69,6 +69,14 @@ PUSH_STRUCT(mrl_push_moe)
 #define MRL_MOE_SLOTS_MAX 64  /* experts of a row, shared ones included */
 #define MRL_MOE_TOP_K_MAX 32
 #define MRL_MOE_EXPERTS_MAX 1024
+/* What an open choice of experts goes by. */
+#define MRL_CHOICE_SIGMOID 1     /* scores are sigmoids of the logits; else their softmax */
+#define MRL_CHOICE_NORMALISE 2   /* weights are divided by their sum */
+#define MRL_CHOICE_SHARED_GATE 4 /* shared experts' weight is the sigmoid of a logit of its own */
+/* The work of a dispatch of the router. */
+#define MRL_ROUTER_ALL 0    /* logits, and the last workgroup of a row chooses */
+#define MRL_ROUTER_CHOOSE 1 /* by logits that are there */
+#define MRL_ROUTER_TELL 2   /* logits, for an open choice */
 
 PUSH_STRUCT(mrl_push_router) /* scores of all experts for each row, and the choice of the best */
 {
@@ -76,7 +84,7 @@ PUSH_STRUCT(mrl_push_router) /* scores of all experts for each row, and the choi
     ADDR x;           /* (rows, k) */
     ADDR norm;
     ADDR bias;        /* (experts) f32, added to the scores that are compared */
-    ADDR logits;      /* (rows, experts) f32, experts counting the row that gates the shared ones */
+    ADDR logits;      /* (rows, experts) f32, experts counting the row that gates the shared ones; or what is told */
     ADDR counters;    /* (rows) u32, zero between dispatches */
     ADDR positions;   /* (rows) i32 or 0: rows with a negative one are idle */
     ADDR ids;         /* (rows, slots) i32 */
@@ -177,7 +185,7 @@ PUSH_STRUCT(mrl_push_trellis_moe)
     ADDR norm;        /* (k) f32 or 0; with weights, whose x is gated and has no norm: (rows, n) f32 or 0, added to y */
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
-    ADDR order;       /* (pairs) u32: pairs sorted by expert */
+    ADDR order;       /* (pairs) u32: pairs sorted by expert; without tiles an open choice (moe/open_choice.glsl) or 0 */
     ADDR weights;     /* (pairs) f32, by which the pairs of a row are summed up; or 0 */
     ADDR places;      /* (experts of the layer) i32: where an expert lies here, negative: elsewhere; 0: in their order */
     ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */

@@ -15,7 +15,7 @@ layout(push_constant, scalar) uniform Push { mrl_push_moe p; };
 #include "include/epilogue.glsl"
 #include "moe/store_tile.glsl"
 
-bool tile_prologue() { return find_tile(gl_WorkGroupID.y); }
+bool tile_prologue() { return find_tile(gl_WorkGroupID.y, false); }
 
 const uint TILE = 64;
 #define TILE_PROLOGUE

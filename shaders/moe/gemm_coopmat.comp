@@ -29,7 +29,7 @@ uint x_row[X_FETCH];
 
 bool tile_prologue()
 {
-    if (!find_tile(gl_WorkGroupID.y))
+    if (!find_tile(gl_WorkGroupID.y, false))
         return false;
     [[unroll]] for (uint i = 0; i < X_FETCH; i++)
         x_row[i] = tile_pair(gl_LocalInvocationIndex / 2 + i * 128) / p.slots;

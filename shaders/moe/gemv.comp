@@ -13,7 +13,7 @@ uint pairs[M];
 
 bool gemv_prologue()
 {
-    if (!find_tile(gl_WorkGroupID.y))
+    if (!find_tile(gl_WorkGroupID.y, gl_WorkGroupID.x == 0))
         return false;
     [[unroll]] for (uint m = 0; m < M; m++)
         pairs[m] = tile_pair(m);

@@ -9,12 +9,13 @@
 // Behind the chosen ones come the shared experts, EXPERTS and up, with weight 1 or, with SHARED_GATE, the sigmoid of
 // logit EXPERTS. A row that has NaN among its logits gets valid experts and the weights NaN. Idle rows get expert -1.
 //
-// LOGITS 0: workgroup (e, row) computes a logit, and the last to arrive of a row chooses. LOGITS 1: the logits are
-// there already; workgroup (0, row) chooses.
+// WORK ALL: workgroup (e, row) computes a logit, and the last to arrive of a row chooses. CHOOSE: the logits are there
+// already; workgroup (0, row) chooses. TELL: of one row nobody chooses yet, see open_choice.glsl.
 // Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 section 2.1.2 (bias, groups).
 layout(constant_id = 16) const bool ACQUIRE = true;
 #define ACQUIRE ACQUIRE
 layout(constant_id = 17) const bool MANY = false; // experts: the best are taken one by one, by one subgroup
+layout(constant_id = 18) const uint SUBGROUP = 32; // its lanes
 #include "include/reduce.glsl"
 #include "include/arrive.glsl"
 #include "include/subgroup_sum.glsl"
@@ -24,7 +25,7 @@ layout(constant_id = 1) const uint X_TYPE = 0;
 layout(constant_id = 2) const uint W_TYPE = 0;
 layout(constant_id = 3) const uint NORM = 0;
 layout(constant_id = 4) const uint STEP = 1;      // 4: k is a multiple of it
-layout(constant_id = 5) const uint LOGITS = 0;
+layout(constant_id = 5) const uint WORK = MRL_ROUTER_ALL;
 layout(constant_id = 6) const uint EXPERTS = 1;   // routed
 layout(constant_id = 7) const uint TOP_K = 1;
 layout(constant_id = 8) const uint SHARED = 0;    // shared experts
@@ -37,6 +38,7 @@ layout(constant_id = 14) const uint GROUP_BEST = 2;
 layout(constant_id = 15) const uint ROUNDS = 0;   // of the workgroup along k, all loads issued at once; 0: a loop
 
 layout(push_constant, scalar) uniform Push { mrl_push_router p; };
+#include "moe/choice.glsl"
 
 // What workgroups tell each other, as arrive.glsl wants it.
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer BufLogits { devicecoherent float v[]; };
@@ -177,41 +179,37 @@ void choose_experts()
     }
 }
 
-// The same by the first subgroup: a lane has every so many expert, and the best of all lanes' best is taken TOP_K times.
-// What is taken gets the key 0, which nothing else has that can still be wanted.
+// The same by the first subgroup.
 void choose_of_many()
 {
-    const uint lanes = gl_SubgroupSize, lane = gl_SubgroupInvocationID;
-    uint best = 0, expert = ~0u; // of the lane's
-    for (uint i = lane; i < EXPERTS; i += lanes)
-        if (key[i] > best) {
-            best = key[i];
-            expert = i;
-        }
-    for (uint n = 0; n < TOP_K; n++) {
-        const uint top = subgroupMax(best);
-        const uint taken = min(subgroupMin(best == top ? expert : ~0u), EXPERTS - 1), owner = taken % lanes;
-        if (lane == 0) {
-            chosen[n] = taken;
-            key[taken] = 0;
-        }
-        subgroupMemoryBarrierShared();
-        subgroupBarrier();
-        // All look for what is the owner's best now.
-        uint found = 0, at = ~0u;
-        for (uint i = lane; i * lanes + owner < EXPERTS; i += lanes)
-            if (key[i * lanes + owner] > found) {
-                found = key[i * lanes + owner];
-                at = i * lanes + owner;
-            }
-        const uint next = subgroupMax(found);
-        at = subgroupMin(found == next ? at : ~0u);
-        if (lane == owner) {
-            best = next;
-            expert = at;
-        }
-        subgroupBarrier();
+    [[unroll]] for (uint i = 0; i < PER_LANE; i++) {
+        const uint expert = i * SUBGROUP + gl_SubgroupInvocationID;
+        lane_keys[i] = expert < EXPERTS ? key[min(expert, EXPERTS - 1)] : 0;
     }
+    for (uint n = 0; n < TOP_K; n++) {
+        const uint taken = take_best();
+        if (subgroupElect())
+            chosen[n] = taken;
+    }
+}
+
+// What an expert is worth: its score, and the key by which it is chosen.
+struct Rated {
+    float score;
+    uint key;
+};
+
+Rated rate(float logit, float highest, float bias)
+{
+    Rated r;
+    if (SIGMOID != 0) {
+        r.score = sigmoid(logit);
+        r.key = key_of(is_nan(logit) ? nan() : r.score + bias);
+    } else {
+        r.score = exp(logit - highest);
+        r.key = key_of(is_nan(logit) || GROUPS == 1 ? logit : r.score); // sums of groups are of probabilities
+    }
+    return r;
 }
 
 // Scores and keys of a row to shared memory; returns what every score is divided by, NaN if a logit is.
@@ -234,18 +232,10 @@ float score_experts(uint row)
         const uint expert = base + gl_LocalInvocationIndex;
         if (expert >= EXPERTS)
             continue;
-        const float x = score[expert];
-        float s, rated;
-        if (SIGMOID == 0) {
-            s = exp(x - highest);
-            rated = GROUPS > 1 ? s : x; // sums of groups are of probabilities
-            sum += s;
-        } else {
-            s = sigmoid(x);
-            rated = s + (base == 0 ? first_bias : bias_of(expert));
-        }
-        score[expert] = s;
-        key[expert] = key_of(is_nan(x) ? nan() : rated);
+        const Rated r = rate(score[expert], highest, base == 0 ? first_bias : bias_of(expert));
+        score[expert] = r.score;
+        key[expert] = r.key;
+        sum += r.score;
     }
     sum = SIGMOID == 0 ? workgroup_add(sum) : 1.0;
     barrier();
@@ -295,6 +285,14 @@ void mark_idle(uint row)
     }
 }
 
+// For moe/open_choice.glsl, by one thread.
+void tell(uint expert, float logit, bool idle)
+{
+    const bool gate = expert == EXPERTS; // of shared experts
+    const uint key = gate || idle ? 0 : rate(logit, logit, first_bias).key;
+    BufU32x2(p.logits).v[expert] = uvec2(key, floatBitsToUint(SIGMOID != 0 && !gate ? sigmoid(logit) : logit));
+}
+
 void main()
 {
     const uint row = gl_WorkGroupID.y;
@@ -302,19 +300,25 @@ void main()
     // Looked at behind the logit's products, so that nobody waits for it.
     const int position = is_null(p.positions) ? 0 : BufI32(p.positions).v[row];
     // Nor for these, which the last to arrive would wait for.
-    first_bias = SIGMOID != 0 ? bias_of(min(gl_LocalInvocationIndex, EXPERTS - 1)) : 0.0;
+    const uint rated = WORK == MRL_ROUTER_TELL ? gl_WorkGroupID.x : gl_LocalInvocationIndex;
+    first_bias = SIGMOID != 0 ? bias_of(min(rated, EXPERTS - 1)) : 0.0;
     if (gl_LocalInvocationIndex == 0) {
         nan_seen = 0; // before the barriers of those who arrive
-        if (LOGITS == 0)
+        if (WORK == MRL_ROUTER_ALL)
             touch_counter(p.counters, row);
     }
-    const float x = LOGITS == 0 ? compute_logit(row, gl_WorkGroupID.x) : 0.0;
+    const float x = WORK != MRL_ROUTER_CHOOSE ? compute_logit(row, gl_WorkGroupID.x) : 0.0;
+    if (WORK == MRL_ROUTER_TELL) {
+        if (gl_LocalInvocationIndex == 0)
+            tell(gl_WorkGroupID.x, x, position < 0);
+        return;
+    }
     if (position < 0) {
         if (gl_WorkGroupID.x == 0)
             mark_idle(row);
         return;
     }
-    if (LOGITS == 0) {
+    if (WORK == MRL_ROUTER_ALL) {
         if (gl_LocalInvocationIndex == 0)
             BufLogits(p.logits).v[row * ROWS + gl_WorkGroupID.x] = x;
         if (!last_to_arrive(p.counters, row, ROWS))

@@ -1,18 +1,22 @@
 // Which expert a workgroup works for, and for which pairs: a tile of the plan, or one pair. Needs the push block p
 // (mrl_push_moe or mrl_push_trellis_moe), and PLACES, the address in it that says where experts lie: where those of a
 // layer have several formats, each dispatch leaves out the pairs and tiles whose expert lies in another stack.
+#include "moe/open_choice.glsl"
 uint tile_expert; // its place in the stack
 uint expert_row;  // its first row in the planes
 uint tile_first; // place of the tile's first pair in p.order, or the pair itself
 uint tile_rows;  // pairs
 
 // False where there is nothing to do. The same for the whole workgroup, whose number along that axis of the grid is
-// `workgroup`.
-bool find_tile(uint workgroup)
+// `workgroup`. first: it has the first columns of its pair or tile.
+bool find_tile(uint workgroup, bool first)
 {
     int expert = -1;
     if (is_null(p.tiles)) {
-        expert = BufI32(p.ids).v[workgroup];
+        if (EXPERTS != 0 && !is_null(p.order))
+            expert = choose_slot(workgroup, first);
+        else
+            expert = BufI32(p.ids).v[workgroup];
         tile_first = workgroup;
         tile_rows = 1;
     } else {

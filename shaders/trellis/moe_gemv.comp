@@ -47,7 +47,7 @@ void share_operands()
 
 bool gemv_prologue()
 {
-    if (!find_tile(gl_WorkGroupID.z))
+    if (!find_tile(gl_WorkGroupID.z, (gl_WorkGroupID.x | gl_WorkGroupID.y) == 0))
         return false;
     if (SUMMED) {
         own_row = row_of(gl_WorkGroupID.z);

@@ -21,7 +21,7 @@ void main()
 {
     const uint t = gl_LocalInvocationIndex, i = gl_WorkGroupID.y;
     const uint first = gl_WorkGroupID.x * ROUND * 128, blocks = min(ROUND, (K_PADDED - first) / 128);
-    if (!find_tile(gl_WorkGroupID.z) || i >= tile_rows)
+    if (!find_tile(gl_WorkGroupID.z, false) || i >= tile_rows)
         return;
     const uint row = tile_pair(i) / ROW_PAIRS * p.k;
     const uvec2 suh = address_at(p.suh, tile_expert, 2 * K_PADDED);
