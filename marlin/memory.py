@@ -179,6 +179,8 @@ def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str, chu
         d = config.delta
         row += wide * (d.channels + 2 * d.value_size + config.q_size) + 4 * (d.channels + d.value_size)
         row += 16 * d.value_heads
+        if dtype == "f16":  # in chunks, csrc/ops/delta.c
+            row += d.value_heads * (6 * d.key_dim + 4 * d.value_dim + 128)
     if config.experts is not None:  # of each chosen expert act and, of tiles, the result; logits of the router
         e = config.experts
         row += (e.top_k + 1) * (wide * e.inner + 4 * config.hidden_size) + 4 * e.count

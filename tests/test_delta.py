@@ -1,6 +1,7 @@
 """The gated delta rule against NumPy: decode steps, sequences, both after each other, states of slots, bad input.
 
-The kernels: delta_decode for a token of each slot, delta_conv, delta_scan and delta_norm for a sequence.
+The kernels: delta_decode for a token of each slot, delta_conv, delta_scan and delta_norm for a sequence; on matrix units,
+with x and y in f16, delta_chunk_coopmat and delta_walk_coopmat in place of delta_scan.
 """
 
 from __future__ import annotations
@@ -89,11 +90,11 @@ class Problem:
             np.zeros((case.value_heads, case.key_dim, case.value_dim)), key_heads=case.key_heads, eps=1e-5, size=size,
         )  # fmt: skip
 
-    def check_state(self, slot: int, count: int) -> None:
+    def check_state(self, slot: int, count: int, narrowest: str = "f32") -> None:
         """S and the ring of a slot behind `count` tokens."""
         ring, state = (array(part)[slot] for part in self.state.read(1))
         _, before, wanted = self.expected(slot, count)
-        check(state, wanted, "f32", what="state")
+        check(state, wanted, narrowest, what="state")
         for back in range(1, min(self.case.taps, count + 1)):
             np.testing.assert_array_equal(ring[(count - back) % self.case.taps], before[len(before) - back])
 
@@ -277,6 +278,76 @@ def test_empty(device: _C.Device) -> None:
     with pytest.raises(ValueError, match="shape"):
         _C.empty(device, (0, 32), "f32")
     assert not problem.run([0], [-1]).any()
+
+
+# ---- in chunks, on matrix units -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def matrices(device: _C.Device) -> _C.Device:
+    if not {"fp16", "coopmat"} <= set(device.features):
+        pytest.skip("needs matrix units")
+    return device
+
+
+CHUNKED = [
+    Case(2, 4, 64, 64, dtype="f16"),
+    Case(1, 2, 128, 128, dtype="f16"),
+    Case(2, 2, 64, 96, dtype="f16"),
+    Case(1, 3, 128, 32, dtype="f16", taps=1),
+]
+
+
+@pytest.mark.parametrize("rows", [64, 65, 127, 128, 333])
+@pytest.mark.parametrize("case", CHUNKED, ids=str)
+def test_in_chunks(matrices: _C.Device, case: Case, rows: int) -> None:
+    problem = Problem(matrices, case, tokens=rows)
+    matrices.profile_start()
+    got = problem.sequence(1, 0, rows, dtype="f16")
+    names = [str(entry["name"]).partition("[")[0].partition(".")[0] for entry in matrices.profile_stop()]
+    assert [name for name in names if name.startswith("delta")] == [
+        "delta_conv", "delta_chunk_coopmat", "delta_walk_coopmat", "delta_norm",
+    ]  # fmt: skip
+    check(got, problem.expected(1, rows)[0], "f16")
+    problem.check_state(1, rows, "f16")
+
+
+@pytest.mark.parametrize("cuts", [(64,), (70, 140), (1, 65, 66, 200)], ids=str)
+def test_chunks_in_pieces(matrices: _C.Device, cuts: tuple[int, ...]) -> None:
+    """Chunks go on from what chunks, rows by themselves and steps have left, and those from chunks."""
+    problem = Problem(matrices, Case(2, 4, 64, 64, dtype="f16"), tokens=260)
+    bounds = (0, *cuts, 259)
+    pieces = [problem.sequence(2, first, last - first, dtype="f16") for first, last in pairwise(bounds)]
+    pieces.append(problem.run([2], [259], dtype="f16"))
+    check(np.concatenate(pieces), problem.expected(2, 260)[0], "f16")
+    problem.check_state(2, 260, "f16")
+    check(problem.sequence(2, 0, 64, dtype="f16"), problem.expected(2, 64)[0], "f16")  # a text begins anew
+    problem.check_state(2, 64, "f16")
+
+
+def test_chunks_of_extreme_gates(matrices: _C.Device) -> None:
+    problem = Problem(matrices, Case(1, 4, 64, 32, dtype="f16"), tokens=100)
+    problem.ba[1, :, :4] = [-200, 200, 30, -30]  # b
+    problem.ba[1, :, 4:] = [-200, 200, 80, -80]  # a
+    problem.x[1, 3:9] = 0
+    check(problem.sequence(1, 0, 100, dtype="f16"), problem.expected(1, 100)[0], "f16")
+
+
+def test_chunks_of_equal_keys(matrices: _C.Device) -> None:
+    """The system of a chunk at its worst: every row writes under the same key."""
+    problem = Problem(matrices, Case(1, 1, 64, 32, dtype="f16"), tokens=128)
+    problem.x[0, :, 64:128] = 1
+    problem.ba[0, :, 0] = 20  # beta 1
+    problem.ba[0, :, 1] = -80  # decay 1
+    check(problem.sequence(0, 0, 128, dtype="f16"), problem.expected(0, 128)[0], "f16")
+
+
+def test_idle_chunks(matrices: _C.Device) -> None:
+    problem = Problem(matrices, Case(2, 2, 64, 64, dtype="f16"), tokens=64)
+    before = [part.tobytes() for part in problem.state.read(1)]
+    assert not problem.run([0] * 64, [-1] + [0] * 63, sequence=True, dtype="f16").any()
+    assert not problem.run([3] * 64, range(64), sequence=True, dtype="f16").any()
+    assert [part.tobytes() for part in problem.state.read(1)] == before
 
 
 # ---- the reference itself ----------------------------------------------------------------------------------------

@@ -96,6 +96,12 @@ static delta_call call_of(const mrl_delta *delta, const mrl_delta_args *args, co
     };
 }
 
+static mrl_math math_of(mrl_kernel kernel)
+{
+    return kernel == MRL_KERNEL_delta_chunk_coopmat || kernel == MRL_KERNEL_delta_walk_coopmat ? MRL_MATH_F16
+                                                                                              : MRL_MATH_NONE;
+}
+
 /* own: constants behind the common ones, count of them. reads and writes: what is not an argument. */
 static mrl_status record(const delta_call *call, mrl_kernel kernel, uint32_t lanes, const uint32_t *own, int count,
                          const uint32_t groups[3], const mrl_range more_reads[3], const mrl_range writes[3],
@@ -110,7 +116,7 @@ static mrl_status record(const delta_call *call, mrl_kernel kernel, uint32_t lan
     for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
     for (int i = 0; i < count; i++) spec[SPECS + i] = own[i];
     spec[0] = lanes;
-    MRL_TRY(mrl_pipeline_get(call->dev, kernel, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, SPECS + count, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(call->dev, kernel, MRL_FORMAT_NONE, math_of(kernel), spec, SPECS + count, &pipeline, err));
     const mrl_range reads[] = {
         mrl_view_range(&args->x),
         mrl_view_range(&args->ba),
@@ -133,7 +139,7 @@ static mrl_status record(const delta_call *call, mrl_kernel kernel, uint32_t lan
         .nreads = sizeof reads / sizeof *reads,
         .writes = writes,
         .nwrites = 3,
-        .flops = kernel == MRL_KERNEL_delta_scan || kernel == MRL_KERNEL_delta_decode
+        .flops = kernel == MRL_KERNEL_delta_scan || kernel == MRL_KERNEL_delta_decode || kernel == MRL_KERNEL_delta_walk_coopmat
                      ? 7.0 * call->rows * d->value_heads * d->key_dim * d->value_dim
                      : 0,
     };
@@ -219,22 +225,81 @@ static mrl_status scan(const delta_call *call, mrl_buffer *mixed, mrl_buffer *o,
     return rc;
 }
 
+/* ---- in chunks, on matrix units ---- */
+
+#define CONV_RUN 8u /* rows of a subgroup of delta_conv, where there are enough for all */
+#define CONV_RUN_FROM 256u
+
+/* As shaders/delta/chunk.glsl and what includes it have them. */
+#define CHUNK 64u
+#define WALK_WIDE 32u
+
+static uint64_t chunk_bytes(const mrl_delta *d)
+{
+    return CHUNK * (6ull * d->key_dim + 2 * CHUNK + 4ull * d->value_dim) + 16;
+}
+
+static uint64_t chunk_shared_bytes(const mrl_delta *d)
+{
+    const uint64_t pitch = 2ull * max_u32(d->key_dim, d->value_dim) + 16, sums = 4 * CHUNK + 16;
+    const uint64_t alone = CHUNK * (pitch + (pitch > sums ? pitch : sums) + 2 * CHUNK + 16 + 12);
+    const uint64_t wq = 2 * CHUNK * (2ull * d->key_dim + 16);
+    const uint64_t dk = (d->key_dim + CHUNK) * (2ull * CHUNK + 16) + CHUNK * (2 * WALK_WIDE + 16);
+    const uint64_t walk = (wq > dk ? wq : dk) + d->key_dim * (2 * WALK_WIDE + 16);
+    return alone > walk ? alone : walk;
+}
+
+/* With x and y in f16, as models that compute in f16 have them: what the matrices round is what those round anyway. */
+static bool in_chunks(const delta_call *call)
+{
+    const mrl_delta *d = call->delta;
+    const uint32_t subgroup = call->info->subgroup_size;
+    return call->args->x.dtype == MRL_DTYPE_f16 && call->y->dtype == MRL_DTYPE_f16 && call->rows >= CHUNK &&
+           d->key_dim % CHUNK == 0 && d->value_dim % WALK_WIDE == 0 &&
+           mrl_pipeline_available(call->dev, MRL_KERNEL_delta_walk_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
+           subgroup >= 16 && 4 * subgroup <= call->info->max_workgroup &&
+           chunk_shared_bytes(d) <= call->info->shared_bytes;
+}
+
+static mrl_status walk_chunks(delta_call *call, mrl_buffer *mixed, mrl_buffer *o, mrl_error *err)
+{
+    mrl_status rc;
+    const mrl_delta *d = call->delta;
+    const uint32_t subgroup = call->info->subgroup_size, lanes = CHUNK / 16 * subgroup;
+    const uint32_t count = mrl_div_up(call->rows, CHUNK);
+    const mrl_range state = mrl_range_of(d->state);
+    mrl_buffer *chunks = NULL;
+
+    MRL_TRY(mrl_buffer_create(call->dev, chunk_bytes(d) * count * d->value_heads, MRL_MEMORY_DEVICE, &chunks, err));
+    call->push.chunks = mrl_buffer_address(chunks);
+    MRL_TRY(record(call, MRL_KERNEL_delta_chunk_coopmat, lanes, &subgroup, 1, (uint32_t[]){count, d->value_heads, 1},
+                   (mrl_range[]){mrl_range_of(mixed), {0}, {0}}, (mrl_range[]){mrl_range_of(chunks), {0}, {0}}, err));
+    MRL_TRY(record(call, MRL_KERNEL_delta_walk_coopmat, lanes, &subgroup, 1,
+                   (uint32_t[]){d->value_dim / WALK_WIDE, d->value_heads, 1},
+                   (mrl_range[]){mrl_range_of(chunks), state, {0}}, (mrl_range[]){mrl_range_of(o), state, {0}}, err));
+done:
+    mrl_buffer_release(chunks);
+    return rc;
+}
+
 static mrl_status prefill(delta_call *call, mrl_error *err)
 {
     mrl_status rc;
     const mrl_delta *d = call->delta;
     const uint64_t row = mrl_delta_channels(d) + 2ull * d->value_heads, wide = (uint64_t)d->value_heads * d->value_dim;
+    const uint32_t run = call->small || call->rows < CONV_RUN_FROM ? 1 : CONV_RUN;
+    const uint64_t o_rows = mrl_div_up(call->rows, CHUNK) * CHUNK; /* chunks are written whole */
     const mrl_range ring = mrl_range_of(d->ring);
     mrl_buffer *mixed = NULL, *o = NULL;
 
     MRL_TRY(mrl_buffer_create(call->dev, call->rows * row * sizeof(float), MRL_MEMORY_DEVICE, &mixed, err));
-    MRL_TRY(mrl_buffer_create(call->dev, call->rows * wide * sizeof(float), MRL_MEMORY_DEVICE, &o, err));
+    MRL_TRY(mrl_buffer_create(call->dev, o_rows * wide * sizeof(float), MRL_MEMORY_DEVICE, &o, err));
     call->push.mixed = mrl_buffer_address(mixed);
     call->push.o = mrl_buffer_address(o);
-    MRL_TRY(record(call, MRL_KERNEL_delta_conv, lanes_of(call), NULL, 0,
-                   (uint32_t[]){call->rows, groups_of(call, 2 * d->key_heads + d->value_heads), 1},
+    MRL_TRY(record(call, MRL_KERNEL_delta_conv, lanes_of(call), &run, 1,
+                   (uint32_t[]){mrl_div_up(call->rows, run), groups_of(call, 2 * d->key_heads + d->value_heads), 1},
                    (mrl_range[]){ring, {0}, {0}}, (mrl_range[]){mrl_range_of(mixed), {0}, {0}}, err));
-    MRL_TRY(scan(call, mixed, o, err));
+    MRL_TRY(in_chunks(call) ? walk_chunks(call, mixed, o, err) : scan(call, mixed, o, err));
     MRL_TRY(record(call, MRL_KERNEL_delta_norm, lanes_of(call), NULL, 0,
                    (uint32_t[]){call->rows, groups_of(call, d->value_heads), 1},
                    (mrl_range[]){mrl_range_of(o), {0}, {0}}, (mrl_range[]){mrl_view_range(call->y), ring, {0}}, err));

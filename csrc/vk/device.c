@@ -125,11 +125,12 @@ static void append_missing(mrl_device_info *info, const char *name)
     snprintf(info->missing + used, sizeof info->missing - used, used ? ", %s" : "%s", name);
 }
 
-/* A 16x16x16 f16 x f16 -> f32 product at subgroup scope, which the matmul kernels are written for. */
+/* A 16x16x16 f16 x f16 -> f32 product at subgroup scope, which the matmul kernels are written for, and sums in f16, into
+ * which kernels turn those in f32 (delta_walk_coopmat). */
 static bool has_coopmat_shape(VkPhysicalDevice physical)
 {
     uint32_t count = 0;
-    bool found = false;
+    bool f32 = false, f16 = false;
     VkCooperativeMatrixPropertiesKHR *rows;
 
     if (mrl_vk_instance.vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR == NULL)
@@ -141,13 +142,16 @@ static bool has_coopmat_shape(VkPhysicalDevice physical)
     for (uint32_t i = 0; i < count; i++)
         rows[i].sType = VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR;
     mrl_vk_instance.vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR(physical, &count, rows);
-    for (uint32_t i = 0; i < count; i++)
-        found |= rows[i].MSize == 16 && rows[i].NSize == 16 && rows[i].KSize == 16 &&
-                 rows[i].AType == VK_COMPONENT_TYPE_FLOAT16_KHR && rows[i].BType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
-                 rows[i].CType == VK_COMPONENT_TYPE_FLOAT32_KHR &&
-                 rows[i].ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR && rows[i].scope == VK_SCOPE_SUBGROUP_KHR;
+    for (uint32_t i = 0; i < count; i++) {
+        const bool shape = rows[i].MSize == 16 && rows[i].NSize == 16 && rows[i].KSize == 16 &&
+                           rows[i].AType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
+                           rows[i].BType == VK_COMPONENT_TYPE_FLOAT16_KHR && rows[i].scope == VK_SCOPE_SUBGROUP_KHR &&
+                           rows[i].CType == rows[i].ResultType;
+        f32 |= shape && rows[i].CType == VK_COMPONENT_TYPE_FLOAT32_KHR;
+        f16 |= shape && rows[i].CType == VK_COMPONENT_TYPE_FLOAT16_KHR;
+    }
     free(rows);
-    return found;
+    return f32 && f16;
 }
 
 static void query_features(VkPhysicalDevice physical, const extensions *have, feature_chain *chain,

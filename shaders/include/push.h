@@ -309,7 +309,8 @@ PUSH_STRUCT(mrl_push_delta)
     ADDR ring;        /* (slots, taps, channels) f32: the last rows of x */
     ADDR state;       /* (slots, value_heads, key_dim, value_dim) f32 */
     ADDR mixed;       /* prefill: (rows, channels + 2 * value_heads) f32 */
-    ADDR o;           /* prefill: (rows, value_heads * value_dim) f32 */
+    ADDR o;           /* prefill: (rows, value_heads * value_dim) f32; in chunks, rows to a multiple of them */
+    ADDR chunks;      /* prefill in chunks: what delta/chunk.glsl keeps of each */
     ADDR y;           /* (rows, value_heads * value_dim) */
     UINT first_row;   /* delta_scan: where it begins; 0 */
     UINT rows;        /* delta_scan: where it ends */
