@@ -1,7 +1,7 @@
 """The gated delta rule against NumPy: decode steps, sequences, both after each other, states of slots, bad input.
 
-The kernels: delta_decode for a token of each slot, delta_conv, delta_scan and delta_norm for a sequence; on matrix units,
-with x and y in f16, delta_chunk_coopmat and delta_walk_coopmat in place of delta_scan.
+The kernels: delta_decode for a token of each slot; delta_conv, delta_scan and delta_norm for a sequence; in place of
+delta_scan, with x and y in f16 on matrix units, delta_chunk_coopmat and delta_walk_coopmat.
 """
 
 from __future__ import annotations

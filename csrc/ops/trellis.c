@@ -185,8 +185,8 @@ typedef struct gemv_plan {
     uint32_t splits, shared, nspec, spec[MRL_MAX_SPEC];
 } gemv_plan;
 
-/* Lanes that transform 128 values, in f16. */
-static uint32_t gemv_cluster(const mrl_device_info *info)
+/* Lanes that transform 128 values where that is done in registers. */
+static uint32_t lanes_of_transform(const mrl_device_info *info)
 {
     return info->subgroup_min >= 32 ? 32 : info->subgroup_min >= 16 ? 16 : 8;
 }
@@ -196,7 +196,7 @@ static uint32_t gemv_shared(const mrl_device_info *info, uint32_t rows, uint32_t
                             bool int8)
 {
     const uint32_t lanes = 64 * groups, staged = blocks * rows, pitch = 132 * sizeof(float);
-    const uint32_t pieces = f32 ? staged : rows == 1 ? 1 + lanes / gemv_cluster(info) : 1;
+    const uint32_t pieces = f32 ? staged : rows == 1 ? 1 + lanes / lanes_of_transform(info) : 1;
     const uint32_t lines = max_u32(max_u32(pieces, groups * rows), MRL_TRELLIS_SUM_MAX);
     return pitch * lines + staged * ((f32 ? 0 : int8 ? 512 : 256) + 12) + 128;
 }
@@ -242,7 +242,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                 (uint32_t)args->activation,
                 splits > 1,
                 !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
-                gemv_cluster(info),
+                lanes_of_transform(info),
                 args->int8,
                 t->k % 8 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0 &&
                     mrl_view_address(&args->norm) % 16 == 0,
@@ -332,35 +332,63 @@ static mrl_activation y_activation(const mrl_trellis_args *args)
 
 enum { INPUT, OUTPUT };
 
+/* How trellis/transform.glsl divides the transform of rows. */
+typedef struct transform_plan {
+    uint32_t lanes, loops, cluster, groups; /* groups: workgroups a row */
+} transform_plan;
+
+static transform_plan plan_transform(mrl_device *dev, uint32_t width)
+{
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    const uint32_t cluster = lanes_of_transform(info), most = min_u32(8 * cluster, info->max_workgroup);
+    const bool loops = info->kind == MRL_DEVICE_SOFTWARE || info->subgroup_min < cluster;
+    const uint32_t lanes = loops ? 64 : most, blocks = loops ? lanes / 16 : lanes / cluster;
+    return (transform_plan){lanes, loops, cluster, mrl_div_up(width / MRL_TRELLIS_BLOCK, blocks)};
+}
+
+/* Whether kernels can take four elements at once. */
+static bool fours_of(uint64_t k, const mrl_view *x, const mrl_view *gate)
+{
+    return k % 8 == 0 && (mrl_view_address(x) | mrl_view_address(gate)) % (4 * mrl_dtype_bytes(x->dtype)) == 0;
+}
+static bool fours_of_x(const mrl_trellis_args *args) { return fours_of(args->t->k, &args->x, &args->gate); }
+static bool fours_of_y(const call *c)
+{
+    const mrl_trellis_args *args = c->args;
+    return args->t->n % 4 == 0 && c->push.y_stride % 4 == 0 && c->push.y % (4 * mrl_dtype_bytes(args->y.dtype)) == 0 &&
+           (mrl_view_address(&args->bias) | mrl_view_address(&args->residual)) % 16 == 0;
+}
+
 /* c->push has partial; from (INPUT) or into (OUTPUT) it. */
 static mrl_status transform(const call *c, int side, mrl_dtype y_type, uint32_t splits, mrl_buffer *partial,
                             mrl_error *err)
 {
     const mrl_trellis_args *args = c->args;
     const mrl_device_info *info = mrl_device_info_of(c->dev);
-    const uint32_t width = side == OUTPUT ? c->push.n_padded : c->push.k_padded;
-    const uint32_t lanes = info->kind == MRL_DEVICE_SOFTWARE ? 64 : 128;
-    const uint32_t spec[] = {lanes,
+    const transform_plan plan = plan_transform(c->dev, side == OUTPUT ? c->push.n_padded : c->push.k_padded);
+    const uint32_t spec[] = {plan.lanes,
                              (uint32_t)side,
                              (uint32_t)args->x.dtype,
                              (uint32_t)y_type,
                              (uint32_t)(side == INPUT ? x_activation(args) : y_activation(args)),
                              splits,
                              false,
-                             lanes,
-                             info->kind == MRL_DEVICE_SOFTWARE};
-    const uint32_t groups[3] = {mrl_div_up(width, lanes * 8), c->push.m, 1};
+                             plan.lanes,
+                             plan.loops,
+                             plan.cluster,
+                             side == OUTPUT ? fours_of_y(c) : fours_of_x(args)};
+    const uint32_t groups[3] = {plan.groups, c->push.m, 1};
     if (c->push.m > info->max_groups[1])
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", c->push.m);
     if (side == INPUT) {
         const mrl_range reads[] = {mrl_view_range(&args->x), mrl_range_of(args->t->suh), mrl_view_range(&args->gate)};
         const mrl_range writes[] = {mrl_range_of(partial)};
-        return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 3, writes, 1, 0, err);
+        return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 11, groups, reads, 3, writes, 1, 0, err);
     }
     const mrl_range reads[] = {mrl_range_of(partial), mrl_range_of(args->t->svh), mrl_view_range(&args->bias),
                                mrl_view_range(&args->residual)};
     const mrl_range writes[] = {c->y};
-    return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 4, writes, 1, 0, err);
+    return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 11, groups, reads, 4, writes, 1, 0, err);
 }
 
 /* ---- few rows on cooperative matrices: input transform, then everything else ---- */
@@ -506,19 +534,21 @@ static mrl_status transform_pairs(mrl_device *dev, const mrl_trellis_experts_arg
     mrl_status rc;
     mrl_pipeline *pipeline;
     const uint32_t activation = args->gate.buffer != NULL ? (uint32_t)args->activation : MRL_ACTIVATION_NONE;
-    const uint32_t lanes = 128, spec[] = {lanes, (uint32_t)args->x.dtype, activation, lanes};
+    const transform_plan plan = plan_transform(dev, args->t->k_padded);
+    const uint32_t spec[] = {plan.lanes, (uint32_t)args->x.dtype, activation, plan.lanes, plan.loops, plan.cluster,
+                             fours_of(args->t->k, &args->x, &args->gate)};
     const mrl_range reads[] = {mrl_range_of(args->t->suh),   mrl_view_range(&args->x),     mrl_view_range(&args->gate),
                                mrl_view_range(&args->tiles), mrl_view_range(&args->order), mrl_range_of(args->places)};
     const mrl_range writes[] = {mrl_range_of(out)};
 
     push->partial = mrl_buffer_address(out);
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_moe_hadamard, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 4, &pipeline,
+    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_moe_hadamard, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 7, &pipeline,
                              err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
         .push = push,
         .push_bytes = sizeof *push,
-        .groups = {mrl_div_up(args->t->k_padded, lanes * 8), args->tile, (uint32_t)args->tiles.shape[0]},
+        .groups = {plan.groups, args->tile, (uint32_t)args->tiles.shape[0]},
         .reads = reads,
         .nreads = sizeof reads / sizeof *reads,
         .writes = writes,
@@ -934,6 +964,8 @@ mrl_status mrl_op_hadamard(mrl_device *dev, const mrl_view *x, const mrl_view *s
 {
     mrl_status rc;
     const uint64_t k = x->ndim == 2 ? x->shape[1] : 0;
+    mrl_view factors = *scales;
+    mrl_buffer *copy = NULL;
 
     if (k == 0 || k % MRL_TRELLIS_BLOCK != 0 || k > INT32_MAX || x->shape[0] > INT32_MAX / k)
         return mrl_fail(err, MRL_ERR_VALUE, "hadamard: x must be (rows, a multiple of 128)");
@@ -941,8 +973,9 @@ mrl_status mrl_op_hadamard(mrl_device *dev, const mrl_view *x, const mrl_view *s
     if (scales->buffer != NULL)
         MRL_TRY(mrl_view_check(scales, dev, "hadamard", "scales", MRL_DTYPE_BIT(f16), 1, &k, err));
     MRL_TRY(mrl_view_check(y, dev, "hadamard", "out", MRL_DTYPE_BIT(f32) | MRL_DTYPE_BIT(f16), 2, x->shape, err));
+    MRL_TRY(mrl_view_align(&factors, dev, &copy, err));
     const mrl_push_trellis push = {
-        .suh = mrl_view_address(scales),
+        .suh = mrl_view_address(&factors),
         .x = mrl_view_address(x),
         .partial = mrl_view_address(y),
         .m = (uint32_t)x->shape[0],
@@ -950,14 +983,16 @@ mrl_status mrl_op_hadamard(mrl_device *dev, const mrl_view *x, const mrl_view *s
         .k_padded = (uint32_t)k,
         .x_scale = 1.0f,
     };
-    const uint32_t spec[] = {64, INPUT, (uint32_t)x->dtype, (uint32_t)y->dtype, 0, 1, y->dtype == MRL_DTYPE_f16, 64,
-                             mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE};
-    const uint32_t groups[3] = {mrl_div_up((uint32_t)k, 512), push.m, 1};
-    const mrl_range reads[] = {mrl_view_range(x), mrl_view_range(scales)}, writes[] = {mrl_view_range(y)};
+    const transform_plan plan = plan_transform(dev, (uint32_t)k);
+    const uint32_t spec[] = {plan.lanes, INPUT, (uint32_t)x->dtype, (uint32_t)y->dtype, 0, 1, y->dtype == MRL_DTYPE_f16,
+                             plan.lanes, plan.loops, plan.cluster, fours_of(k, x, &(mrl_view){0})};
+    const uint32_t groups[3] = {plan.groups, push.m, 1};
+    const mrl_range reads[] = {mrl_view_range(x), mrl_view_range(&factors)}, writes[] = {mrl_view_range(y)};
     const call c = {.dev = dev, .push = push};
     if (push.m > mrl_device_info_of(dev)->max_groups[1])
         return mrl_fail(err, MRL_ERR_VALUE, "hadamard: %u rows are too many for one call", push.m);
-    MRL_TRY(record(&c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 9, groups, reads, 2, writes, 1, 0, err));
+    MRL_TRY(record(&c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 11, groups, reads, 2, writes, 1, 0, err));
 done:
+    mrl_buffer_release(copy);
     return rc;
 }

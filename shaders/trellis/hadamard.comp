@@ -4,7 +4,7 @@
 //            with a gated ACTIVATION of activation(gate) * x
 //   output   y (m, n) = epilogue(sum over s of partial (s, m, n_padded) P / x_scale * svh)
 //
-// Workgroup (b, row) transforms LANES / 16 blocks of 128.
+// Workgroup (b, row): transform.glsl.
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint OUTPUT = 0;
 layout(constant_id = 2) const uint X_TYPE = 0;   // of x
@@ -14,55 +14,103 @@ layout(constant_id = 5) const uint SPLITS = 1;
 layout(constant_id = 6) const uint REFERENCE = 0;
 layout(constant_id = 7) const uint LANES = 64;
 layout(constant_id = 8) const bool LOOPS = false;
+layout(constant_id = 9) const uint CLUSTER = 32;
+layout(constant_id = 10) const bool FOURS = false; // four elements at once: k or n, y_stride and all addresses allow it
 
 layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 
-#define HADAMARD_PITCH 132
-const uint ROUND = LANES / 16;
-
-shared float work[ROUND * HADAMARD_PITCH];
-
 #include "include/convert.glsl"
-#include "include/hadamard_work.glsl"
 #include "trellis/epilogue.glsl"
+#include "trellis/transform.glsl"
 
-// Element k of the row before the transform.
-float element(uint m, uint k)
+uint row() { return gl_WorkGroupID.y; }
+
+vec4 halves4(uvec2 address, uint i)
 {
+    const uvec2 bits = BufU32x2(address).v[i / 4];
+    return vec4(unpackHalf2x16(bits.x), unpackHalf2x16(bits.y));
+}
+
+// Elements k .. k + 3 of the row of x or of its gate.
+vec4 activations(uvec2 address, uint k)
+{
+    const uint at = row() * p.k + k;
+    if (FOURS)
+        return load_act4(address, at, X_TYPE);
+    vec4 x = vec4(0.0);
+    [[unroll]] for (uint j = 0; j < 4; j++)
+        if (k + j < p.k)
+            x[j] = load_act(address, at + j, X_TYPE);
+    return x;
+}
+
+vec4 operand(uint k)
+{
+    vec4 x = vec4(0.0);
     if (OUTPUT != 0) {
-        float sum = 0.0;
-        for (uint s = 0; s < SPLITS; s++)
-            sum += BufF32(address_at(p.partial, s * p.m + m, p.n_padded * 4)).v[k];
-        return sum;
+        [[unroll]] for (uint s = 0; s < SPLITS; s++)
+            x += BufF32x4(address_at(p.partial, s * p.m + row(), p.n_padded * 4)).v[k / 4];
+        return x;
     }
     if (k >= p.k)
-        return 0.0;
-    float v = load_act(p.x, m * p.k + k, X_TYPE) * (is_null(p.suh) ? 1.0 : half_to_float(uint(BufU16(p.suh).v[k])));
-    if (is_gated(ACTIVATION))
-        v *= activate(ACTIVATION, load_act(p.gate, m * p.k + k, X_TYPE));
-    // In integers, because compilers fold a pack and its unpack (Mesa 25 does).
-    return REFERENCE != 0 ? f16_value(f16_round(floatBitsToUint(v))) : v;
+        return x;
+    x = activations(p.x, k);
+    if (!is_null(p.suh))
+        x *= halves4(p.suh, k);
+    if (is_gated(ACTIVATION)) {
+        const vec4 gate = activations(p.gate, k);
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            x[j] *= activate(ACTIVATION, gate[j]);
+    }
+    if (REFERENCE != 0) // in integers, because compilers fold a pack and its unpack (Mesa 25 does)
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            x[j] = f16_value(f16_round(floatBitsToUint(x[j])));
+    return x;
+}
+
+vec4 asked_svh[4], asked_bias[4], asked_residual[4]; // indices are literals
+
+void ask(uint q, uint k)
+{
+    if (OUTPUT == 0)
+        return;
+    asked_svh[q] = halves4(p.svh, k);
+    if (!FOURS || k >= p.n)
+        return;
+    if (!is_null(p.bias))
+        asked_bias[q] = BufF32x4(p.bias).v[k / 4];
+    if (!is_null(p.residual))
+        asked_residual[q] = BufF32x4(p.residual).v[(row() * p.n + k) / 4];
 }
 
 // x_scale keeps all f16 x in range; a product with a gate may be larger.
 float scaled(float v) { return Y_TYPE == ACT_F16 && is_gated(ACTIVATION) ? to_half_range(v) : v; }
 
-void main()
+void result(uint q, uint k, vec4 x)
 {
-    const uint t = gl_LocalInvocationIndex, m = gl_WorkGroupID.y, width = OUTPUT != 0 ? p.n_padded : p.k_padded;
-    const uint first = gl_WorkGroupID.x * ROUND * 128, blocks = min(ROUND, (width - first) / 128);
-
-    for (uint i = t; i < ROUND * 128; i += LANES)
-        work[i / 128 * HADAMARD_PITCH + i % 128] = element(m, min(first + i, width - 1));
-    barrier();
-    hadamard_work(blocks);
-    for (uint i = t; i < ROUND * 128; i += LANES) {
-        const float v = work[i / 128 * HADAMARD_PITCH + i % 128];
-        if (first + i >= width)
-            continue;
-        if (OUTPUT != 0)
-            finish_column(m, first + i, v / p.x_scale * half_to_float(uint(BufU16(p.svh).v[first + i])));
-        else
-            store_act(p.partial, m * p.k_padded + first + i, Y_TYPE, scaled(v * p.x_scale));
+    if (OUTPUT == 0) {
+        x *= p.x_scale;
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            x[j] = scaled(x[j]);
+        store_act4(p.partial, row() * p.k_padded + k, Y_TYPE, x);
+        return;
     }
+    x = x / p.x_scale * asked_svh[q];
+    if (!FOURS) {
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            finish_column(row(), k + j, x[j]);
+        return;
+    }
+    if (k >= p.n)
+        return;
+    if (!is_null(p.bias))
+        x += asked_bias[q];
+    if (!is_gated(ACTIVATION))
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            x[j] = activate(ACTIVATION, x[j]);
+    if (!is_null(p.residual))
+        x += asked_residual[q];
+    store_act4(p.y, row() * p.y_stride + k, Y_TYPE, x);
 }
+
+void main() { transform_row(OUTPUT != 0 ? p.n_padded : p.k_padded); }
