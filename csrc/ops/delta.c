@@ -228,7 +228,7 @@ static mrl_status scan(const delta_call *call, mrl_buffer *mixed, mrl_buffer *o,
 /* ---- in chunks, on matrix units ---- */
 
 #define CONV_RUN 8u /* rows of a subgroup of delta_conv, where there are enough for all */
-#define CONV_RUN_FROM 256u
+#define CONV_RUN_FROM 1024u
 
 /* As shaders/delta/chunk.glsl and what includes it have them. */
 #define CHUNK 64u
@@ -286,7 +286,7 @@ static mrl_status prefill(delta_call *call, mrl_error *err)
 {
     mrl_status rc;
     const mrl_delta *d = call->delta;
-    const uint64_t row = mrl_delta_channels(d) + 2ull * d->value_heads, wide = (uint64_t)d->value_heads * d->value_dim;
+    const uint64_t row = (mrl_delta_channels(d) + 2ull * d->value_heads + 3) & ~3ull, wide = (uint64_t)d->value_heads * d->value_dim;
     const uint32_t run = call->small || call->rows < CONV_RUN_FROM ? 1 : CONV_RUN;
     const uint64_t o_rows = mrl_div_up(call->rows, CHUNK) * CHUNK; /* chunks are written whole */
     const mrl_range ring = mrl_range_of(d->ring);

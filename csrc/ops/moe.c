@@ -549,6 +549,13 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
     return (strategy){.kernel = MRL_KERNEL_moe_gemm, .tile = GEMM_TILE};
 }
 
+/* Pairs of a tile for trellises where there are matrix units, by measurement on an H200 (64 experts of 2048 x 1536, 128 of
+ * 2048 x 768); tiles of 2 do without. */
+static uint32_t matrix_tile(uint64_t pairs, uint64_t experts)
+{
+    return 2 * pairs <= 7 * experts ? 2 : pairs <= 8 * experts ? 16 : pairs <= 28 * experts ? 32 : 64;
+}
+
 static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, strategy *out, mrl_error *err)
 {
     const uint64_t rows = args->x.shape[0], experts = args->layer->experts, pairs = rows * args->layer->top_k;
@@ -562,11 +569,7 @@ static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, stra
 
     if (args->kernel == NULL) {
         if (!software(dev) && rows > 1 && 2 * pairs > experts)
-            tile = pairs <= 2 * experts    ? 2
-                   : pairs <= 8 * experts  ? 4
-                   : !matrices             ? 8
-                   : pairs <= 28 * experts ? 32 /* by measurement on an H200; 16 was not better with 10 and more */
-                                           : 64;
+            tile = matrices ? matrix_tile(pairs, experts) : pairs <= 2 * experts ? 2 : pairs <= 8 * experts ? 4 : 8;
     } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > most ||
                (tile & (tile - 1)) != 0 ||
                strcmp(name, mrl_kernel_name(MRL_KERNEL_trellis_moe_gemv)) != 0 || splits_asked(args) > 65535) {

@@ -16,12 +16,13 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
 #define USUAL_SUM 8u        /* pairs that are summed up */
 #define GEMV_MANY_ROWS 5u
 #define GEMV_WIDE 66u       /* times 128 columns: so many need few shares of k, and matrix units for fewer rows */
-/* From so many rows on cooperative matrices are faster than lanes, and up to 16 the kernel that has a workgroup for
- * each 128 columns is the faster one of these; by measurement on an H200. */
+/* From so many rows on cooperative matrices are faster than lanes. Up to 16, of wide matrices or without fragments, the
+ * kernel that has a workgroup for each 128 columns is the faster one of these. By measurement on an H200. */
 #define MATRIX_MIN_ROWS(wide, fragments) ((fragments) ? ((wide) ? 3u : 9u) : (wide) ? 7u : 11u)
 #define MATRIX_USUAL_ROWS 16u
 #define MATRIX_MAX_ROWS 64u  /* that it can */
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
+#define GEMM_WORKGROUPS 264u /* that shares of k are made for */
 #define COOPMAT_SHARED(rows) (((rows) + 128u) * 144u) /* bytes of its tiles */
 #define WHOLE_SHARED(rows) ((rows) * 288u + min_u32(rows, 32) * 528u) /* where it finishes y */
 #define COPY_ROWS 1024u     /* rows of W that are in f32 at a time while it is dequantized */
@@ -736,9 +737,9 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
         rows = asked->tune[1] ? asked->tune[1] : m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 || fragments ? 64 : 128;
     while (coopmat && rows > 64 && COOPMAT_SHARED(rows) > info->shared_bytes) rows /= 2;
     const uint32_t tiles = columns * mrl_div_up(m, rows);
-    const uint32_t enough = m < 64 ? 264 : 132; /* workgroups */
-    const uint32_t wanted = info->kind == MRL_DEVICE_SOFTWARE ? 1 : max_u32(1, enough / tiles);
-    const uint32_t share = mrl_div_up(steps, min_u32(asked->tune[0] ? asked->tune[0] : wanted, mrl_div_up(steps, 4)));
+    const uint32_t wanted = info->kind == MRL_DEVICE_SOFTWARE ? 1 : max_u32(1, GEMM_WORKGROUPS / tiles);
+    const uint32_t most = mrl_div_up(steps, m > 64 ? 6 : 4);
+    const uint32_t share = mrl_div_up(steps, min_u32(asked->tune[0] ? asked->tune[0] : wanted, most));
     *splits = mrl_div_up(steps, share);
 
     /* Of more rows others make y in less time. */
@@ -807,12 +808,11 @@ static bool coopmat_can(const call *c)
 /* Without a kernel asked for. */
 static mrl_kernel choose(const call *c)
 {
-    const bool wide = c->args->t->n_padded / MRL_TRELLIS_BLOCK >= GEMV_WIDE;
+    const bool wide = c->args->t->n_padded / MRL_TRELLIS_BLOCK >= GEMV_WIDE, fragments = has_fragments(c->dev, c->args->t);
 
-    if (c->push.m >= MATRIX_MIN_ROWS(wide, has_fragments(c->dev, c->args->t)) &&
-        c->push.m <= MATRIX_USUAL_ROWS && !c->args->int8 &&
+    if (c->push.m >= MATRIX_MIN_ROWS(wide, fragments) && c->push.m <= MATRIX_USUAL_ROWS && !c->args->int8 &&
         c->args->x.dtype == MRL_DTYPE_f16 && mrl_trellis_matrices(c->dev))
-        return MRL_KERNEL_trellis_gemv_coopmat;
+        return fragments && !wide && coopmat_can(c) ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemv_coopmat;
     if (c->push.m <= GEMV_MAX_ROWS) return MRL_KERNEL_trellis_gemv;
     return coopmat_can(c) ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm;
 }

@@ -1,7 +1,7 @@
 // What conv.comp leaves for scan.comp, and that for norm.comp.
 #include "delta/delta.glsl"
 
-const uint MIXED = CHANNELS + 2 * VALUE_HEADS;
+const uint MIXED = CHANNELS + 2 * VALUE_HEADS + 3 & ~3u; // rows begin where four f32 can be loaded at once
 
 uvec2 mixed_row(uint row) { return address_at(p.mixed, row, MIXED * 4); }
 

@@ -308,7 +308,7 @@ PUSH_STRUCT(mrl_push_delta)
     ADDR slots;       /* (rows) i32 */
     ADDR ring;        /* (slots, taps, channels) f32: the last rows of x */
     ADDR state;       /* (slots, value_heads, key_dim, value_dim) f32 */
-    ADDR mixed;       /* prefill: (rows, channels + 2 * value_heads) f32 */
+    ADDR mixed;       /* prefill: (rows, channels + 2 * value_heads, to a multiple of 4) f32 */
     ADDR o;           /* prefill: (rows, value_heads * value_dim) f32; in chunks, rows to a multiple of them */
     ADDR chunks;      /* prefill in chunks: what delta/chunk.glsl keeps of each */
     ADDR y;           /* (rows, value_heads * value_dim) */
