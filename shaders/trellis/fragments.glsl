@@ -6,19 +6,22 @@
 //     bits of lane m of a tile   | codes 0 .. 7 | 8 .. 15 | 16 .. 23 | 24 .. 31 |
 //     lane of the subgroup         4 m            4 m + 1   4 m + 2    4 m + 3       the lane before has the tail
 //
-// Needs trellis.glsl, trellis_f16.glsl, MatB, TRELLIS and FRAGMENT_TILES, the tiles whose words are on their way at once.
+// Needs trellis.glsl, trellis_f16.glsl, MatB, TRELLIS, FRAGMENT_TILES, the tiles of a step, and FRAGMENT_SLOTS, the steps
+// whose words are on their way at once.
 // RATE2 is 4 at least: a tail lies in one lane.
 const uint EIGHT = 4 * RATE2; // bits of eight codes
 const uint EDGE = RATE2 % 8 == 0 ? 32 : RATE2 % 4 == 0 ? 16 : RATE2 % 2 == 0 ? 8 : 4; // divides where they begin
 const uint EIGHT_WORDS = (EIGHT + 31) / 32;
 const uint EIGHT_FETCH = (EIGHT + 32 - EDGE + 31) / 32; // words that they may lie in
 
-// At file scope like w of trellis.glsl: of the next tiles and of these.
-uint fragment_words[FRAGMENT_TILES * EIGHT_FETCH], fragment_now[FRAGMENT_TILES * EIGHT_FETCH];
+// At file scope like w of trellis.glsl: of the next steps and of this one.
+const uint STEP_WORDS = FRAGMENT_TILES * EIGHT_FETCH;
+uint fragment_words[FRAGMENT_SLOTS * STEP_WORDS], fragment_now[STEP_WORDS];
 
 uint fragment_bit(uint tile) { return tile % TILES * TILE_BITS + gl_SubgroupInvocationID % 4 * EIGHT; }
 
-// Words of column tile `column` of tile row `tile`, counted from the unit at `base`, to place j.
+// Words of column tile `column` of tile row `tile`, counted from the unit at `base`, to place j of FRAGMENT_SLOTS times
+// FRAGMENT_TILES.
 void fetch_fragment(uint j, uint base, uint column, uint tile)
 {
     const uint unit = base + tile / TILES * UNIT_VECS * 64, word = fragment_bit(tile) / 32;
@@ -27,10 +30,11 @@ void fetch_fragment(uint j, uint base, uint column, uint tile)
             load_word(TRELLIS, unit, column * 8 + gl_SubgroupInvocationID / 4, min(word + i, UNIT_WORDS - 1));
 }
 
-void next_fragments()
+// The words of a slot become those of this step.
+void next_fragments(uint slot)
 {
-    [[unroll]] for (uint i = 0; i < FRAGMENT_TILES * EIGHT_FETCH; i++)
-        fragment_now[i] = fragment_words[i];
+    [[unroll]] for (uint i = 0; i < STEP_WORDS; i++)
+        fragment_now[i] = fragment_words[slot * STEP_WORDS + i];
 }
 
 // high:low from bit `from` of high on, counted from its top; 0 .. 31.

@@ -10,7 +10,7 @@
 // what the next step needs on its way. f16 operands, f32 sums.
 //
 //   FRAGMENTS   a subgroup has all rows of 16 columns, whose values it decodes into matrices (fragments.glsl); shared
-//               memory holds two steps of x, so that there is one barrier a step
+//               memory holds two steps of x, so that there is one barrier a step, and as many are on their way
 //   without     thread 64 g + l decodes lane l of tile g of the step into shared memory, 16 rows of two columns;
 //               subgroups stand in HEIGHT rows, each owns BM / HEIGHT rows and 16 * HEIGHT columns
 layout(local_size_x_id = 0) in;
@@ -55,34 +55,36 @@ shared float work[WHOLE != 0 ? PART * HADAMARD_PITCH : 1];
 #define MatB coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB>
 #define MatC coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>
 #define FRAGMENT_TILES 4
+#define FRAGMENT_SLOTS 2
 #include "trellis/fragments.glsl"
 MatC acc[MATRICES];
-uvec4 fetched[X_FETCH];
+uvec4 fetched[2 * X_FETCH]; // of two steps
 
-void load_words(uint step)
+// To slot 0 or 1, a constant, as x.
+void load_words(uint step, uint slot)
 {
     const uint t = gl_LocalInvocationIndex, units = K_PADDED / UNIT_ROWS, tile = step * 4 + t / 64;
     if (FRAGMENTS != 0)
         [[unroll]] for (uint j = 0; j < 4; j++)
-            fetch_fragment(j, unit_at(gl_WorkGroupID.x, 0, units), gl_SubgroupID, step * 4 + j);
+            fetch_fragment(slot * FRAGMENT_TILES + j, unit_at(gl_WorkGroupID.x, 0, units), gl_SubgroupID, step * 4 + j);
     else
         load_tile(TRELLIS, unit_at(gl_WorkGroupID.x, tile / TILES, units), t % 64, tile % TILES);
 }
 
-void load_x(uint step)
+void load_x(uint step, uint slot)
 {
     [[unroll]] for (uint i = 0; i < X_FETCH; i++) {
         const uint task = gl_LocalInvocationIndex + LANES * i, m = FIRST_ROW + min(task / 8, ROWS - 1);
-        fetched[i] = BufU32x4(p.x).v[(m * K_PADDED + step * BK) / 8 + task % 8];
+        fetched[slot * X_FETCH + i] = BufU32x4(p.x).v[(m * K_PADDED + step * BK) / 8 + task % 8];
     }
 }
 
-void store_x(uint at)
+void store_x(uint at, uint slot)
 {
     [[unroll]] for (uint i = 0; i < X_FETCH; i++) {
         const uint task = gl_LocalInvocationIndex + LANES * i;
         if (task / 8 < BM)
-            tiles[at + (task / 8 * PITCH) / 8 + task % 8] = fetched[i];
+            tiles[at + (task / 8 * PITCH) / 8 + task % 8] = fetched[slot * X_FETCH + i];
     }
 }
 
@@ -97,21 +99,33 @@ void multiply_fragment(uint step, uint j, uint at)
     }
 }
 
+// What the step after the next one needs is asked for while this one is multiplied.
+void take_step(uint step, uint last, uint slot)
+{
+    const uint at = slot * X_TILE;
+    store_x(at, slot);
+    barrier();
+    next_fragments(slot);
+    if (step + 2 < last) {
+        load_x(step + 2, slot);
+        load_words(step + 2, slot);
+    }
+    multiply_fragment(step, 0, at);
+    multiply_fragment(step, 1, at);
+    multiply_fragment(step, 2, at);
+    multiply_fragment(step, 3, at);
+}
+
 void walk_fragments(uint first, uint last)
 {
-    for (uint step = first; step < last; step++) {
-        const uint at = step % 2 * X_TILE;
-        store_x(at);
-        barrier();
-        next_fragments();
-        if (step + 1 < last) {
-            load_x(step + 1);
-            load_words(step + 1);
-        }
-        multiply_fragment(step, 0, at);
-        multiply_fragment(step, 1, at);
-        multiply_fragment(step, 2, at);
-        multiply_fragment(step, 3, at);
+    if (first + 1 < last) {
+        load_x(first + 1, 1);
+        load_words(first + 1, 1);
+    }
+    for (uint step = first; step < last; step += 2) {
+        take_step(step, last, 0);
+        if (step + 1 < last)
+            take_step(step + 1, last, 1);
     }
 }
 
@@ -132,12 +146,12 @@ void walk_staged(uint first, uint last, uint sm, uint sn)
 {
     for (uint step = first; step < last; step++) {
         barrier(); // the step before has been read
-        store_x(0);
+        store_x(0, 0);
         decode_tile();
         barrier();
         if (step + 1 < last) {
-            load_x(step + 1);
-            load_words(step + 1);
+            load_x(step + 1, 0);
+            load_words(step + 1, 0);
         }
         [[unroll]] for (uint i = 0; i < BK; i += 16) {
             MatA a[HIGH];
@@ -200,8 +214,8 @@ void main()
         return;
     [[unroll]] for (uint i = 0; i < MATRICES; i++)
         acc[i] = MatC(0.0);
-    load_x(first);
-    load_words(first);
+    load_x(first, 0);
+    load_words(first, 0);
     if (FRAGMENTS != 0)
         walk_fragments(first, last);
     else

@@ -61,6 +61,7 @@ MatA load_a(uint row, uint tile)
 }
 
 #define FRAGMENT_TILES WIDTH
+#define FRAGMENT_SLOTS 1
 #include "trellis/fragments.glsl"
 
 MatA rows_of_x[HEIGHT];
@@ -90,7 +91,7 @@ void multiply_fragments(uint base, uint tiles)
         next[i] = load_a(16 * i, tile);
     [[dont_unroll]] for (; tile < tiles; tile += step) {
         const uint following = min(tile + step, tiles - 1), from = fragment_bit(tile) % 32;
-        next_fragments();
+        next_fragments(0);
         [[unroll]] for (uint i = 0; i < HEIGHT; i++)
             rows_of_x[i] = next[i];
         [[unroll]] for (uint j = 0; j < WIDTH; j++)
