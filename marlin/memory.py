@@ -179,7 +179,7 @@ def scratch_bytes(config: ModelConfig, context: int, slots: int, dtype: str, chu
         d = config.delta
         row += wide * (d.channels + 2 * d.value_size + config.q_size) + 4 * (d.channels + d.value_size)
         row += 16 * d.value_heads
-        if dtype == "f16":  # in chunks, csrc/ops/delta.c
+        if dtype in ("f16", "int8"):  # in chunks, csrc/ops/delta.c
             row += d.value_heads * (6 * d.key_dim + 4 * d.value_dim + 128)
     if config.experts is not None:  # of each chosen expert act and, of tiles, the result; logits of the router
         e = config.experts

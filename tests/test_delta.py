@@ -285,8 +285,10 @@ def test_empty(device: _C.Device) -> None:
 
 @pytest.fixture
 def matrices(device: _C.Device) -> _C.Device:
-    if not {"fp16", "coopmat"} <= set(device.features):
-        pytest.skip("needs matrix units")
+    info = device.info()
+    whole = info["subgroup_min"] == info["subgroup_max"] and 16 <= info["subgroup_size"] <= 64
+    if not ({"fp16", "coopmat", "coopmat_f16"} <= set(device.features) and whole and info["shared_bytes"] >= 49152):
+        pytest.skip("needs matrix units, and memory for chunks")
     return device
 
 
@@ -334,13 +336,28 @@ def test_chunks_of_extreme_gates(matrices: _C.Device) -> None:
 
 
 def test_chunks_of_equal_keys(matrices: _C.Device) -> None:
-    """The system of a chunk at its worst: every row writes under the same key, so that the error of each of a chunk's 64
-    products stays in all that follow."""
+    """The system of a chunk at its worst: every row writes under the same key, so that the errors of a chunk's 64 products
+    stay in all that follow."""
     problem = Problem(matrices, Case(1, 1, 64, 32, dtype="f16"), tokens=128)
     problem.x[0, :, 64:128] = 1
     problem.ba[0, :, 0] = 20  # beta 1
     problem.ba[0, :, 1] = -80  # decay 1
     check(problem.sequence(0, 0, 128, dtype="f16"), problem.expected(0, 128)[0], "f16", products=64)
+
+
+@pytest.mark.parametrize("where", ["q", "v", "decay"])
+def test_nan_in_a_chunk(matrices: _C.Device, where: str) -> None:
+    """It stays: in what follows, if it came into S, and not in the chunks before."""
+    problem = Problem(matrices, Case(1, 1, 64, 32, dtype="f16", taps=1), tokens=200)
+    if where == "decay":
+        problem.ba[1, 100, 1] = np.nan
+    else:
+        problem.x[1, 100, {"q": 0, "v": 2 * 64}[where]] = np.nan
+    got = problem.sequence(1, 0, 200, dtype="f16")
+    assert np.isfinite(got[:64]).all() and np.isnan(got[100]).any()
+    state = array(problem.state.read(1)[1])[1]
+    assert np.isnan(state).any() == (where != "q")
+    assert np.isnan(got[128:]).any() == (where != "q")
 
 
 def test_idle_chunks(matrices: _C.Device) -> None:

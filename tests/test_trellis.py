@@ -268,6 +268,27 @@ def test_gate(device: _C.Device, name: str, k: int, rows: int, dtype: str, activ
         check(to_numpy(lin(x, activations="int8", **options)), expected, "i8")
 
 
+@pytest.mark.parametrize("rows", [1, 3, 12, 21, 70])
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_parts_of_vectors(device: _C.Device, dtype: str, rows: int) -> None:
+    """Operands that do not begin where four elements can be loaded at once."""
+    layer = next(layer for layer in LAYERS if layer.name == "K4_mul1_128x256")
+    n = 16 * layer.trellis.shape[1]
+    rng = np.random.default_rng(rows)
+    x, residual, bias = (rng.standard_normal(count) for count in (1 + rows * 128, 1 + rows * n, 1 + n))
+    lin = make(device, layer)
+    lin.set_bias(tensor(device, bias)[1:])
+    given = tensor(device, x, dtype)[1:].reshape(rows, 128)
+    y = to_numpy(lin(given, residual=tensor(device, residual)[1:].reshape(rows, n), dtype="f32"))
+    expected = exact(layer, array(given), bias[1:].astype(np.float32)) + residual[1:].astype(np.float32).reshape(
+        rows, n
+    )
+    check(y, expected, "f16" if rows > 2 and "coopmat" in device.features else precision(device, dtype))
+    scales = tensor(device, 1 + rng.random(129), "f16")[1:]
+    transformed = exl3.hadamard(array(given).astype(np.float64) * array(scales))
+    check(to_numpy(_C.hadamard(given, scales)), transformed, "f32")
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_gated_products_beyond_f16(device: _C.Device, kernel: str) -> None:
     """A product of x and its gate may be larger than any f16; what comes is the largest that can be, not inf or nan."""

@@ -36,15 +36,6 @@ static uint32_t power_of_two_up(uint32_t n)
     while (p < n) p *= 2;
     return p;
 }
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-static uint32_t max_u32(uint32_t a, uint32_t b)
-{
-    return a > b ? a : b;
-}
-
 static mrl_push_attention push_of(const mrl_kv *kv, const mrl_attention_args *args, const mrl_view *y)
 {
     const mrl_rope_args *rope = &args->rope;
@@ -91,14 +82,14 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
                                uint32_t bound)
 {
     decode_plan plan;
-    uint32_t least = max_u32(info->subgroup_min, 4), most = max_u32(info->subgroup_max, 4);
+    uint32_t least = mrl_max_u32(info->subgroup_min, 4), most = mrl_max_u32(info->subgroup_max, 4);
     bool software = info->kind == MRL_DEVICE_SOFTWARE;
 
-    plan.team = min_u32(power_of_two_up(kv->dim / 8), least);
-    plan.team = max_u32(plan.team, 4);
+    plan.team = mrl_min_u32(power_of_two_up(kv->dim / 8), least);
+    plan.team = mrl_max_u32(plan.team, 4);
     /* Registers: a lane holds q and O of tile heads, 8 elements a unit. */
     uint32_t units = mrl_div_up(kv->dim / 8, plan.team);
-    plan.tile = min_u32(ratio, max_u32(1, (kv->dim > 128 || units > 2 ? 2 : 4) / (units > 4 ? 2 : 1)));
+    plan.tile = mrl_min_u32(ratio, mrl_max_u32(1, (kv->dim > 128 || units > 2 ? 2 : 4) / (units > 4 ? 2 : 1)));
     /* On a CPU one subgroup a workgroup and one head: there is nothing to hide, small code compiles
      * sooner, and lavapipe (Mesa 22.3.6) leaves loops under a condition early when a workgroup has
      * several subgroups. */
@@ -109,11 +100,11 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
         uint32_t tiles = mrl_div_up(plan.group, tile);
         /* Every tile of heads needs a subgroup. A GPU gets 8 subgroups to have enough loads in
          * flight. */
-        plan.lanes = software ? most : min_u32(max_u32(8 * least, most), info->max_workgroup);
+        plan.lanes = software ? most : mrl_min_u32(mrl_max_u32(8 * least, most), info->max_workgroup);
         plan.subgroups = plan.lanes / least;
-        plan.work = max_u32(max_u32(plan.group * kv->dim, plan.subgroups * tile * kv->dim), 6 * plan.lanes);
+        plan.work = mrl_max_u32(mrl_max_u32(plan.group * kv->dim, plan.subgroups * tile * kv->dim), 6 * plan.lanes);
         uint32_t fixed = decode_fixed_bytes(plan.subgroups, tile, kv->dim);
-        uint32_t room = fixed < info->shared_bytes ? min_u32(SHARED_MAX, info->shared_bytes - fixed) : 0;
+        uint32_t room = fixed < info->shared_bytes ? mrl_min_u32(SHARED_MAX, info->shared_bytes - fixed) : 0;
         if ((plan.lanes / most >= tiles && plan.work <= room / sizeof(float)) || plan.group == 1) {
             plan.tile = tile;
             break;
@@ -121,8 +112,8 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
     }
     plan.blocks = mrl_div_up(ratio, plan.group);
     uint64_t others = (uint64_t)kv->kv_heads * plan.blocks * rows;
-    plan.chunks = min_u32((uint32_t)(wanted_groups(info) / others), mrl_div_up(bound, least_chunk(info)));
-    plan.chunks = max_u32(1, plan.chunks);
+    plan.chunks = mrl_min_u32((uint32_t)(wanted_groups(info) / others), mrl_div_up(bound, least_chunk(info)));
+    plan.chunks = mrl_max_u32(1, plan.chunks);
     return plan;
 }
 
@@ -223,7 +214,7 @@ bool mrl_attention_coopmat_plan(mrl_device *dev, mrl_kernel kernel, uint32_t k_d
         /* uvec4s of the shader's pool: 32 keys, values, and of each line 32 scores and weights; or the queries. */
         const uint32_t lines = 16 * subgroups / share;
         const uint32_t turn = 32 * (k_dim / 8 + 1) + 32 * (v_dim / 8 + 1) + lines * (9 + 5);
-        const uint32_t words = max_u32(turn, lines * (k_dim / 8 + 1));
+        const uint32_t words = mrl_max_u32(turn, lines * (k_dim / 8 + 1));
         if (subgroups * size <= info->max_workgroup && words * 16 + lines * 8 + 8 <= info->shared_bytes) {
             *out = (mrl_coopmat_attention){subgroups, size, lines};
             return true;

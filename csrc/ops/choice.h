@@ -3,11 +3,15 @@
 #ifndef MRL_OPS_CHOICE_H
 #define MRL_OPS_CHOICE_H
 
+#include <assert.h>
+
 #include "ops/view.h"
 #include "vk/pipeline.h"
 
 #define MRL_CHOICE_SPEC 19   /* the first of its specialization constants */
 #define MRL_CHOICE_SPECS 6
+
+_Static_assert(MRL_CHOICE_SPEC + MRL_CHOICE_SPECS <= MRL_MAX_SPEC, "constants of a pipeline");
 
 typedef struct mrl_choice {
     uint32_t spec[MRL_CHOICE_SPECS]; /* the first is 0 where no choice is open */
@@ -21,6 +25,7 @@ static inline uint32_t mrl_choice_specialise(const mrl_choice *choice, uint32_t 
 {
     if (choice->spec[0] == 0)
         return nspec;
+    assert(nspec <= MRL_CHOICE_SPEC);
     while (nspec < MRL_CHOICE_SPEC)
         spec[nspec++] = 0;
     for (int i = 0; i < MRL_CHOICE_SPECS; i++)

@@ -2,16 +2,10 @@
 
 #include "../shaders/include/push.h"
 
+/* As shaders/delta/chunk.glsl and what includes it have them. */
+#define CHUNK 64u
+#define WALK_WIDE 32u
 #define SPECS 10 /* constants 0 .. 9 of delta.glsl; the kernels' own stand behind them */
-
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-static uint32_t max_u32(uint32_t a, uint32_t b)
-{
-    return a > b ? a : b;
-}
 
 uint32_t mrl_delta_channels(const mrl_delta *delta)
 {
@@ -43,7 +37,7 @@ static mrl_status check(const mrl_delta *delta, const mrl_delta_args *args, cons
     MRL_TRY(mrl_view_check(y, dev, op, "out", MRL_DTYPES_ACT, 2, (uint64_t[]){rows, heads * dim}, err));
     if (rows > info->max_groups[0] || rows > info->max_groups[1])
         rc = mrl_fail(err, MRL_ERR_VALUE, "%s: rows must be at most %u, got %llu", op,
-                      min_u32(info->max_groups[0], info->max_groups[1]), (unsigned long long)rows);
+                      mrl_min_u32(info->max_groups[0], info->max_groups[1]), (unsigned long long)rows);
 done:
     return rc;
 }
@@ -102,6 +96,16 @@ static mrl_math math_of(mrl_kernel kernel)
                                                                                               : MRL_MATH_NONE;
 }
 
+static double flops_of(const delta_call *call, mrl_kernel kernel)
+{
+    const mrl_delta *d = call->delta;
+    const double rows = (double)call->rows * d->value_heads;
+    if (kernel == MRL_KERNEL_delta_chunk_coopmat) return 2.0 * rows * CHUNK * (3.0 * d->key_dim + d->value_dim);
+    return kernel == MRL_KERNEL_delta_conv || kernel == MRL_KERNEL_delta_norm
+               ? 0
+               : 7.0 * rows * d->key_dim * d->value_dim;
+}
+
 /* own: constants behind the common ones, count of them. reads and writes: what is not an argument. */
 static mrl_status record(const delta_call *call, mrl_kernel kernel, uint32_t lanes, const uint32_t *own, int count,
                          const uint32_t groups[3], const mrl_range more_reads[3], const mrl_range writes[3],
@@ -109,14 +113,14 @@ static mrl_status record(const delta_call *call, mrl_kernel kernel, uint32_t lan
 {
     mrl_status rc;
     const mrl_delta_args *args = call->args;
-    const mrl_delta *d = call->delta;
     uint32_t spec[MRL_MAX_SPEC];
     mrl_pipeline *pipeline;
 
     for (int i = 0; i < SPECS; i++) spec[i] = call->spec[i];
     for (int i = 0; i < count; i++) spec[SPECS + i] = own[i];
     spec[0] = lanes;
-    MRL_TRY(mrl_pipeline_get(call->dev, kernel, MRL_FORMAT_NONE, math_of(kernel), spec, SPECS + count, &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(call->dev, kernel, MRL_FORMAT_NONE, math_of(kernel), spec, SPECS + count, &pipeline,
+                             err));
     const mrl_range reads[] = {
         mrl_view_range(&args->x),
         mrl_view_range(&args->ba),
@@ -139,9 +143,7 @@ static mrl_status record(const delta_call *call, mrl_kernel kernel, uint32_t lan
         .nreads = sizeof reads / sizeof *reads,
         .writes = writes,
         .nwrites = 3,
-        .flops = kernel == MRL_KERNEL_delta_scan || kernel == MRL_KERNEL_delta_decode || kernel == MRL_KERNEL_delta_walk_coopmat
-                     ? 7.0 * call->rows * d->value_heads * d->key_dim * d->value_dim
-                     : 0,
+        .flops = flops_of(call, kernel),
     };
     MRL_TRY(mrl_stream_dispatch(call->dev, &dispatch, err));
 done:
@@ -157,7 +159,7 @@ static void plan_decode(const delta_call *call, uint32_t *lanes, uint32_t *held,
 
     *lanes = call->info->subgroup_max;
     *held = *streams = 0;
-    for (uint32_t n = 1024; !call->small && n >= max_u32(quads, call->info->subgroup_max); n /= 2) {
+    for (uint32_t n = 1024; !call->small && n >= mrl_max_u32(quads, call->info->subgroup_max); n /= 2) {
         const uint32_t share = mrl_div_up(d->key_dim, n / quads);
         if (n > call->info->max_workgroup || fixed + n / quads * quads * 32 > call->info->shared_bytes) continue;
         if (share > 8 && *held != 0) break; /* 8 rows of 4 columns are 32 registers: fewer lanes would hold too many */
@@ -177,7 +179,7 @@ static mrl_status decode(const delta_call *call, mrl_error *err)
     const mrl_range ring = mrl_range_of(call->delta->ring), state = mrl_range_of(call->delta->state);
 
     plan_decode(call, &lanes, &held, &streams);
-    return record(call, MRL_KERNEL_delta_decode, lanes, (uint32_t[]){held, max_u32(streams, 1)}, 2,
+    return record(call, MRL_KERNEL_delta_decode, lanes, (uint32_t[]){held, mrl_max_u32(streams, 1)}, 2,
                   (uint32_t[]){call->delta->value_heads, call->rows, 1}, (mrl_range[]){ring, state, {0}},
                   (mrl_range[]){mrl_view_range(call->y), ring, state}, err);
 }
@@ -186,11 +188,11 @@ static mrl_status decode(const delta_call *call, mrl_error *err)
 static uint32_t lanes_of(const delta_call *call)
 {
     return call->small ? call->info->subgroup_max
-                       : min_u32(max_u32(128, call->info->subgroup_max), call->info->max_workgroup);
+                       : mrl_min_u32(mrl_max_u32(128, call->info->subgroup_max), call->info->max_workgroup);
 }
 static uint32_t groups_of(const delta_call *call, uint32_t heads)
 {
-    return call->small ? 1 : mrl_div_up(heads, max_u32(1, lanes_of(call) / call->info->subgroup_max));
+    return call->small ? 1 : mrl_div_up(heads, mrl_max_u32(1, lanes_of(call) / call->info->subgroup_max));
 }
 
 /* llvmpipe ends all loops of an invocation after 65535 rounds together, unrolled ones included; a row of delta_scan
@@ -208,14 +210,15 @@ static mrl_status scan(const delta_call *call, mrl_buffer *mixed, mrl_buffer *o,
     const uint32_t quads = mrl_div_up(d->key_dim / 4, team), pad = quads * team * 4;
     /* A CPU pays for every load of q and k: more columns share it, as many as soon compile (64 rows of (32, 128, 128)
      * on llvmpipe, 2 cores: 1.0 s with 4 columns a lane, 0.8 with 8, 0.44 with 16). */
-    if (call->small) wide = max_u32(1, min_u32(min_u32(16, 64 / quads), mrl_div_up(d->value_dim, lanes / team)));
+    if (call->small)
+        wide = mrl_max_u32(1, mrl_min_u32(mrl_min_u32(16, 64 / quads), mrl_div_up(d->value_dim, lanes / team)));
     const uint32_t columns = lanes / team * wide;
     while (tile > 1 && tile * (2 * pad + columns + 2) * 4 > call->info->shared_bytes) tile /= 2;
     const mrl_range state = mrl_range_of(d->state);
     const uint32_t step = call->info->kind == MRL_DEVICE_SOFTWARE ? SOFTWARE_ROWS : call->rows;
     delta_call part = *call;
     for (uint32_t first = 0; rc == MRL_OK && first < call->rows; first += step) {
-        part.rows = min_u32(step, call->rows - first);
+        part.rows = mrl_min_u32(step, call->rows - first);
         part.push.first_row = first;
         part.push.rows = first + part.rows;
         rc = record(&part, MRL_KERNEL_delta_scan, lanes, (uint32_t[]){team, wide, tile, lanes}, 4,
@@ -230,10 +233,6 @@ static mrl_status scan(const delta_call *call, mrl_buffer *mixed, mrl_buffer *o,
 #define CONV_RUN 8u /* rows of a subgroup of delta_conv, where there are enough for all */
 #define CONV_RUN_FROM 1024u
 
-/* As shaders/delta/chunk.glsl and what includes it have them. */
-#define CHUNK 64u
-#define WALK_WIDE 32u
-
 static uint64_t chunk_bytes(const mrl_delta *d)
 {
     return CHUNK * (6ull * d->key_dim + 2 * CHUNK + 4ull * d->value_dim) + 16;
@@ -241,7 +240,7 @@ static uint64_t chunk_bytes(const mrl_delta *d)
 
 static uint64_t chunk_shared_bytes(const mrl_delta *d)
 {
-    const uint64_t pitch = 2ull * max_u32(d->key_dim, d->value_dim) + 16, sums = 4 * CHUNK + 16;
+    const uint64_t pitch = 2ull * mrl_max_u32(d->key_dim, d->value_dim) + 16, sums = 4 * CHUNK + 16;
     const uint64_t alone = CHUNK * (pitch + (pitch > sums ? pitch : sums) + 2 * CHUNK + 16 + 12);
     const uint64_t wq = 2 * CHUNK * (2ull * d->key_dim + 16);
     const uint64_t dk = (d->key_dim + CHUNK) * (2ull * CHUNK + 16) + CHUNK * (2 * WALK_WIDE + 16);
@@ -254,10 +253,11 @@ static bool in_chunks(const delta_call *call)
 {
     const mrl_delta *d = call->delta;
     const uint32_t subgroup = call->info->subgroup_size;
+    const bool whole = call->info->subgroup_min == subgroup && call->info->subgroup_max == subgroup;
     return call->args->x.dtype == MRL_DTYPE_f16 && call->y->dtype == MRL_DTYPE_f16 && call->rows >= CHUNK &&
            d->key_dim % CHUNK == 0 && d->value_dim % WALK_WIDE == 0 &&
-           mrl_pipeline_available(call->dev, MRL_KERNEL_delta_walk_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
-           subgroup >= 16 && 4 * subgroup <= call->info->max_workgroup &&
+           mrl_pipeline_available(call->dev, MRL_KERNEL_delta_walk_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) && whole &&
+           subgroup >= 16 && subgroup <= 64 && 4 * subgroup <= call->info->max_workgroup &&
            chunk_shared_bytes(d) <= call->info->shared_bytes;
 }
 
@@ -286,7 +286,8 @@ static mrl_status prefill(delta_call *call, mrl_error *err)
 {
     mrl_status rc;
     const mrl_delta *d = call->delta;
-    const uint64_t row = (mrl_delta_channels(d) + 2ull * d->value_heads + 3) & ~3ull, wide = (uint64_t)d->value_heads * d->value_dim;
+    const uint64_t row = (mrl_delta_channels(d) + 2ull * d->value_heads + 3) & ~3ull;
+    const uint64_t wide = (uint64_t)d->value_heads * d->value_dim;
     const uint32_t run = call->small || call->rows < CONV_RUN_FROM ? 1 : CONV_RUN;
     const uint64_t o_rows = mrl_div_up(call->rows, CHUNK) * CHUNK; /* chunks are written whole */
     const mrl_range ring = mrl_range_of(d->ring);

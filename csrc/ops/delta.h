@@ -39,8 +39,8 @@ typedef struct mrl_delta_args {
 } mrl_delta_args;
 
 /* y (rows, value_heads * value_dim) f32 | f16 | bf16, behind the gated norm. Not a sequence: one dispatch; a sequence:
- * three, on a CPU one more for every 128 rows; with x and y in f16, 64 rows and more, dims of multiples of 64 and 32 and
- * matrix units, four: in chunks. */
+ * three, on a CPU one more for every 128 rows; in chunks, four: on matrix units, with x and y in f16, 64 rows and more,
+ * key_dim a multiple of 64 and value_dim of 32, and shared memory enough for them (of 48 KiB, dims up to 128). */
 mrl_status mrl_gated_delta(const mrl_delta *delta, const mrl_delta_args *args, const mrl_view *y, mrl_error *err);
 
 #endif

@@ -9,15 +9,6 @@ _Static_assert(sizeof(mrl_push_mla) <= 128, "push constants");
 #define STAGE_BYTES 20480u /* of cache rows in shared memory */
 #define DIM_MAX 1024u      /* of nope and v_dim */
 
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-static uint32_t max_u32(uint32_t a, uint32_t b)
-{
-    return a > b ? a : b;
-}
-
 mrl_status mrl_mla_dims(const mrl_kv *kv, const mrl_mla_args *args, uint32_t *nope, uint32_t *v_dim, mrl_error *err)
 {
     uint32_t rope_dim = kv->dim - kv->rank, heads = args->heads;
@@ -87,7 +78,7 @@ static uint32_t power_of_two_down(uint32_t n)
 /* Of the positions: so that about `wanted` workgroups, which fill the device, have at least `least` positions each. */
 static uint32_t chunks_of(uint32_t others, uint32_t bound, uint32_t wanted, uint32_t least)
 {
-    return max_u32(1, min_u32(wanted / others, mrl_div_up(bound, least)));
+    return mrl_max_u32(1, mrl_min_u32(wanted / others, mrl_div_up(bound, least)));
 }
 
 /* A GPU gets 8 teams of one head each: 4 heads, whose positions two teams share. A CPU compiles little
@@ -97,24 +88,25 @@ static decode_plan plan_decode(const mrl_device_info *info, const mrl_kv *kv, ui
                                uint32_t bound)
 {
     const bool software = info->kind == MRL_DEVICE_SOFTWARE;
-    decode_plan plan = {.team = power_of_two_down(max_u32(info->subgroup_min, 4)), .streams = 1};
+    decode_plan plan = {.team = power_of_two_down(mrl_max_u32(info->subgroup_min, 4)), .streams = 1};
     uint32_t row_bytes = kv->dim * mrl_dtype_bytes(kv->dtype);
 
     plan.tile = 1;
-    plan.lanes = software ? info->subgroup_max : min_u32(8 * max_u32(plan.team, info->subgroup_max / 2), info->max_workgroup);
+    const uint32_t many = 8 * mrl_max_u32(plan.team, info->subgroup_max / 2);
+    plan.lanes = software ? info->subgroup_max : mrl_min_u32(many, info->max_workgroup);
     uint32_t teams = plan.lanes / plan.team;
-    plan.blocks = mrl_div_up(heads, software ? 1 : min_u32(4, teams));
+    plan.blocks = mrl_div_up(heads, software ? 1 : mrl_min_u32(4, teams));
     plan.group = mrl_div_up(heads, plan.blocks);
     if (!software) {
-        plan.streams = min_u32(2, max_u32(1, teams / mrl_div_up(plan.group, plan.tile)));
+        plan.streams = mrl_min_u32(2, mrl_max_u32(1, teams / mrl_div_up(plan.group, plan.tile)));
         plan.staged = 1;
-        plan.stage = power_of_two_down(max_u32(STAGE_BYTES / row_bytes, 4 * plan.streams));
+        plan.stage = power_of_two_down(mrl_max_u32(STAGE_BYTES / row_bytes, 4 * plan.streams));
     }
     plan.keys = software ? 1 : 4;
-    plan.stage = max_u32(plan.stage, plan.keys);
+    plan.stage = mrl_max_u32(plan.stage, plan.keys);
     uint32_t held = mrl_div_up(plan.group, plan.tile) * plan.tile * kv->rank / 4; /* O of the heads */
     uint32_t merge = plan.streams > 1 ? plan.streams * held : 1;
-    plan.work = max_u32(plan.staged ? plan.stage * row_bytes / 16 : 1, merge);
+    plan.work = mrl_max_u32(plan.staged ? plan.stage * row_bytes / 16 : 1, merge);
     const uint32_t stats = plan.streams * mrl_div_up(plan.group, plan.tile) * plan.tile * 8;
     if (plan.work * 16 + stats > info->shared_bytes) { /* rows straight from the cache, each team all positions */
         plan.streams = 1;
@@ -246,7 +238,7 @@ static bool is_software(const mla_call *call)
 /* A local size: one subgroup on a CPU. */
 static uint32_t lanes_of(const mla_call *call, uint32_t wanted)
 {
-    return is_software(call) ? call->info->subgroup_max : min_u32(wanted, call->info->max_workgroup);
+    return is_software(call) ? call->info->subgroup_max : mrl_min_u32(wanted, call->info->max_workgroup);
 }
 
 /* Whether the products with kv_b share their operand by broadcasts: on a CPU whose workgroups can be one subgroup. */
@@ -290,7 +282,7 @@ static mrl_status query(const mla_call *call, mrl_dtype type, mrl_buffer *y, mrl
     spec[MRL_MLA_SPECS + 3] = spec[0] / across;
     spec[MRL_MLA_SPECS + 4] = across;
     spec[MRL_MLA_SPECS + 5] = by_broadcast(call);
-    spec[MRL_MLA_SPECS + 6] = is_software(call) ? 1 : min_u32(8, mrl_div_up(call->nope, spec[0] / across));
+    spec[MRL_MLA_SPECS + 6] = is_software(call) ? 1 : mrl_min_u32(8, mrl_div_up(call->nope, spec[0] / across));
     spec[MRL_MLA_SPECS + 7] = (uint32_t)type;
     spec[MRL_MLA_SPECS + 8] = shares->count > 0;
     const uint32_t columns = across * (by_broadcast(call) ? 128 / mrl_format_bits(w->format) : 8);
@@ -349,7 +341,7 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_dtype type, m
     spec[MRL_MLA_SPECS + 2] = w->group;
     spec[MRL_MLA_SPECS + 3] = rows;
     spec[MRL_MLA_SPECS + 4] = turns;
-    const uint32_t shares = is_software(call) ? 1 : max_u32(1, min_u32(8, spec[0] / items));
+    const uint32_t shares = is_software(call) ? 1 : mrl_max_u32(1, mrl_min_u32(8, spec[0] / items));
     const uint32_t merge = mrl_div_up(chunks, shares);
     const bool once = shares * items <= spec[0] && merge <= MRL_MLA_MERGE && call->info->subgroup_min >= 32 &&
                       call->info->subgroup_max <= 64;

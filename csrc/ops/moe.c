@@ -51,7 +51,6 @@ static bool has_matrices(const mrl_moe_layer *layer)
         found |= !is_trellis(&layer->stacks[i]);
     return found;
 }
-static bool software(mrl_device *dev) { return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE; }
 
 /* ---- what the router tells ---- */
 
@@ -254,7 +253,7 @@ static mrl_status plan_tiles(const routed *r, mrl_error *err)
     mrl_pipeline *pipeline;
     const mrl_device_info *info = mrl_device_info_of(r->dev);
     const uint32_t most = info->max_workgroup < 1024 ? info->max_workgroup : 1024;
-    const uint32_t lanes = software(r->dev) ? info->subgroup_max : most;
+    const uint32_t lanes = mrl_device_is_software(r->dev) ? info->subgroup_max : most;
     const uint32_t spec[] = {lanes, r->args->layer->experts + r->args->layer->shared, r->how.tile};
     const mrl_push_moe_plan push = {.ids = mrl_view_address(&r->ids),
                                     .tiles = mrl_view_address(&r->tiles),
@@ -277,7 +276,7 @@ static mrl_status combine(const routed *r, const mrl_view *parts, mrl_error *err
     mrl_status rc;
     mrl_pipeline *pipeline;
     const mrl_moe_args *args = r->args;
-    const uint32_t lanes = software(r->dev) ? mrl_device_info_of(r->dev)->subgroup_max : 256;
+    const uint32_t lanes = mrl_device_is_software(r->dev) ? mrl_device_info_of(r->dev)->subgroup_max : 256;
     const uint32_t spec[] = {lanes, (uint32_t)args->y.dtype};
     const mrl_push_moe_combine push = {.x = mrl_view_address(parts),
                                        .ids = mrl_view_address(&r->ids),
@@ -540,7 +539,7 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
 
     /* A CPU gains nothing from tiles (see row_by_row of matmul.c). On a GPU two dispatches more cost less than
      * reading experts twice, once the pairs are half as many as the experts. */
-    if (software(dev) || rows == 1 || (rows <= MRL_GEMV_MAX_ROWS && 2 * pairs <= experts))
+    if (mrl_device_is_software(dev) || rows == 1 || (rows <= MRL_GEMV_MAX_ROWS && 2 * pairs <= experts))
         return (strategy){.kernel = MRL_KERNEL_moe_gemv, .tile = 0};
     if (rows <= MRL_GEMV_MAX_ROWS)
         return (strategy){.kernel = MRL_KERNEL_moe_gemv, .tile = pairs <= 2 * (uint64_t)experts ? 2 : 4};
@@ -549,8 +548,8 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
     return (strategy){.kernel = MRL_KERNEL_moe_gemm, .tile = GEMM_TILE};
 }
 
-/* Pairs of a tile for trellises where there are matrix units, by measurement on an H200 (64 experts of 2048 x 1536, 128 of
- * 2048 x 768); tiles of 2 do without. */
+/* Pairs of a tile for trellises where there are matrix units; those of 2 do without. By measurement on an H200 (64 experts
+ * of 2048 x 1536, 128 of 2048 x 768, 512 of 2048 x 512). */
 static uint32_t matrix_tile(uint64_t pairs, uint64_t experts)
 {
     return 2 * pairs <= 7 * experts ? 2 : pairs <= 8 * experts ? 16 : pairs <= 28 * experts ? 32 : 64;
@@ -568,7 +567,7 @@ static mrl_status choose_trellis(mrl_device *dev, const mrl_moe_args *args, stra
     uint32_t tile = 0;
 
     if (args->kernel == NULL) {
-        if (!software(dev) && rows > 1 && 2 * pairs > experts)
+        if (!mrl_device_is_software(dev) && rows > 1 && 2 * pairs > experts)
             tile = matrices ? matrix_tile(pairs, experts) : pairs <= 2 * experts ? 2 : pairs <= 8 * experts ? 4 : 8;
     } else if (sscanf(args->kernel, "%31[a-z_]@%u", name, &tile) < 1 || tile > most ||
                (tile & (tile - 1)) != 0 ||
@@ -775,7 +774,7 @@ static bool leaves_choice(const routed *r)
 {
     const mrl_kernel kernel = r->how.kernel;
     return r->how.tile == 0 && (kernel == MRL_KERNEL_moe_gemv || kernel == MRL_KERNEL_trellis_moe_gemv) &&
-           (!software(r->dev) || r->args->kernel != NULL) && mrl_route_can_stay_open(r->dev, r->args);
+           (!mrl_device_is_software(r->dev) || r->args->kernel != NULL) && mrl_route_can_stay_open(r->dev, r->args);
 }
 
 /* Checked rows whose pairs fit one walk. */
@@ -853,7 +852,8 @@ mrl_status mrl_op_moe(mrl_device *dev, const mrl_moe_args *given, mrl_error *err
     const uint64_t most = has_trellises(layer) ? mrl_trellis_pairs(how.tile, all) : PAIRS_MAX;
     const uint64_t step = (pairs < most ? pairs : most) / mrl_moe_slots(layer);
     if (step == 0)
-        return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row", mrl_moe_slots(layer), wide);
+        return mrl_fail(err, MRL_ERR_VALUE, "moe: %u experts of %u are too large for one row",
+                        mrl_moe_slots(layer), wide);
     MRL_TRY(mrl_view_align(&args.x, dev, &x_copy, err));
     MRL_TRY(mrl_view_align(&args.norm, dev, &norm_copy, err));
     const mrl_view x = args.x;

@@ -14,7 +14,6 @@
 #define ROUNDS_MAX 8u /* loads of a lane that are under way at once */
 
 static uint32_t router_rows(const mrl_moe_layer *layer) { return layer->router->n; }
-static bool software(mrl_device *dev) { return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE; }
 
 static mrl_status logits_by_matmul(mrl_device *dev, const mrl_moe_args *args, const mrl_view *logits, mrl_error *err)
 {
@@ -36,7 +35,7 @@ static uint32_t router_lanes(mrl_device *dev, uint32_t k, uint32_t experts)
 {
     const mrl_device_info *info = mrl_device_info_of(dev);
     /* One subgroup on a CPU: loops of several, some of which are done, end early on lavapipe (Mesa 22.3). */
-    uint32_t lanes = info->subgroup_max, most = software(dev) ? 1 : experts > 256 ? 512 : 256;
+    uint32_t lanes = info->subgroup_max, most = mrl_device_is_software(dev) ? 1 : experts > 256 ? 512 : 256;
     while (lanes * 2 <= most && lanes * 4 < k && lanes * 2 <= info->max_workgroup &&
            lanes * 2 <= SUBGROUPS_MAX * info->subgroup_min)
         lanes *= 2;
@@ -128,7 +127,7 @@ mrl_status mrl_route(mrl_device *dev, const mrl_moe_args *args, const mrl_view *
     mrl_status rc;
     const uint32_t rows = (uint32_t)args->x.shape[0];
     /* Many rows on a GPU share the reading of the matrix. */
-    const bool given = rows > (software(dev) ? MRL_MOE_COUNTERS : MRL_GEMV_MAX_ROWS);
+    const bool given = rows > (mrl_device_is_software(dev) ? MRL_MOE_COUNTERS : MRL_GEMV_MAX_ROWS);
     mrl_view logits = {0};
 
     MRL_TRY(mrl_view_create(dev, MRL_DTYPE_f32, rows, router_rows(args->layer), &logits, err));
@@ -143,8 +142,9 @@ done:
 bool mrl_route_can_stay_open(mrl_device *dev, const mrl_moe_args *args)
 {
     const mrl_moe_layer *layer = args->layer;
+    const uint32_t subgroup = mrl_device_info_of(dev)->subgroup_size; /* no larger than any workgroup of theirs */
     return args->x.shape[0] == 1 && layer->nstacks == 1 && layer->stacks[0].places == NULL && layer->groups == 1 &&
-           layer->experts <= OPEN_A_LANE * mrl_device_info_of(dev)->subgroup_size && whole_subgroups(dev);
+           subgroup <= 64 && layer->experts <= OPEN_A_LANE * subgroup && whole_subgroups(dev);
 }
 
 mrl_status mrl_route_open(mrl_device *dev, const mrl_moe_args *args, const mrl_view *ids, const mrl_view *weights,

@@ -24,7 +24,7 @@ _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <
 #define GEMM_STEP 64u       /* rows of Q a step of the tiled kernels */
 #define GEMM_WORKGROUPS 264u /* that shares of k are made for */
 #define COOPMAT_SHARED(rows) (((rows) + 128u) * 144u) /* bytes of its tiles */
-#define WHOLE_SHARED(rows) ((rows) * 288u + min_u32(rows, 32) * 528u) /* where it finishes y */
+#define WHOLE_SHARED(rows) ((rows) * 288u + mrl_min_u32(rows, 32) * 528u) /* where it finishes y */
 #define COPY_ROWS 1024u     /* rows of W that are in f32 at a time while it is dequantized */
 
 static const char *const codebooks[] = {"3inst", "mcg", "mul1"};
@@ -32,15 +32,6 @@ static const char *const codebooks[] = {"3inst", "mcg", "mul1"};
 const char *mrl_codebook_name(mrl_codebook codebook)
 {
     return codebooks[codebook];
-}
-
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-static uint32_t max_u32(uint32_t a, uint32_t b)
-{
-    return a > b ? a : b;
 }
 
 /* Where the scales of an expert begin. */
@@ -174,8 +165,8 @@ static uint32_t gemv_blocks(const mrl_device_info *info, const mrl_trellis *t, u
     const uint32_t workgroups = columns >= GEMV_WIDE ? 896 : m >= GEMV_MANY_ROWS ? 128 : 528;
     uint32_t wanted = splits ? splits : info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_div_up(workgroups, columns);
 
-    wanted = max_u32(wanted, mrl_div_up(all, max_u32(1, shared / block_bytes)));
-    return mrl_div_up(all, min_u32(wanted, all));
+    wanted = mrl_max_u32(wanted, mrl_div_up(all, mrl_max_u32(1, shared / block_bytes)));
+    return mrl_div_up(all, mrl_min_u32(wanted, all));
 }
 
 /* What a gemv kernel is specialized with. */
@@ -198,7 +189,7 @@ static uint32_t gemv_shared(const mrl_device_info *info, uint32_t rows, uint32_t
 {
     const uint32_t lanes = 64 * groups, staged = blocks * rows, pitch = 132 * sizeof(float);
     const uint32_t pieces = f32 ? staged : rows == 1 ? 1 + lanes / lanes_of_transform(info) : 1;
-    const uint32_t lines = max_u32(max_u32(pieces, groups * rows), MRL_TRELLIS_SUM_MAX);
+    const uint32_t lines = mrl_max_u32(mrl_max_u32(pieces, groups * rows), MRL_TRELLIS_SUM_MAX);
     return pitch * lines + staged * ((f32 ? 0 : int8 ? 512 : 256) + 12) + 128;
 }
 
@@ -214,7 +205,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     const uint32_t all = t->k_padded / MRL_TRELLIS_BLOCK, splits = mrl_div_up(all, blocks);
     const uint32_t units = blocks * MRL_TRELLIS_BLOCK / unit_rows;
     const uint32_t usual = software ? 1 : m >= GEMV_MANY_ROWS ? 4 : 2;
-    const uint32_t most = min_u32(asked->tune[1] ? asked->tune[1] : usual, info->max_workgroup / 64);
+    const uint32_t most = mrl_min_u32(asked->tune[1] ? asked->tune[1] : usual, info->max_workgroup / 64);
     const uint64_t alignment = 4 * mrl_dtype_bytes(args->x.dtype);
     const bool dot = !f32 && t->codebook == MRL_CODEBOOK_MUL1 &&
                      mrl_pipeline_available(dev, MRL_KERNEL_trellis_gemv_dot, MRL_FORMAT_NONE, MRL_MATH_F16);
@@ -223,7 +214,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
     /* Matrices of several sizes share a pipeline, for the sake of the instruction cache: see gemv.glsl. */
     if (m == 1)
         for (room = 4; room < blocks;) room *= 2;
-    while (groups * 2 <= min_u32(most, units) &&
+    while (groups * 2 <= mrl_min_u32(most, units) &&
            gemv_shared(info, m, room, groups * 2, f32, args->int8) <= info->shared_bytes)
         groups *= 2;
     return (gemv_plan){
@@ -341,8 +332,9 @@ typedef struct transform_plan {
 static transform_plan plan_transform(mrl_device *dev, uint32_t width)
 {
     const mrl_device_info *info = mrl_device_info_of(dev);
-    const uint32_t cluster = lanes_of_transform(info), most = min_u32(8 * cluster, info->max_workgroup);
-    const bool loops = info->kind == MRL_DEVICE_SOFTWARE || info->subgroup_min < cluster;
+    const uint32_t cluster = lanes_of_transform(info), most = mrl_min_u32(8 * cluster, info->max_workgroup);
+    const bool loops = info->kind == MRL_DEVICE_SOFTWARE || info->subgroup_min != info->subgroup_max ||
+                       info->subgroup_min < cluster;
     const uint32_t lanes = loops ? 64 : most, blocks = loops ? lanes / 16 : lanes / cluster;
     return (transform_plan){lanes, loops, cluster, mrl_div_up(width / MRL_TRELLIS_BLOCK, blocks)};
 }
@@ -421,10 +413,10 @@ static matrices_plan plan_matrices(mrl_device *dev, const mrl_trellis *t, uint32
     const bool fragments = has_fragments(dev, t) && rows <= 32; /* more would read x too often */
     const uint32_t most = fragments ? mrl_device_info_of(dev)->max_workgroup / 64 : 2;
     const uint32_t enough = fragments ? (columns >= 32 ? 1 : 112 / columns) : 224 / columns;
-    const uint32_t wanted = splits ? splits : max_u32(1, min_u32(enough, all / 2));
-    const uint32_t blocks = mrl_div_up(all, min_u32(wanted, all)), shares = mrl_div_up(all, blocks);
+    const uint32_t wanted = splits ? splits : mrl_max_u32(1, mrl_min_u32(enough, all / 2));
+    const uint32_t blocks = mrl_div_up(all, mrl_min_u32(wanted, all)), shares = mrl_div_up(all, blocks);
     const uint32_t usual = fragments && splits == 0 && shares == 1 ? 8 : 2;
-    const uint32_t lanes = 64 * min_u32(groups ? groups : usual, most);
+    const uint32_t lanes = 64 * mrl_min_u32(groups ? groups : usual, most);
     return (matrices_plan){
         .splits = shares,
         .rows = rows,
@@ -520,7 +512,7 @@ uint32_t mrl_trellis_pairs(uint32_t tile, uint32_t experts)
 {
     /* The tile of each expert that is not full counts as well. */
     if (tile < 16 || experts >= MRL_TRELLIS_PAIRS - 128) return MRL_TRELLIS_PAIRS;
-    return min_u32(16 * MRL_TRELLIS_PAIRS, (MRL_TRELLIS_PAIRS - experts) * tile);
+    return mrl_min_u32(16 * MRL_TRELLIS_PAIRS, (MRL_TRELLIS_PAIRS - experts) * tile);
 }
 
 bool mrl_trellis_sums(uint32_t slots)
@@ -737,9 +729,9 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
         rows = asked->tune[1] ? asked->tune[1] : m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 || fragments ? 64 : 128;
     while (coopmat && rows > 64 && COOPMAT_SHARED(rows) > info->shared_bytes) rows /= 2;
     const uint32_t tiles = columns * mrl_div_up(m, rows);
-    const uint32_t wanted = info->kind == MRL_DEVICE_SOFTWARE ? 1 : max_u32(1, GEMM_WORKGROUPS / tiles);
+    const uint32_t wanted = info->kind == MRL_DEVICE_SOFTWARE ? 1 : mrl_max_u32(1, GEMM_WORKGROUPS / tiles);
     const uint32_t most = mrl_div_up(steps, m > 64 ? 6 : 4);
-    const uint32_t share = mrl_div_up(steps, min_u32(asked->tune[0] ? asked->tune[0] : wanted, most));
+    const uint32_t share = mrl_div_up(steps, mrl_min_u32(asked->tune[0] ? asked->tune[0] : wanted, most));
     *splits = mrl_div_up(steps, share);
 
     /* Of more rows others make y in less time. */
@@ -808,11 +800,14 @@ static bool coopmat_can(const call *c)
 /* Without a kernel asked for. */
 static mrl_kernel choose(const call *c)
 {
-    const bool wide = c->args->t->n_padded / MRL_TRELLIS_BLOCK >= GEMV_WIDE, fragments = has_fragments(c->dev, c->args->t);
+    const bool fragments = has_fragments(c->dev, c->args->t);
+    const bool wide = c->args->t->n_padded / MRL_TRELLIS_BLOCK >= GEMV_WIDE;
+    const bool tiled = fragments && !wide && coopmat_can(c); /* whose x must be normalised before, in a dispatch more */
+    const uint32_t least = MATRIX_MIN_ROWS(wide, fragments) - (tiled && c->args->norm.buffer == NULL ? 1 : 0);
 
-    if (c->push.m >= MATRIX_MIN_ROWS(wide, fragments) && c->push.m <= MATRIX_USUAL_ROWS && !c->args->int8 &&
+    if (c->push.m >= least && c->push.m <= MATRIX_USUAL_ROWS && !c->args->int8 &&
         c->args->x.dtype == MRL_DTYPE_f16 && mrl_trellis_matrices(c->dev))
-        return fragments && !wide && coopmat_can(c) ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemv_coopmat;
+        return tiled ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemv_coopmat;
     if (c->push.m <= GEMV_MAX_ROWS) return MRL_KERNEL_trellis_gemv;
     return coopmat_can(c) ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm;
 }
@@ -926,13 +921,13 @@ mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, uint
 {
     mrl_status rc;
     mrl_buffer *left = NULL;
-    const uint32_t most = min_u32(COPY_ROWS, t->k_padded);
+    const uint32_t most = mrl_min_u32(COPY_ROWS, t->k_padded);
     const uint64_t row_bytes = (uint64_t)t->n * mrl_dtype_bytes(y->dtype);
 
     MRL_TRY(mrl_view_check(y, dev, "dequantize", "out", MRL_DTYPES_ACT, 2, (uint64_t[]){t->k, t->n}, err));
     MRL_TRY(mrl_buffer_create(dev, (uint64_t)most * t->n_padded * sizeof(float), MRL_MEMORY_DEVICE, &left, err));
     for (uint32_t row = 0; row < t->k; row += most) {
-        const uint32_t rows = min_u32(most, t->k - row);
+        const uint32_t rows = mrl_min_u32(most, t->k - row);
         const mrl_push_trellis_copy push = {
             .file = mrl_buffer_address(left),
             .trellis = mrl_trellis_units_at(t, expert),
@@ -973,6 +968,8 @@ mrl_status mrl_op_hadamard(mrl_device *dev, const mrl_view *x, const mrl_view *s
     if (scales->buffer != NULL)
         MRL_TRY(mrl_view_check(scales, dev, "hadamard", "scales", MRL_DTYPE_BIT(f16), 1, &k, err));
     MRL_TRY(mrl_view_check(y, dev, "hadamard", "out", MRL_DTYPE_BIT(f32) | MRL_DTYPE_BIT(f16), 2, x->shape, err));
+    if (mrl_view_address(y) % 16 != 0)
+        return mrl_fail(err, MRL_ERR_VALUE, "hadamard: out must begin at a multiple of 16 bytes");
     MRL_TRY(mrl_view_align(&factors, dev, &copy, err));
     const mrl_push_trellis push = {
         .suh = mrl_view_address(&factors),

@@ -125,12 +125,12 @@ static void append_missing(mrl_device_info *info, const char *name)
     snprintf(info->missing + used, sizeof info->missing - used, used ? ", %s" : "%s", name);
 }
 
-/* A 16x16x16 f16 x f16 -> f32 product at subgroup scope, which the matmul kernels are written for, and sums in f16, into
- * which kernels turn those in f32 (delta_walk_coopmat). */
-static bool has_coopmat_shape(VkPhysicalDevice physical)
+/* Whether there are 16x16x16 products f16 x f16 at subgroup scope with sums of a type; f32 is what the matmul kernels are
+ * written for. */
+static bool has_coopmat_shape(VkPhysicalDevice physical, VkComponentTypeKHR sums)
 {
     uint32_t count = 0;
-    bool f32 = false, f16 = false;
+    bool found = false;
     VkCooperativeMatrixPropertiesKHR *rows;
 
     if (mrl_vk_instance.vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR == NULL)
@@ -142,16 +142,12 @@ static bool has_coopmat_shape(VkPhysicalDevice physical)
     for (uint32_t i = 0; i < count; i++)
         rows[i].sType = VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR;
     mrl_vk_instance.vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR(physical, &count, rows);
-    for (uint32_t i = 0; i < count; i++) {
-        const bool shape = rows[i].MSize == 16 && rows[i].NSize == 16 && rows[i].KSize == 16 &&
-                           rows[i].AType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
-                           rows[i].BType == VK_COMPONENT_TYPE_FLOAT16_KHR && rows[i].scope == VK_SCOPE_SUBGROUP_KHR &&
-                           rows[i].CType == rows[i].ResultType;
-        f32 |= shape && rows[i].CType == VK_COMPONENT_TYPE_FLOAT32_KHR;
-        f16 |= shape && rows[i].CType == VK_COMPONENT_TYPE_FLOAT16_KHR;
-    }
+    for (uint32_t i = 0; i < count; i++)
+        found |= rows[i].MSize == 16 && rows[i].NSize == 16 && rows[i].KSize == 16 &&
+                 rows[i].AType == VK_COMPONENT_TYPE_FLOAT16_KHR && rows[i].BType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
+                 rows[i].CType == sums && rows[i].ResultType == sums && rows[i].scope == VK_SCOPE_SUBGROUP_KHR;
     free(rows);
-    return f32 && f16;
+    return found;
 }
 
 static void query_features(VkPhysicalDevice physical, const extensions *have, feature_chain *chain,
@@ -184,9 +180,12 @@ static void query_features(VkPhysicalDevice physical, const extensions *have, fe
     if (floats.shaderDenormPreserveFloat16 &&
         floats.denormBehaviorIndependence != VK_SHADER_FLOAT_CONTROLS_INDEPENDENCE_NONE)
         info->features |= MRL_BIT(subnormals);
-    if (have->coopmat && chain->coopmat.cooperativeMatrix && has_coopmat_shape(physical) &&
-        info->features & MRL_BIT(subnormals))
+    if (have->coopmat && chain->coopmat.cooperativeMatrix && info->features & MRL_BIT(subnormals) &&
+        has_coopmat_shape(physical, VK_COMPONENT_TYPE_FLOAT32_KHR)) {
         info->features |= MRL_BIT(coopmat);
+        if (has_coopmat_shape(physical, VK_COMPONENT_TYPE_FLOAT16_KHR))
+            info->features |= MRL_BIT(coopmat_f16);
+    }
     if (have->coopmat2 && chain->coopmat2.cooperativeMatrixWorkgroupScope &&
         chain->coopmat2.cooperativeMatrixFlexibleDimensions &&
         chain->coopmat2.cooperativeMatrixTensorAddressing && chain->coopmat2.cooperativeMatrixBlockLoads)

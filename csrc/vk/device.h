@@ -60,6 +60,10 @@ mrl_device *mrl_device_retain(mrl_device *dev);
 void mrl_device_release(mrl_device *dev); /* NULL allowed; the last one waits for the GPU and frees all */
 
 const mrl_device_info *mrl_device_info_of(const mrl_device *dev);
+static inline bool mrl_device_is_software(const mrl_device *dev)
+{
+    return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
+}
 /* Features that only a kernel can tell, before the device is used. */
 void mrl_device_gain(mrl_device *dev, uint32_t bits);
 

@@ -34,8 +34,9 @@ void load_gates(uint head)
         const bool there = first_row + i < p.rows;
         BufF32 line = BufF32(mixed_row(min(first_row + i, p.rows - 1)));
         beta[i] = there ? line.v[CHANNELS + 2 * head] : 0.0;
-        // Enough to forget everything, and far from an infinity, whose differences would be NaN.
-        decay[i] = there ? max(log(line.v[CHANNELS + 2 * head + 1]), -100.0) : 0.0;
+        const float x = line.v[CHANNELS + 2 * head + 1];
+        // Enough to forget everything, and far from an infinity, whose differences would be NaN. NaN stays.
+        decay[i] = !there ? 0.0 : isnan(x) ? x : max(log(x), -100.0);
     }
     barrier();
     for (uint i = gl_LocalInvocationIndex; i < CHUNK; i += LANES) {
@@ -219,8 +220,11 @@ void main()
     barrier(); // K and M have been read
     [[unroll]] for (uint i = 0; i < CHUNK * VALUE_DIM / 8 / LANES; i++) {
         const uint n = gl_LocalInvocationIndex + i * LANES, units = VALUE_DIM / 8;
-        pool[n / units * K_PITCH + n % units] =
-            pack8(clamp(v[2 * i], -65504.0, 65504.0), clamp(v[2 * i + 1], -65504.0, 65504.0));
+        [[unroll]] for (uint j = 0; j < 4; j++) {
+            v[2 * i][j] = to_half_range(v[2 * i][j]);
+            v[2 * i + 1][j] = to_half_range(v[2 * i + 1][j]);
+        }
+        pool[n / units * K_PITCH + n % units] = pack8(v[2 * i], v[2 * i + 1]);
     }
     scale_columns(false);
     [[unroll]] for (uint n = 0; n < VALUE_DIM / 16; n++)

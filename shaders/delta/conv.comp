@@ -74,8 +74,8 @@ void main()
             continue;
         }
         [[unroll]] for (uint r = 0; r < RUN; r++) {
-            const float length = inversesqrt(subgroupAdd(squares[r]) + L2_EPS);
-            const float factor = length * (is_q ? inversesqrt(float(KEY_DIM)) : 1.0);
+            const float to_one = inversesqrt(subgroupAdd(squares[r]) + L2_EPS);
+            const float factor = to_one * (is_q ? inversesqrt(float(KEY_DIM)) : 1.0);
             if (row0 + r < p.rows)
                 for (uint i = gl_SubgroupInvocationID; i < size; i += gl_SubgroupSize)
                     BufF32(mixed_row(row0 + r)).v[channel + i] *= factor; // what this lane wrote

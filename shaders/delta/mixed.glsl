@@ -1,4 +1,4 @@
-// What conv.comp leaves for scan.comp, and that for norm.comp.
+// What conv.comp leaves for scan.comp or chunk_coopmat.comp, and those for norm.comp.
 #include "delta/delta.glsl"
 
 const uint MIXED = CHANNELS + 2 * VALUE_HEADS + 3 & ~3u; // rows begin where four f32 can be loaded at once

@@ -290,7 +290,8 @@ void tell(uint expert, float logit, bool idle)
 {
     const bool gate = expert == EXPERTS; // of shared experts
     const uint key = gate || idle ? 0 : rate(logit, logit, first_bias).key;
-    BufU32x2(p.logits).v[expert] = uvec2(key, floatBitsToUint(SIGMOID != 0 && !gate ? sigmoid(logit) : logit));
+    const float score = SIGMOID != 0 && !gate && !is_nan(logit) ? sigmoid(logit) : logit;
+    BufU32x2(p.logits).v[expert] = uvec2(key, floatBitsToUint(score));
 }
 
 void main()

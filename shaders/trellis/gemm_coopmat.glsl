@@ -112,6 +112,7 @@ void take_step(uint step, uint last, uint slot)
     }
     multiply_fragment(step, 0, at);
     multiply_fragment(step, 1, at);
+    subgroupBarrier();
     multiply_fragment(step, 2, at);
     multiply_fragment(step, 3, at);
 }

@@ -48,7 +48,8 @@ void ask(uint q, uint k) {}
 void result(uint q, uint k, vec4 x)
 {
     x *= p.eps;
-    [[unroll]] for (uint j = 0; j < 4; j++) // the power of two keeps all f16 x in range; a product with a gate may be larger
+    // The power of two keeps all f16 x in range; a product with a gate may be larger.
+    [[unroll]] for (uint j = 0; j < 4; j++)
         x[j] = to_half_range(x[j]);
     store_act4(to, k, ACT_F16, x);
 }

@@ -1,6 +1,6 @@
-// The Hadamard transform of blocks of 128 elements of a row, on its own. LANES / CLUSTER blocks a workgroup along x, or with
-// LOOPS LANES / 16. Before it come the constants LANES, CLUSTER, the lanes of a subgroup that have a block (8, 16 or 32),
-// and LOOPS, for CPUs; behind it:
+// The Hadamard transform of blocks of 128 elements of a row, on its own. LANES / CLUSTER blocks a workgroup along x, or
+// with LOOPS LANES / 16. Before it come the constants LANES, CLUSTER, the lanes of a subgroup that have a block (8, 16
+// or 32), and LOOPS, for CPUs; behind it:
 //
 //   vec4 operand(k)       elements k .. k + 3 of the row, zeros behind its end
 //   void ask(q, k)        what result(q, k, ..) will want besides, so that nobody waits for it
