@@ -336,8 +336,8 @@ def test_chunks_of_extreme_gates(matrices: _C.Device) -> None:
 
 
 def test_chunks_of_equal_keys(matrices: _C.Device) -> None:
-    """The system of a chunk at its worst: every row writes under the same key, and the errors of a chunk's 64 products stay
-    in all that follow."""
+    """The system of a chunk at its worst: every row writes under the same key, and the error of each of a chunk's 64
+    products stays in all that follow."""
     problem = Problem(matrices, Case(1, 1, 64, 32, dtype="f16"), tokens=128)
     problem.x[0, :, 64:128] = 1
     problem.ba[0, :, 0] = 20  # beta 1

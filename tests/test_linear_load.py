@@ -184,7 +184,7 @@ def test_bad_scales(device: _C.Device) -> None:
 
 def test_short_files(device: _C.Device, tmp_path: Path) -> None:
     lin = _C.Linear(device, 4, 32, "int8")
-    path = write(tmp_path / "w", dense(4, 32))
+    path = write(tmp_path / "w", np.ones((4, 32), np.float32))  # whose bytes are no NaN as scales either
     for call in (
         lambda at: lin.load_rows(path, at, 512, "f32", 4),
         lambda at: lin.load_plane("quant", path, at + 384, 128, "u8", 4),
