@@ -7,6 +7,7 @@
 #include "push.h"
 
 #include "ops/norm.h"
+#include "ops/trellis_call.h"
 #include "ops/trellis_layout.h"
 
 _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <= 128 &&
@@ -46,15 +47,7 @@ static uint64_t svh_at(const mrl_trellis *t, uint32_t expert)
 
 /* ---- what a call is made of ---- */
 
-typedef struct call {
-    mrl_device *dev;
-    const mrl_trellis_args *args;
-    mrl_push_trellis push;
-    mrl_range y; /* what is written of it */
-} call;
-
-
-static call begin(mrl_device *dev, const mrl_trellis_args *args)
+static trellis_call begin(mrl_device *dev, const mrl_trellis_args *args)
 {
     const mrl_trellis *t = args->t;
     const uint32_t m = (uint32_t)args->x.shape[0], stride = (uint32_t)args->y.shape[1];
@@ -62,7 +55,7 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
     const mrl_range all = mrl_view_range(&args->y);
     const bool open = args->open != NULL;
 
-    return (call){
+    return (trellis_call){
         .dev = dev,
         .args = args,
         .push =
@@ -90,9 +83,9 @@ static call begin(mrl_device *dev, const mrl_trellis_args *args)
     };
 }
 
-static mrl_status record(const call *c, mrl_kernel kernel, mrl_math math, const uint32_t *spec, int nspec,
-                         const uint32_t *groups, const mrl_range *reads, int nreads, const mrl_range *writes,
-                         int nwrites, double flops, mrl_error *err)
+mrl_status mrl_trellis_record(const trellis_call *c, mrl_kernel kernel, mrl_math math, const uint32_t *spec, int nspec,
+                              const uint32_t *groups, const mrl_range *reads, int nreads, const mrl_range *writes,
+                              int nwrites, double flops, mrl_error *err)
 {
     mrl_status rc;
     mrl_pipeline *pipeline;
@@ -177,18 +170,12 @@ typedef struct gemv_plan {
     uint32_t splits, shared, nspec, spec[MRL_MAX_SPEC];
 } gemv_plan;
 
-/* Lanes that transform 128 values where that is done in registers. */
-static uint32_t lanes_of_transform(const mrl_device_info *info)
-{
-    return info->subgroup_min >= 32 ? 32 : info->subgroup_min >= 16 ? 16 : 8;
-}
-
 /* Bytes of shared memory, a little more than gemv.glsl declares. */
 static uint32_t gemv_shared(const mrl_device_info *info, uint32_t rows, uint32_t blocks, uint32_t groups, bool f32,
                             bool int8)
 {
     const uint32_t lanes = 64 * groups, staged = blocks * rows, pitch = 132 * sizeof(float);
-    const uint32_t pieces = f32 ? staged : rows == 1 ? 1 + lanes / lanes_of_transform(info) : 1;
+    const uint32_t pieces = f32 ? staged : rows == 1 ? 1 + lanes / mrl_trellis_transform_lanes(info) : 1;
     const uint32_t lines = mrl_max_u32(mrl_max_u32(pieces, groups * rows), MRL_TRELLIS_SUM_MAX);
     return pitch * lines + staged * ((f32 ? 0 : int8 ? 512 : 256) + 12) + 128;
 }
@@ -234,7 +221,7 @@ static gemv_plan plan_gemv(mrl_device *dev, const mrl_trellis_args *args, uint32
                 (uint32_t)args->activation,
                 splits > 1,
                 !f32 && (asked->tune[2] ? asked->tune[2] - 1 : !software),
-                lanes_of_transform(info),
+                mrl_trellis_transform_lanes(info),
                 args->int8,
                 t->k % 8 == 0 && (mrl_view_address(&args->x) | mrl_view_address(&args->gate)) % alignment == 0 &&
                     mrl_view_address(&args->norm) % 16 == 0,
@@ -273,10 +260,10 @@ uint32_t mrl_trellis_shares(mrl_device *dev, const mrl_trellis_args *args)
     return plan.splits > 1 && plan.splits < MRL_SHARES_LIMIT ? plan.splits : 0;
 }
 
-static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
+static mrl_status gemv(const trellis_call *given, const tuning *asked, mrl_error *err)
 {
     mrl_status rc;
-    call c = *given;
+    trellis_call c = *given;
     const mrl_trellis_args *args = c.args;
     const mrl_trellis *t = args->t;
     const uint32_t m = c.push.m;
@@ -299,8 +286,9 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
     };
     const mrl_range writes[] = {c.y, mrl_range_of(partial), counters, mrl_view_range(&args->total)};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
-    MRL_TRY(record(&c, plan.kernel, plan.math, plan.spec, (int)plan.nspec, grid, reads, sizeof reads / sizeof *reads,
-                   writes, sizeof writes / sizeof *writes, 2.0 * m * t->n * t->k, err));
+    MRL_TRY(mrl_trellis_record(&c, plan.kernel, plan.math, plan.spec, (int)plan.nspec, grid, reads,
+                               sizeof reads / sizeof *reads, writes, sizeof writes / sizeof *writes,
+                               2.0 * m * t->n * t->k, err));
     if (args->open != NULL) {
         *args->open = (mrl_shares){partial, plan.splits};
         partial = NULL;
@@ -308,80 +296,6 @@ static mrl_status gemv(const call *given, const tuning *asked, mrl_error *err)
 done:
     mrl_buffer_release(partial);
     return rc;
-}
-
-/* ---- transforms ---- */
-
-/* Gated activations act on x, others on y. */
-static mrl_activation x_activation(const mrl_trellis_args *args)
-{
-    return mrl_activation_gated(args->activation) ? args->activation : MRL_ACTIVATION_NONE;
-}
-static mrl_activation y_activation(const mrl_trellis_args *args)
-{
-    return mrl_activation_gated(args->activation) ? MRL_ACTIVATION_NONE : args->activation;
-}
-
-enum { INPUT, OUTPUT };
-
-/* How trellis/transform.glsl divides the transform of rows. */
-typedef struct transform_plan {
-    uint32_t lanes, loops, cluster, groups; /* groups: workgroups a row */
-} transform_plan;
-
-static transform_plan plan_transform(mrl_device *dev, uint32_t width)
-{
-    const mrl_device_info *info = mrl_device_info_of(dev);
-    const uint32_t cluster = lanes_of_transform(info), most = mrl_min_u32(8 * cluster, info->max_workgroup);
-    const bool loops = info->kind == MRL_DEVICE_SOFTWARE || info->subgroup_min != info->subgroup_max ||
-                       info->subgroup_min < cluster;
-    const uint32_t lanes = loops ? 64 : most, blocks = loops ? lanes / 16 : lanes / cluster;
-    return (transform_plan){lanes, loops, cluster, mrl_div_up(width / MRL_TRELLIS_BLOCK, blocks)};
-}
-
-/* Whether kernels can take four elements at once. */
-static bool fours_of(uint64_t k, const mrl_view *x, const mrl_view *gate)
-{
-    return k % 8 == 0 && (mrl_view_address(x) | mrl_view_address(gate)) % (4 * mrl_dtype_bytes(x->dtype)) == 0;
-}
-static bool fours_of_x(const mrl_trellis_args *args) { return fours_of(args->t->k, &args->x, &args->gate); }
-static bool fours_of_y(const call *c)
-{
-    const mrl_trellis_args *args = c->args;
-    return args->t->n % 4 == 0 && c->push.y_stride % 4 == 0 && c->push.y % (4 * mrl_dtype_bytes(args->y.dtype)) == 0 &&
-           (mrl_view_address(&args->bias) | mrl_view_address(&args->residual)) % 16 == 0;
-}
-
-/* c->push has partial; from (INPUT) or into (OUTPUT) it. */
-static mrl_status transform(const call *c, int side, mrl_dtype y_type, uint32_t splits, mrl_buffer *partial,
-                            mrl_error *err)
-{
-    const mrl_trellis_args *args = c->args;
-    const mrl_device_info *info = mrl_device_info_of(c->dev);
-    const transform_plan plan = plan_transform(c->dev, side == OUTPUT ? c->push.n_padded : c->push.k_padded);
-    const uint32_t spec[] = {plan.lanes,
-                             (uint32_t)side,
-                             (uint32_t)args->x.dtype,
-                             (uint32_t)y_type,
-                             (uint32_t)(side == INPUT ? x_activation(args) : y_activation(args)),
-                             splits,
-                             false,
-                             plan.lanes,
-                             plan.loops,
-                             plan.cluster,
-                             side == OUTPUT ? fours_of_y(c) : fours_of_x(args)};
-    const uint32_t groups[3] = {plan.groups, c->push.m, 1};
-    if (c->push.m > info->max_groups[1])
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", c->push.m);
-    if (side == INPUT) {
-        const mrl_range reads[] = {mrl_view_range(&args->x), mrl_range_of(args->t->suh), mrl_view_range(&args->gate)};
-        const mrl_range writes[] = {mrl_range_of(partial)};
-        return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 11, groups, reads, 3, writes, 1, 0, err);
-    }
-    const mrl_range reads[] = {mrl_range_of(partial), mrl_range_of(args->t->svh), mrl_view_range(&args->bias),
-                               mrl_view_range(&args->residual)};
-    const mrl_range writes[] = {c->y};
-    return record(c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 11, groups, reads, 4, writes, 1, 0, err);
 }
 
 /* ---- few rows on cooperative matrices: input transform, then everything else ---- */
@@ -425,13 +339,13 @@ static matrices_plan plan_matrices(mrl_device *dev, const mrl_trellis *t, uint32
     };
 }
 
-static mrl_status matrices(const call *given, const tuning *asked, mrl_error *err)
+static mrl_status matrices(const trellis_call *given, const tuning *asked, mrl_error *err)
 {
     mrl_status rc;
-    call c = *given;
+    trellis_call c = *given;
     const mrl_trellis *t = c.args->t;
     const matrices_plan plan =
-        plan_matrices(c.dev, t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype, y_activation(c.args));
+        plan_matrices(c.dev, t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype, mrl_trellis_y_activation(c.args));
     mrl_buffer *x = NULL, *sums = NULL;
 
     if (64 * asked->tune[1] > plan.spec[0])
@@ -440,7 +354,7 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
     MRL_TRY(mrl_buffer_create(c.dev, (uint64_t)plan.rows * t->k_padded * 2, MRL_MEMORY_DEVICE, &x, err));
     c.push.partial = mrl_buffer_address(x);
     c.push.x_scale = ldexpf(1.0f, t->x_exponent);
-    MRL_TRY(transform(&c, INPUT, MRL_DTYPE_f16, 1, x, err));
+    MRL_TRY(mrl_trellis_transform(&c, MRL_TRELLIS_INPUT, MRL_DTYPE_f16, 1, x, err));
     c.push.x = mrl_buffer_address(x);
     if (plan.splits > 1) {
         const uint64_t bytes = (uint64_t)plan.splits * c.push.m * t->n_padded * sizeof(float);
@@ -455,10 +369,10 @@ static mrl_status matrices(const call *given, const tuning *asked, mrl_error *er
                                mrl_view_range(&c.args->bias), mrl_view_range(&c.args->residual)};
     const mrl_range writes[] = {plan.splits > 1 ? mrl_range_of(sums) : c.y};
     const uint32_t grid[3] = {t->n_padded / MRL_TRELLIS_BLOCK, plan.splits, 1};
-    MRL_TRY(record(&c, MRL_KERNEL_trellis_gemv_coopmat, MRL_MATH_F16, plan.spec, 10, grid, reads,
+    MRL_TRY(mrl_trellis_record(&c, MRL_KERNEL_trellis_gemv_coopmat, MRL_MATH_F16, plan.spec, 10, grid, reads,
                    sizeof reads / sizeof *reads, writes, 1, 2.0 * c.push.m * t->n * t->k, err));
     if (plan.splits > 1)
-        MRL_TRY(transform(&c, OUTPUT, c.args->y.dtype, plan.splits, sums, err));
+        MRL_TRY(mrl_trellis_transform(&c, MRL_TRELLIS_OUTPUT, c.args->y.dtype, plan.splits, sums, err));
 done:
     mrl_buffer_release(x);
     mrl_buffer_release(sums);
@@ -520,38 +434,6 @@ bool mrl_trellis_sums(uint32_t slots)
     return slots > 1 && slots <= MRL_TRELLIS_SUM_MAX;
 }
 
-/* x of all pairs to `out` (places, k_padded) f16, as their experts want it. */
-static mrl_status transform_pairs(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_push_trellis_moe *push,
-                                  mrl_buffer *out, mrl_error *err)
-{
-    mrl_status rc;
-    mrl_pipeline *pipeline;
-    const uint32_t activation = args->gate.buffer != NULL ? (uint32_t)args->activation : MRL_ACTIVATION_NONE;
-    const transform_plan plan = plan_transform(dev, args->t->k_padded);
-    const uint32_t spec[] = {plan.lanes, (uint32_t)args->x.dtype, activation, plan.lanes, plan.loops, plan.cluster,
-                             fours_of(args->t->k, &args->x, &args->gate)};
-    const mrl_range reads[] = {mrl_range_of(args->t->suh),   mrl_view_range(&args->x),     mrl_view_range(&args->gate),
-                               mrl_view_range(&args->tiles), mrl_view_range(&args->order), mrl_range_of(args->places)};
-    const mrl_range writes[] = {mrl_range_of(out)};
-
-    push->partial = mrl_buffer_address(out);
-    MRL_TRY(mrl_pipeline_get(dev, MRL_KERNEL_trellis_moe_hadamard, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, 7, &pipeline,
-                             err));
-    const mrl_dispatch d = {
-        .pipeline = pipeline,
-        .push = push,
-        .push_bytes = sizeof *push,
-        .groups = {plan.groups, args->tile, (uint32_t)args->tiles.shape[0]},
-        .reads = reads,
-        .nreads = sizeof reads / sizeof *reads,
-        .writes = writes,
-        .nwrites = 1,
-    };
-    MRL_TRY(mrl_stream_dispatch(dev, &d, err));
-done:
-    return rc;
-}
-
 /* Tiles of 16 pairs or more; there are enough of them, so that nobody shares columns. */
 static mrl_status experts_on_matrices(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_error *err)
 {
@@ -569,7 +451,7 @@ static mrl_status experts_on_matrices(mrl_device *dev, const mrl_trellis_experts
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u pairs are too many for one call", pairs);
     MRL_TRY(mrl_buffer_create(dev, ((uint64_t)pairs + plan.rows) * t->k_padded * 2, MRL_MEMORY_DEVICE, &x, err));
     push.eps = ldexpf(1.0f, t->x_exponent);
-    MRL_TRY(transform_pairs(dev, args, &push, x, err));
+    MRL_TRY(mrl_trellis_transform_pairs(dev, args, &push, x, err));
     push.x = mrl_buffer_address(x);
     const mrl_range reads[] = {mrl_range_of(t->units),              mrl_range_of(t->svh),               mrl_range_of(x),
                                mrl_view_range(&args->tiles), mrl_view_range(&args->order), mrl_range_of(args->places)};
@@ -714,11 +596,11 @@ done:
 /* ---- gemm: input transform, product, output transform ---- */
 
 /* The sums of all shares, or, where *sums stays NULL, all of it. */
-static mrl_status product(const call *given, bool coopmat, const tuning *asked, mrl_buffer *x, uint32_t *splits,
+static mrl_status product(const trellis_call *given, bool coopmat, const tuning *asked, mrl_buffer *x, uint32_t *splits,
                           mrl_buffer **sums, mrl_error *err)
 {
     mrl_status rc;
-    call c = *given;
+    trellis_call c = *given;
     const mrl_trellis *t = c.args->t;
     const mrl_device_info *info = mrl_device_info_of(c.dev);
     const uint32_t m = c.push.m, columns = t->n_padded / MRL_TRELLIS_BLOCK, steps = t->k_padded / GEMM_STEP;
@@ -747,7 +629,7 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
     const uint32_t spec[] = {
         256,       t->rate2, (uint32_t)t->codebook,       share,
         rows,      fragments, finishes, (uint32_t)c.args->y.dtype,
-        (uint32_t)y_activation(c.args),
+        (uint32_t)mrl_trellis_y_activation(c.args),
     };
     const uint32_t grid[3] = {columns, mrl_div_up(m, rows), *splits};
     const mrl_range reads[] = {mrl_range_of(t->units),
@@ -756,17 +638,17 @@ static mrl_status product(const call *given, bool coopmat, const tuning *asked, 
                                mrl_view_range(&c.args->bias),
                                mrl_view_range(&c.args->residual)};
     const mrl_range writes[] = {finishes ? c.y : mrl_range_of(*sums)};
-    MRL_TRY(record(&c, coopmat ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm,
+    MRL_TRY(mrl_trellis_record(&c, coopmat ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm,
                    coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 9 : 4, grid, reads, finishes ? 5 : 2, writes, 1,
                    2.0 * m * t->n * t->k, err));
 done:
     return rc;
 }
 
-static mrl_status gemm(const call *given, bool coopmat, const tuning *asked, mrl_error *err)
+static mrl_status gemm(const trellis_call *given, bool coopmat, const tuning *asked, mrl_error *err)
 {
     mrl_status rc;
-    call c = *given;
+    trellis_call c = *given;
     const mrl_trellis *t = c.args->t;
     const mrl_dtype dtype = coopmat ? MRL_DTYPE_f16 : MRL_DTYPE_f32;
     mrl_buffer *x = NULL, *sums = NULL;
@@ -776,12 +658,12 @@ static mrl_status gemm(const call *given, bool coopmat, const tuning *asked, mrl
                               err));
     c.push.partial = mrl_buffer_address(x);
     c.push.x_scale = coopmat ? ldexpf(1.0f, t->x_exponent) : 1.0f;
-    MRL_TRY(transform(&c, INPUT, dtype, 1, x, err));
+    MRL_TRY(mrl_trellis_transform(&c, MRL_TRELLIS_INPUT, dtype, 1, x, err));
     MRL_TRY(product(&c, coopmat, asked, x, &splits, &sums, err));
     if (sums == NULL)
         goto done;
     c.push.partial = mrl_buffer_address(sums);
-    MRL_TRY(transform(&c, OUTPUT, c.args->y.dtype, splits, sums, err));
+    MRL_TRY(mrl_trellis_transform(&c, MRL_TRELLIS_OUTPUT, c.args->y.dtype, splits, sums, err));
 done:
     mrl_buffer_release(x);
     mrl_buffer_release(sums);
@@ -790,7 +672,7 @@ done:
 
 /* ---- choice ---- */
 
-static bool coopmat_can(const call *c)
+static bool coopmat_can(const trellis_call *c)
 {
     return mrl_pipeline_available(c->dev, MRL_KERNEL_trellis_gemm_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
            mrl_device_info_of(c->dev)->subgroup_size == 32 && c->args->x.dtype == MRL_DTYPE_f16 &&
@@ -798,7 +680,7 @@ static bool coopmat_can(const call *c)
 }
 
 /* Without a kernel asked for. */
-static mrl_kernel choose(const call *c)
+static mrl_kernel choose(const trellis_call *c)
 {
     const bool fragments = has_fragments(c->dev, c->args->t);
     const bool wide = c->args->t->n_padded / MRL_TRELLIS_BLOCK >= GEMV_WIDE;
@@ -872,7 +754,7 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_er
         return MRL_OK;
     }
     MRL_TRY(parse_kernel(args.kernel, &asked, err));
-    call c = begin(dev, &args);
+    trellis_call c = begin(dev, &args);
     mrl_kernel kernel = choose(&c);
     if (asked.name[0] != 0)
         for (int i = 0; i < MRL_KERNEL_COUNT; i++)
@@ -945,51 +827,11 @@ mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, uint
         };
         MRL_TRY(mrl_trellis_copy(dev, t, MRL_KERNEL_trellis_dequantize, 1, &push, groups, mrl_range_of(t->units),
                                  mrl_range_of(left), err));
-        call c = begin(dev, &args);
+        trellis_call c = begin(dev, &args);
         c.push.partial = mrl_buffer_address(left);
-        MRL_TRY(transform(&c, OUTPUT, y->dtype, 1, left, err));
+        MRL_TRY(mrl_trellis_transform(&c, MRL_TRELLIS_OUTPUT, y->dtype, 1, left, err));
     }
 done:
     mrl_buffer_release(left);
-    return rc;
-}
-
-mrl_status mrl_op_hadamard(mrl_device *dev, const mrl_view *x, const mrl_view *scales, const mrl_view *y,
-                           mrl_error *err)
-{
-    mrl_status rc;
-    const uint64_t k = x->ndim == 2 ? x->shape[1] : 0;
-    mrl_view factors = *scales;
-    mrl_buffer *copy = NULL;
-
-    if (k == 0 || k % MRL_TRELLIS_BLOCK != 0 || k > INT32_MAX || x->shape[0] > INT32_MAX / k)
-        return mrl_fail(err, MRL_ERR_VALUE, "hadamard: x must be (rows, a multiple of 128)");
-    MRL_TRY(mrl_view_check(x, dev, "hadamard", "x", MRL_DTYPES_ACT, 2, x->shape, err));
-    if (scales->buffer != NULL)
-        MRL_TRY(mrl_view_check(scales, dev, "hadamard", "scales", MRL_DTYPE_BIT(f16), 1, &k, err));
-    MRL_TRY(mrl_view_check(y, dev, "hadamard", "out", MRL_DTYPE_BIT(f32) | MRL_DTYPE_BIT(f16), 2, x->shape, err));
-    if (mrl_view_address(y) % 16 != 0)
-        return mrl_fail(err, MRL_ERR_VALUE, "hadamard: out must begin at a multiple of 16 bytes");
-    MRL_TRY(mrl_view_align(&factors, dev, &copy, err));
-    const mrl_push_trellis push = {
-        .suh = mrl_view_address(&factors),
-        .x = mrl_view_address(x),
-        .partial = mrl_view_address(y),
-        .m = (uint32_t)x->shape[0],
-        .k = (uint32_t)k,
-        .k_padded = (uint32_t)k,
-        .x_scale = 1.0f,
-    };
-    const transform_plan plan = plan_transform(dev, (uint32_t)k);
-    const uint32_t spec[] = {plan.lanes, INPUT, (uint32_t)x->dtype, (uint32_t)y->dtype, 0, 1, y->dtype == MRL_DTYPE_f16,
-                             plan.lanes, plan.loops, plan.cluster, fours_of(k, x, &(mrl_view){0})};
-    const uint32_t groups[3] = {plan.groups, push.m, 1};
-    const mrl_range reads[] = {mrl_view_range(x), mrl_view_range(&factors)}, writes[] = {mrl_view_range(y)};
-    const call c = {.dev = dev, .push = push};
-    if (push.m > mrl_device_info_of(dev)->max_groups[1])
-        return mrl_fail(err, MRL_ERR_VALUE, "hadamard: %u rows are too many for one call", push.m);
-    MRL_TRY(record(&c, MRL_KERNEL_hadamard, MRL_MATH_NONE, spec, 11, groups, reads, 2, writes, 1, 0, err));
-done:
-    mrl_buffer_release(copy);
     return rc;
 }
