@@ -384,6 +384,9 @@ class MoE:
     @property
     def usage(self) -> Tensor: ...
     def reset_usage(self) -> None: ...
+    # Whether gate and up choose the experts of a single row, so that the router's workgroups wait for nobody.
+    @property
+    def open_choice(self) -> bool: ...
     # (rows, top_k + shared): ids i32, -1 in idle rows, and weights f32.
     def route(
         self, x: Tensor, *, norm: Tensor | None = None, eps: float = 1e-6, positions: Tensor | None = None

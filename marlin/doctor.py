@@ -77,11 +77,15 @@ def examine(
     report["memory"] = device.memory()
     advance(1)
     report["self_test"] = self_test(device)
-    try:
-        report["trellis_shares"] = trellis_shares(device)
-    except MarlinError as error:
-        report["trellis_shares"] = None
-        report["problems"].append(f"trellis: {error}")
+    for name, what, probe in (
+        ("trellis_shares", "trellis", trellis_shares),
+        ("open_choice", "experts", open_choice),
+    ):
+        try:
+            report[name] = probe(device)
+        except MarlinError as error:
+            report[name] = None
+            report["problems"].append(f"{what}: {error}")
     report["problems"] += [f"self-test: {row['kernel']}: {row['text']}" for row in report["self_test"] if not row["ok"]]
     advance(1)
     try:
@@ -247,6 +251,16 @@ def trellis_shares(device: Device) -> int:
     return found.count if isinstance(found, _C.Shares) else 0
 
 
+def open_choice(device: Device) -> bool:
+    """Whether the experts of a single row are chosen by the products that they are for, so that no workgroup of the
+    router waits for another (docs/moe.md); for a mixture of 64 in one format."""
+    experts, hidden, inner = 64, 64, 8
+    router = _C.Linear(device.raw, experts, hidden, "f32")
+    gate_up = _C.Linear(device.raw, experts * 2 * inner, hidden, "f16")
+    down = _C.Linear(device.raw, experts * hidden, inner, "f16")
+    return _C.MoE(router, gate_up, down, experts=experts, top_k=4).open_choice
+
+
 def stream_rate(device: Device) -> float:
     """GB/s at which the device reads memory: the best of five f32 matrix-vector products, timed on the device.
 
@@ -388,6 +402,10 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if shares is not None:
         rows.append(("trellis", f"sums of one row stay in {shares} shares, nobody waits for them" if shares
             else "sums of one row are added up by those who make them"))  # fmt: skip
+    choice = report["open_choice"]
+    if choice is not None:
+        rows.append(("experts", "those of one row are chosen by the products that they are for, nobody waits" if choice
+            else "those of one row are chosen by the router"))  # fmt: skip
     if "model" in report:
         found = report["model"]
         text = found.get("error") or (

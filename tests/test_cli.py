@@ -343,6 +343,8 @@ def test_doctor(tmp_path: Path) -> None:
     assert len(facts["self_test"]) == 10 and all(row["ok"] for row in facts["self_test"])
     assert facts["read_gb_per_s"] > 0
     assert (facts["trellis_shares"] > 1) == (facts["device"]["kind"] != "software")
+    lanes = {facts["device"]["subgroup_min"], facts["device"]["subgroup_max"]}
+    assert facts["open_choice"] == (facts["device"]["kind"] != "software" and len(lanes) == 1 and min(lanes) <= 64)
     built = sum(row["available"] + len(row["skipped"]) for row in facts["kernels"])
     assert built == facts["shaders"]["modules"]
     report = file.read_text()
@@ -365,13 +367,14 @@ def test_doctor_tells_of_a_failed_self_test(monkeypatch: pytest.MonkeyPatch) -> 
     assert told.code == 1 and "problem: self-test: gemv f16" in told.out
 
 
-def test_doctor_goes_on_where_a_probe_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("probe", "what"), [("trellis_shares", "trellis"), ("open_choice", "experts")])
+def test_doctor_goes_on_where_a_probe_fails(monkeypatch: pytest.MonkeyPatch, probe: str, what: str) -> None:
     def fail(device: object) -> int:
-        raise MarlinError("no memory for a trellis")
+        raise MarlinError("no memory for that")
 
-    monkeypatch.setattr(doctor, "trellis_shares", fail)
+    monkeypatch.setattr(doctor, probe, fail)
     told = cli("doctor")
-    assert told.code == 1 and "problem: trellis: no memory for a trellis" in told.out and "self-test" in told.out
+    assert told.code == 1 and f"problem: {what}: no memory for that" in told.out and "self-test" in told.out
 
 
 def test_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ def test_rules(device: _C.Device, options: dict[str, Any], experts: int, top_k: 
     assert (ints(made.raw.usage) == 2 * used).all()
     made.raw.reset_usage()
     assert (ints(made.raw.usage) == 0).all()
+    assert made.raw.open_choice == (stays_open(device, experts) and device.kind != "software")
     assert np.array_equal(array(made.raw(given, kernel="rows")), y)  # what was told is not in what was reset
     assert (router_work(device, lambda: made.raw(given, kernel="rows")) == TELL) == stays_open(device, experts)
 
@@ -126,3 +127,4 @@ def test_where_it_is_not_left_open(device: _C.Device) -> None:
         if case.rows == 1 and not options and stays_open(device, case.experts):
             continue
         assert router_work(device, lambda raw=made.raw, given=given: raw(given, kernel="rows")) != TELL
+        assert case.rows > 1 or not made.raw.open_choice

@@ -178,6 +178,8 @@ const mrl_moe_layer *mrl_moe_layer_of(const mrl_moe *moe) { return &moe->layer; 
 
 mrl_view mrl_moe_usage(const mrl_moe *moe) { return mrl_moe_usage_of(&moe->layer); }
 
+bool mrl_moe_open_choice(const mrl_moe *moe) { return mrl_moe_leaves_choice(moe->dev, &moe->layer); }
+
 mrl_status mrl_moe_reset_usage(mrl_moe *moe, mrl_error *err)
 {
     const mrl_view usage = mrl_moe_usage(moe);

@@ -34,6 +34,7 @@ void mrl_moe_free(mrl_moe *moe); /* NULL allowed */
 const mrl_moe_layer *mrl_moe_layer_of(const mrl_moe *moe); /* lives as long as the moe */
 /* (experts) u32: how often each was chosen since the last reset. Borrowed. */
 mrl_view mrl_moe_usage(const mrl_moe *moe);
+bool mrl_moe_open_choice(const mrl_moe *moe); /* mrl_moe_leaves_choice of its layer */
 mrl_status mrl_moe_reset_usage(mrl_moe *moe, mrl_error *err);
 
 #endif

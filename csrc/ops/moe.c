@@ -768,13 +768,20 @@ static void release(routed *r, const mrl_view *normalised)
     mrl_buffer_release(r->order.buffer);
 }
 
-/* Whether the experts' first products choose. On a CPU a chooser costs what its lanes do, and there are hundreds: only
- * where a kernel was asked for. */
+/* On a CPU a chooser costs what its lanes do, and there are hundreds. */
+bool mrl_moe_leaves_choice(mrl_device *dev, const mrl_moe_layer *layer)
+{
+    return !mrl_device_is_software(dev) && mrl_route_can_stay_open(dev, layer);
+}
+
+/* Whether the experts' first products choose; on CPUs, too, where a kernel was asked for by name. */
 static bool leaves_choice(const routed *r)
 {
     const mrl_kernel kernel = r->how.kernel;
-    return r->how.tile == 0 && (kernel == MRL_KERNEL_moe_gemv || kernel == MRL_KERNEL_trellis_moe_gemv) &&
-           (!mrl_device_is_software(r->dev) || r->args->kernel != NULL) && mrl_route_can_stay_open(r->dev, r->args);
+    return r->rows == 1 && r->how.tile == 0 &&
+           (kernel == MRL_KERNEL_moe_gemv || kernel == MRL_KERNEL_trellis_moe_gemv) &&
+           (r->args->kernel != NULL ? mrl_route_can_stay_open(r->dev, r->args->layer)
+                                    : mrl_moe_leaves_choice(r->dev, r->args->layer));
 }
 
 /* Checked rows whose pairs fit one walk. */

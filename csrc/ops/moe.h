@@ -79,6 +79,9 @@ uint32_t mrl_moe_pair_counters(const mrl_moe_layer *layer);
 /* VALUE error for matrices and numbers that do not belong together, TYPE for a router in a quantized format. */
 mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error *err);
 
+/* Whether gate and up choose the experts of a single row, so that the router's workgroups wait for nobody. */
+bool mrl_moe_leaves_choice(mrl_device *dev, const mrl_moe_layer *layer);
+
 /* VALUE or TYPE error for x, norm and positions that do not fit the layer. */
 mrl_status mrl_moe_check_input(mrl_device *dev, const mrl_moe_args *args, mrl_error *err);
 

@@ -139,12 +139,11 @@ done:
     return rc;
 }
 
-bool mrl_route_can_stay_open(mrl_device *dev, const mrl_moe_args *args)
+bool mrl_route_can_stay_open(mrl_device *dev, const mrl_moe_layer *layer)
 {
-    const mrl_moe_layer *layer = args->layer;
     const uint32_t subgroup = mrl_device_info_of(dev)->subgroup_size; /* no larger than any workgroup of theirs */
-    return args->x.shape[0] == 1 && layer->nstacks == 1 && layer->stacks[0].places == NULL && layer->groups == 1 &&
-           subgroup <= 64 && layer->experts <= OPEN_A_LANE * subgroup && whole_subgroups(dev);
+    return layer->nstacks == 1 && layer->stacks[0].places == NULL && layer->groups == 1 && subgroup <= 64 &&
+           layer->experts <= OPEN_A_LANE * subgroup && whole_subgroups(dev);
 }
 
 mrl_status mrl_route_open(mrl_device *dev, const mrl_moe_args *args, const mrl_view *ids, const mrl_view *weights,

@@ -365,6 +365,12 @@ static PyObject *MoE_get_usage(PyObject *obj, void *unused)
     return mrl_py_tensor_wrap(self->state, self->device, &view);
 }
 
+static PyObject *MoE_get_open_choice(PyObject *obj, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(mrl_moe_open_choice(((mrl_py_moe *)obj)->moe));
+}
+
 /* closure: 0 experts, 1 top_k, 2 shared, 3 hidden, 4 inner */
 static PyObject *MoE_get_number(PyObject *obj, void *closure)
 {
@@ -407,6 +413,8 @@ static PyGetSetDef MoE_getset[] = {
     {"hidden", MoE_get_number, NULL, "columns of x", (void *)3},
     {"inner", MoE_get_number, NULL, "columns between gate/up and down of an expert", (void *)4},
     {"usage", MoE_get_usage, NULL, "(experts) u32 Tensor: how often each was chosen, modulo 2^32", NULL},
+    {"open_choice", MoE_get_open_choice, NULL,
+     "whether gate and up choose the experts of a single row, so that the router's workgroups wait for nobody", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
