@@ -235,10 +235,11 @@ def bench_delta(args: argparse.Namespace, device: _C.Device, bandwidth: float) -
                 _C.gated_delta(x, ba, *weights, state, layer, first, at[1])
         t = per_call(device, layers, record, args.repeat)
         row = {"rows": count, "sequence": sequence, "us": t * 1e6, "us_a_token": t * 1e6 / count}
-        if not sequence:
-            row["floor_us"] = 2e6 * state_bytes * count / bandwidth
+        # States read and written, one for a prompt; of a prompt x and y besides (f16), which a step hardly has.
+        moved = 2 * state_bytes + count * 2 * (12288 + 4096) if sequence else 2 * state_bytes * count
+        row["floor_us"] = 1e6 * moved / bandwidth
         rows.append(row)
-        floor = "" if sequence else f"  floor {row['floor_us']:.1f} us (state read and written)"
+        floor = f"  floor {row['floor_us']:.1f} us ({'x, y and ' if sequence else ''}state)"
         kind = "prompt" if sequence else "slots "
         print(f"gated_delta {kind} {count:5d} {row['us']:8.1f} us {row['us_a_token']:8.3f} us/row{floor}", flush=True)
     return rows

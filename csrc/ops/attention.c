@@ -208,7 +208,7 @@ bool mrl_attention_coopmat_plan(mrl_device *dev, mrl_kernel kernel, uint32_t k_d
 
     if (!mrl_pipeline_available(dev, kernel, MRL_FORMAT_NONE, MRL_MATH_F16) || k_dim % 16 != 0 ||
         v_dim % (16 * share) != 0 || k_dim > MRL_HEAD_DIM_MAX || v_dim > MRL_HEAD_DIM_MAX ||
-        (size != 16 && size != 32) || info->subgroup_min != info->subgroup_max)
+        (size != 16 && size != 32) || !mrl_whole_subgroups(info))
         return false;
     for (uint32_t subgroups = 8; subgroups >= 2; subgroups /= 2) {
         /* uvec4s of the shader's pool: 32 keys, values, and of each line 32 scores and weights; or the queries. */

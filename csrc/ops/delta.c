@@ -230,9 +230,6 @@ static mrl_status scan(const delta_call *call, mrl_buffer *mixed, mrl_buffer *o,
 
 /* ---- in chunks, on matrix units ---- */
 
-#define CONV_RUN 8u /* rows of a subgroup of delta_conv, where there are enough for all */
-#define CONV_RUN_FROM 1024u
-
 static uint64_t chunk_bytes(const mrl_delta *d)
 {
     return CHUNK * (6ull * d->key_dim + 2 * CHUNK + 4ull * d->value_dim) + 16;
@@ -253,11 +250,10 @@ static bool in_chunks(const delta_call *call)
 {
     const mrl_delta *d = call->delta;
     const uint32_t subgroup = call->info->subgroup_size;
-    const bool whole = call->info->subgroup_min == subgroup && call->info->subgroup_max == subgroup;
     return call->args->x.dtype == MRL_DTYPE_f16 && call->y->dtype == MRL_DTYPE_f16 && call->rows >= CHUNK &&
            d->key_dim % CHUNK == 0 && d->value_dim % WALK_WIDE == 0 &&
-           mrl_pipeline_available(call->dev, MRL_KERNEL_delta_walk_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) && whole &&
-           subgroup >= 16 && subgroup <= 64 && 4 * subgroup <= call->info->max_workgroup &&
+           mrl_pipeline_available(call->dev, MRL_KERNEL_delta_walk_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
+           mrl_whole_subgroups(call->info) && subgroup >= 16 && subgroup <= 64 && 4 * subgroup <= call->info->max_workgroup &&
            chunk_shared_bytes(d) <= call->info->shared_bytes;
 }
 
@@ -281,6 +277,9 @@ done:
     mrl_buffer_release(chunks);
     return rc;
 }
+
+#define CONV_RUN 8u /* rows of a subgroup of delta_conv, by measurement on an H200 where a call has so many */
+#define CONV_RUN_FROM 1024u
 
 static mrl_status prefill(delta_call *call, mrl_error *err)
 {

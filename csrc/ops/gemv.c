@@ -67,7 +67,7 @@ mrl_status mrl_plan_gemv(mrl_device *dev, const mrl_gemv_work *work, const mrl_g
     const bool gated = mrl_activation_gated(work->activation);
     const uint32_t width = f16 ? 2 : 4;
 
-    if (software && m == 1 && !work->staged && info->subgroup_min == info->subgroup_max) {
+    if (software && m == 1 && !work->staged && mrl_whole_subgroups(info)) {
         plan_broadcast(info->subgroup_size, work, plan);
         return MRL_OK;
     }

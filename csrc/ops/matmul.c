@@ -153,7 +153,7 @@ static bool broadcast_can(mrl_device *dev, const mrl_matmul_args *args)
 {
     const mrl_device_info *info = mrl_device_info_of(dev);
     if (args->kernel != NULL) /* its workgroup must be one subgroup */
-        return info->subgroup_min == info->subgroup_max;
+        return mrl_whole_subgroups(info);
     return info->kind == MRL_DEVICE_SOFTWARE && args->x.shape[0] > 1;
 }
 
@@ -279,24 +279,6 @@ done:
     return rc;
 }
 
-/* x (f32, f16 or bf16) normalised into a temporary, for the tiled kernels. The caller releases out->buffer. */
-static mrl_status normalise(mrl_device *dev, const mrl_matmul_args *args, mrl_view *out, mrl_error *err)
-{
-    mrl_status rc;
-    mrl_buffer *buffer = NULL;
-    const mrl_view absent = {0};
-
-    *out = args->x;
-    out->buffer = NULL; /* that of x is borrowed */
-    out->dtype = wants_f32(args) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
-    out->offset = 0;
-    MRL_TRY(mrl_buffer_create(dev, mrl_view_bytes(out), MRL_MEMORY_DEVICE, &buffer, err));
-    out->buffer = buffer;
-    rc = mrl_rms_norm(&args->x, &args->norm, args->eps, &absent, out, &absent, err);
-done:
-    return rc;
-}
-
 static mrl_status dispatch(mrl_device *dev, const mrl_matmul_args *args, const matmul_plan *plan, mrl_error *err)
 {
     mrl_status rc;
@@ -355,7 +337,8 @@ mrl_status mrl_op_matmul(mrl_device *dev, const mrl_matmul_args *given, mrl_erro
     MRL_TRY(mrl_view_align(&args.norm, dev, &norm_copy, err));
     MRL_TRY(parse_kernel(args.kernel, &asked, err));
     if (args.norm.buffer != NULL && !fuses_norm(dev, &args, &asked)) {
-        MRL_TRY(normalise(dev, &args, &normalised, err));
+        const mrl_dtype dtype = wants_f32(&args) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
+        MRL_TRY(mrl_rms_norm_new(&args.x, &args.norm, args.eps, dtype, &normalised, err));
         args.x = normalised;
         args.norm = (mrl_view){0};
     }

@@ -42,13 +42,6 @@ static uint32_t router_lanes(mrl_device *dev, uint32_t k, uint32_t experts)
     return lanes;
 }
 
-/* One subgroup takes experts one by one; it must be whole, which is certain where all are of one size. */
-static bool whole_subgroups(mrl_device *dev)
-{
-    const mrl_device_info *info = mrl_device_info_of(dev);
-    return info->subgroup_min == info->subgroup_max;
-}
-
 /* work: MRL_ROUTER_ALL, CHOOSE, with logits that are there, or TELL, with `logits` for what is told and without ids,
  * weights and counters. */
 static mrl_status dispatch_router(mrl_device *dev, const mrl_moe_args *args, uint32_t work, const mrl_view *logits,
@@ -64,6 +57,7 @@ static mrl_status dispatch_router(mrl_device *dev, const mrl_moe_args *args, uin
     const uint32_t rows = (uint32_t)args->x.shape[0], lanes = router_lanes(dev, w->k, layer->experts);
     const uint32_t step = w->k % 4 == 0 ? 4 : 1, rounds = mrl_div_up(w->k, lanes * step);
     const bool tell = work == MRL_ROUTER_TELL;
+    const mrl_device_info *info = mrl_device_info_of(dev);
     const mrl_view usage = tell ? (mrl_view){0} : mrl_moe_usage_of(layer);
     mrl_buffer *const counters = tell ? NULL : layer->counters;
     const uint32_t spec[] = {lanes,
@@ -83,8 +77,8 @@ static mrl_status dispatch_router(mrl_device *dev, const mrl_moe_args *args, uin
                              layer->group_best,
                              rounds <= ROUNDS_MAX ? rounds : 0,
                              !mrl_device_has(dev, MRL_BIT(told)),
-                             layer->experts > MANY && whole_subgroups(dev),
-                             mrl_device_info_of(dev)->subgroup_size};
+                             layer->experts > MANY && mrl_whole_subgroups(info), /* one takes them one by one */
+                             info->subgroup_size};
     const mrl_push_router push = {.w = mrl_buffer_address(w->quant),
                                   .x = mrl_view_address(&args->x),
                                   .norm = mrl_view_address(&args->norm),
@@ -141,9 +135,10 @@ done:
 
 bool mrl_route_can_stay_open(mrl_device *dev, const mrl_moe_layer *layer)
 {
-    const uint32_t subgroup = mrl_device_info_of(dev)->subgroup_size; /* no larger than any workgroup of theirs */
+    const mrl_device_info *info = mrl_device_info_of(dev);
+    const uint32_t subgroup = info->subgroup_size; /* no larger than any workgroup of theirs */
     return layer->nstacks == 1 && layer->stacks[0].places == NULL && layer->groups == 1 && subgroup <= 64 &&
-           layer->experts <= OPEN_A_LANE * subgroup && whole_subgroups(dev);
+           layer->experts <= OPEN_A_LANE * subgroup && mrl_whole_subgroups(info);
 }
 
 mrl_status mrl_route_open(mrl_device *dev, const mrl_moe_args *args, const mrl_view *ids, const mrl_view *weights,

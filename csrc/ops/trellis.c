@@ -694,34 +694,6 @@ static mrl_kernel choose(const trellis_call *c)
     return coopmat_can(c) ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm;
 }
 
-/* x normalised into a temporary, for the tiled kernels. The caller releases out->buffer. */
-static mrl_status normalise(mrl_device *dev, const mrl_trellis_args *args, mrl_view *out, mrl_error *err)
-{
-    mrl_status rc;
-    mrl_buffer *buffer = NULL;
-    const mrl_view absent = {0};
-
-    *out = args->x;
-    out->buffer = NULL; /* that of x is borrowed */
-    out->dtype = wants_f32(dev, args) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
-    out->offset = 0;
-    MRL_TRY(mrl_buffer_create(dev, mrl_view_bytes(out), MRL_MEMORY_DEVICE, &buffer, err));
-    out->buffer = buffer;
-    rc = mrl_rms_norm(&args->x, &args->norm, args->eps, &absent, out, &absent, err);
-done:
-    return rc;
-}
-
-/* Row `row` of a view (m, columns), as a view (1, columns). */
-static mrl_view one_row(const mrl_view *view, uint64_t row)
-{
-    mrl_view out = *view;
-    if (view->buffer == NULL) return out;
-    out.offset += row * view->shape[1] * mrl_dtype_bytes(view->dtype);
-    out.shape[0] = 1;
-    return out;
-}
-
 /* Software devices take several rows of x one by one, as in matmul.c: a kernel for M rows takes them seconds to
  * compile, and rows are the same alone and in a batch. */
 static bool row_by_row(mrl_device *dev, const mrl_trellis_args *args)
@@ -745,10 +717,10 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_er
     MRL_TRY(mrl_trellis_check(dev, &args, err));
     if (row_by_row(dev, &args)) {
         for (uint64_t row = 0; row < given->x.shape[0]; row++) {
-            args.x = one_row(&given->x, row);
-            args.y = one_row(&given->y, row);
-            args.gate = one_row(&given->gate, row);
-            args.residual = one_row(&given->residual, row);
+            args.x = mrl_view_rows(&given->x, row, 1);
+            args.y = mrl_view_rows(&given->y, row, 1);
+            args.gate = mrl_view_rows(&given->gate, row, 1);
+            args.residual = mrl_view_rows(&given->residual, row, 1);
             MRL_TRY(mrl_op_trellis(dev, &args, err));
         }
         return MRL_OK;
@@ -772,7 +744,8 @@ mrl_status mrl_op_trellis(mrl_device *dev, const mrl_trellis_args *given, mrl_er
     if (args.x_shares.count > 0)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %s takes no x in shares", mrl_kernel_name(kernel));
     if (args.norm.buffer != NULL) {
-        MRL_TRY(normalise(dev, &args, &normalised, err));
+        const mrl_dtype dtype = wants_f32(dev, &args) ? MRL_DTYPE_f32 : MRL_DTYPE_f16;
+        MRL_TRY(mrl_rms_norm_new(&args.x, &args.norm, args.eps, dtype, &normalised, err));
         args.x = normalised;
         args.norm = (mrl_view){0};
         c = begin(dev, &args);

@@ -25,7 +25,7 @@ static transform_plan plan_transform(mrl_device *dev, uint32_t width)
 {
     const mrl_device_info *info = mrl_device_info_of(dev);
     const uint32_t cluster = mrl_trellis_transform_lanes(info), most = mrl_min_u32(8 * cluster, info->max_workgroup);
-    const bool loops = info->kind == MRL_DEVICE_SOFTWARE || info->subgroup_min != info->subgroup_max ||
+    const bool loops = info->kind == MRL_DEVICE_SOFTWARE || !mrl_whole_subgroups(info) ||
                        info->subgroup_min < cluster;
     const uint32_t lanes = loops ? 64 : most, blocks = loops ? lanes / 16 : lanes / cluster;
     return (transform_plan){lanes, loops, cluster, mrl_div_up(width / MRL_TRELLIS_BLOCK, blocks)};

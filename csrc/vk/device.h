@@ -60,6 +60,11 @@ mrl_device *mrl_device_retain(mrl_device *dev);
 void mrl_device_release(mrl_device *dev); /* NULL allowed; the last one waits for the GPU and frees all */
 
 const mrl_device_info *mrl_device_info_of(const mrl_device *dev);
+/* Whether all subgroups have one size, and so none of a full workgroup lacks lanes. */
+static inline bool mrl_whole_subgroups(const mrl_device_info *info)
+{
+    return info->subgroup_min == info->subgroup_max;
+}
 static inline bool mrl_device_is_software(const mrl_device *dev)
 {
     return mrl_device_info_of(dev)->kind == MRL_DEVICE_SOFTWARE;
