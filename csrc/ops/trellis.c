@@ -1,6 +1,7 @@
 #include "ops/trellis.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -12,6 +13,8 @@
 
 _Static_assert(sizeof(mrl_push_trellis) <= 128 && sizeof(mrl_push_trellis_moe) <= 128 &&
                    sizeof(mrl_push_trellis_copy) <= 128, "push constants");
+_Static_assert(offsetof(mrl_push_trellis, gate) == 80 && offsetof(mrl_push_trellis_moe, weights) == 80,
+               "no padding, which GLSL has not");
 
 #define GEMV_MAX_ROWS 16u
 #define USUAL_SUM 8u        /* pairs that are summed up */
@@ -457,10 +460,12 @@ static mrl_status experts_on_matrices(mrl_device *dev, const mrl_trellis_experts
                                mrl_view_range(&args->tiles), mrl_view_range(&args->order), mrl_range_of(args->places)};
     const mrl_range writes[] = {mrl_view_range(&args->y)};
     const bool high = args->tile >= 32 && has_fragments(dev, t);
+    const bool fours = t->n % 4 == 0 && mrl_view_address(&args->y) % (4 * mrl_dtype_bytes(args->y.dtype)) == 0;
     const uint32_t spec[] = {256,        t->rate2, (uint32_t)t->codebook, t->k_padded / GEMM_STEP,
-                             args->tile, true,     true,                  (uint32_t)args->y.dtype};
+                             args->tile, true,     true,                  (uint32_t)args->y.dtype,
+                             MRL_ACTIVATION_NONE, fours};
     MRL_TRY(mrl_pipeline_get(dev, high ? MRL_KERNEL_trellis_moe_gemm_coopmat : MRL_KERNEL_trellis_moe_gemv_coopmat,
-                             MRL_FORMAT_NONE, MRL_MATH_F16, high ? spec : plan.spec, high ? 8 : 10, &pipeline, err));
+                             MRL_FORMAT_NONE, MRL_MATH_F16, high ? spec : plan.spec, 10, &pipeline, err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
         .push = &push,
@@ -629,7 +634,7 @@ static mrl_status product(const trellis_call *given, bool coopmat, const tuning 
     const uint32_t spec[] = {
         256,       t->rate2, (uint32_t)t->codebook,       share,
         rows,      fragments, finishes, (uint32_t)c.args->y.dtype,
-        (uint32_t)mrl_trellis_y_activation(c.args),
+        (uint32_t)mrl_trellis_y_activation(c.args), mrl_trellis_fours_of_y(&c),
     };
     const uint32_t grid[3] = {columns, mrl_div_up(m, rows), *splits};
     const mrl_range reads[] = {mrl_range_of(t->units),
@@ -639,7 +644,7 @@ static mrl_status product(const trellis_call *given, bool coopmat, const tuning 
                                mrl_view_range(&c.args->residual)};
     const mrl_range writes[] = {finishes ? c.y : mrl_range_of(*sums)};
     MRL_TRY(mrl_trellis_record(&c, coopmat ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm,
-                   coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 9 : 4, grid, reads, finishes ? 5 : 2, writes, 1,
+                   coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 10 : 4, grid, reads, finishes ? 5 : 2, writes, 1,
                    2.0 * m * t->n * t->k, err));
 done:
     return rc;

@@ -26,6 +26,9 @@ uint32_t mrl_trellis_transform_lanes(const mrl_device_info *info);
 /* The activation that acts on y; gated ones act on x. */
 mrl_activation mrl_trellis_y_activation(const mrl_trellis_args *args);
 
+/* Whether kernels can take four columns of y at once, as the constants FOURS of their shaders have it. */
+bool mrl_trellis_fours_of_y(const trellis_call *c);
+
 /* The transform of one side of a product: x into `partial`, or the sums in it, `splits` shares, to y. c->push has
  * partial. */
 mrl_status mrl_trellis_transform(const trellis_call *c, mrl_trellis_side side, mrl_dtype y_type, uint32_t splits,

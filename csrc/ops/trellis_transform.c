@@ -37,7 +37,7 @@ static bool fours_of(uint64_t k, const mrl_view *x, const mrl_view *gate)
     return k % 8 == 0 && (mrl_view_address(x) | mrl_view_address(gate)) % (4 * mrl_dtype_bytes(x->dtype)) == 0;
 }
 static bool fours_of_x(const mrl_trellis_args *args) { return fours_of(args->t->k, &args->x, &args->gate); }
-static bool fours_of_y(const trellis_call *c)
+bool mrl_trellis_fours_of_y(const trellis_call *c)
 {
     const mrl_trellis_args *args = c->args;
     return args->t->n % 4 == 0 && c->push.y_stride % 4 == 0 && c->push.y % (4 * mrl_dtype_bytes(args->y.dtype)) == 0 &&
@@ -60,7 +60,7 @@ mrl_status mrl_trellis_transform(const trellis_call *c, mrl_trellis_side side, m
                              plan.lanes,
                              plan.loops,
                              plan.cluster,
-                             side == MRL_TRELLIS_OUTPUT ? fours_of_y(c) : fours_of_x(args)};
+                             side == MRL_TRELLIS_OUTPUT ? mrl_trellis_fours_of_y(c) : fours_of_x(args)};
     const uint32_t groups[3] = {plan.groups, c->push.m, 1};
     if (c->push.m > info->max_groups[1])
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: %u rows are too many for one call", c->push.m);

@@ -58,7 +58,8 @@ void hadamard_lanes(uint lane)
     EACH_QUAD(SCALE_QUAD, HADAMARD_SCALE)
 }
 
-// Over the lanes of a cluster, for all of them.
+// Over the lanes of a cluster, for all of them: floats always in the same order, integers by one instruction where devices
+// have it.
 float cluster_add(float x)
 {
     x += subgroupShuffleXor(x, 1);
@@ -71,8 +72,24 @@ float cluster_add(float x)
     return x;
 }
 
+int cluster_add(int x)
+{
+    if (gl_SubgroupSize == CLUSTER)
+        return subgroupAdd(x);
+    x += subgroupShuffleXor(x, 1);
+    x += subgroupShuffleXor(x, 2);
+    x += subgroupShuffleXor(x, 4);
+    if (CLUSTER > 8)
+        x += subgroupShuffleXor(x, 8);
+    if (CLUSTER > 16)
+        x += subgroupShuffleXor(x, 16);
+    return x;
+}
+
 uint cluster_max(uint x)
 {
+    if (gl_SubgroupSize == CLUSTER)
+        return subgroupMax(x);
     x = max(x, subgroupShuffleXor(x, 1));
     x = max(x, subgroupShuffleXor(x, 2));
     x = max(x, subgroupShuffleXor(x, 4));

@@ -1,5 +1,5 @@
-/* Push-constant structs, one a kernel family, read by C and by GLSL. Addresses first, then 32-bit
- * scalars, so that both layouts agree; 128 bytes at most (the size that Vulkan guarantees). */
+/* Push-constant structs, one a kernel family, read by C and by GLSL; 128 bytes at most (the size that Vulkan guarantees).
+ * Addresses first, then 32-bit scalars, or an even number of those between addresses, so that both layouts agree. */
 #ifndef MRL_PUSH_H
 #define MRL_PUSH_H
 
@@ -150,54 +150,54 @@ PUSH_STRUCT(mrl_push_quantize) /* planes of W rows row_start + i * row_stride = 
 };
 
 /* y (m, n) = epilogue(norm(x) (m, k) . W), W an EXL3 trellis: gemv and gemm; and the transforms on their own. */
-PUSH_STRUCT(mrl_push_trellis)
+PUSH_STRUCT(mrl_push_trellis) /* bytes 16 to 79, a line of NVIDIA's constant cache, are what loads begin with */
 {
+    ADDR partial;     /* what workgroups tell, as gemv.glsl has it; or what lies between two dispatches */
+    ADDR y;           /* (m, y_stride), from its first column on */
     ADDR trellis;     /* units in kernel layout (include/trellis.glsl) */
     ADDR suh;         /* (k_padded) f16 */
-    ADDR svh;         /* (n_padded) f16 */
     ADDR x;           /* (m, k) activations */
     ADDR norm;        /* (k) f32 weights of the RMS norm applied to x first, or 0 */
-    ADDR bias;        /* (n) f32 or 0 */
-    ADDR residual;    /* (m, n) f32 or 0, added to the result */
-    ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
-    ADDR y;           /* (m, y_stride), from its first column on */
-    ADDR partial;     /* what workgroups tell, as gemv.glsl has it; or what lies between two dispatches */
+    ADDR svh;         /* (n_padded) f16 */
     ADDR counters;    /* (n_padded / 128) u32, zero between calls */
-    UINT m;
-    UINT n;
     UINT k;
     UINT k_padded;    /* rows and columns of the trellis: multiples of 128 */
+    UINT types;       /* for gemv: of x, 16 times that of y, 256 times the blocks of 128 rows of Q of a workgroup, and
+                       * 65536 times the shares of x; then residual is what they are added to, gate where that goes */
     UINT n_padded;
+    ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
+    ADDR residual;    /* (m, n) f32 or 0, added to the result */
+    ADDR bias;        /* (n) f32 or 0 */
+    UINT m;
+    UINT n;
     UINT y_stride;    /* elements */
     FLOAT eps;
     FLOAT x_scale;    /* power of two that x was multiplied by, to stay in range of f16 (gemm) */
-    UINT types;       /* for gemv: of x, 16 times that of y, 256 times the blocks of 128 rows of Q of a workgroup, and
-                       * 65536 times the shares of x; then residual is what they are added to, gate where that goes */
 };
 
 /* y (pairs, n) = epilogue(norm(x[pair / slots]) . W[expert of the pair]), experts of one size behind each other. */
-PUSH_STRUCT(mrl_push_trellis_moe)
+PUSH_STRUCT(mrl_push_trellis_moe) /* in that order too */
 {
+    ADDR partial;     /* what workgroups tell, as gemv.glsl has it */
+    ADDR y;           /* (pairs, n), or (rows, n) */
+    ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
+    ADDR order;       /* (pairs) u32: pairs sorted by expert; without tiles an open choice (moe/open_choice.glsl) or 0 */
     ADDR trellis;     /* (experts) units in kernel layout */
     ADDR suh;         /* (experts, k_padded) f16 */
-    ADDR svh;         /* (experts, n_padded) f16 */
     ADDR x;           /* (pairs / slots, k) activations */
-    ADDR norm;        /* (k) f32 or 0; with weights, whose x is gated and has no norm: (rows, n) f32 or 0, added to y */
-    ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
-    ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
-    ADDR order;       /* (pairs) u32: pairs sorted by expert; without tiles an open choice (moe/open_choice.glsl) or 0 */
-    ADDR weights;     /* (pairs) f32, by which the pairs of a row are summed up; or 0 */
-    ADDR places;      /* (experts of the layer) i32: where an expert lies here, negative: elsewhere; 0: in their order */
-    ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
-    ADDR y;           /* (pairs, n), or (rows, n) */
-    ADDR partial;     /* what workgroups tell, as gemv.glsl has it */
-    ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */
+    ADDR svh;         /* (experts, n_padded) f16 */
     UINT n;
     UINT k;
     UINT types;       /* of x, y and a workgroup's blocks as above, and 65536 times the pairs of a row: those that
                        * share a row of x, or are summed up; then they are 15 at most, and 2^20 times the shares of x
                        * follow (gemv.glsl) */
     FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
+    ADDR weights;     /* (pairs) f32, by which the pairs of a row are summed up; or 0 */
+    ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
+    ADDR places;      /* (experts of the layer) i32: where an expert lies here, negative: elsewhere; 0: in their order */
+    ADDR norm;        /* (k) f32 or 0; with weights, whose x is gated and has no norm: (rows, n) f32 or 0, added to y */
+    ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
+    ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */
 };
 
 #define MRL_TRELLIS_SUM_MAX 12 /* pairs of a row that one workgroup sums up */

@@ -101,7 +101,8 @@ void main()
     uvec2 y = address_at(p.y, row * HEADS + head, ROW * act_bytes(Y));
     float factor = p.softmax * LOG2_E;
 
-    const bool rope = gl_WorkGroupID.x == gl_NumWorkGroups.x - 1;
+    // The last workgroup, but without gl_NumWorkGroups, which comes later than the push block does.
+    const bool rope = gl_WorkGroupID.x * (BROADCAST != 0 ? ACROSS * FMT_UNIT : COLUMNS) >= RANK;
     if (BROADCAST != 0) {
         if (rope)
             turn_rope(q, q_head, row, factor, y);

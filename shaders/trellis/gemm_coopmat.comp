@@ -16,5 +16,11 @@ layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define X_SCALE p.x_scale
 #include "trellis/gemm_coopmat.glsl"
 #include "trellis/epilogue.glsl"
+#include "trellis/epilogue4.glsl"
 
 bool coopmat_prologue() { return true; }
+
+void finish_columns(uint m, uint n, vec4 y)
+{
+    finish_quad(m, n, y, FOURS ? bias4(n) : vec4(0.0), FOURS ? residual4(m, n) : vec4(0.0));
+}

@@ -1,7 +1,7 @@
 // Many rows of the transformed f16 x times an EXL3 trellis on KHR cooperative matrices. Shared by gemm_coopmat.comp and
-// moe_gemm_coopmat.comp, which declare the push block p, define coopmat_prologue and finish_column behind this file, and
+// moe_gemm_coopmat.comp, which declare the push block p, define coopmat_prologue and finish_columns behind this file, and
 // say before it where things are: TRELLIS, SVH, FIRST_ROW and ROWS, those of x that a workgroup has, Y_ROW(m), what
-// finish_column calls the one that is m of them, and SHARE_ROW, where its sums begin; K_PADDED; and X_SCALE, which x was
+// finish_columns calls the one that is m of them, and SHARE_ROW, where its sums begin; K_PADDED; and X_SCALE, which x was
 // multiplied by.
 //
 //   sums (splits, m, n_padded) = x Q       or, WHOLE, with all of k in a workgroup: y = epilogue(x W)
@@ -22,9 +22,10 @@ layout(constant_id = 5) const uint FRAGMENTS = 0;
 layout(constant_id = 6) const uint WHOLE = 0; // with FRAGMENTS only
 layout(constant_id = 7) const uint Y_TYPE = 0;
 layout(constant_id = 8) const uint ACTIVATION = 0;
+layout(constant_id = 9) const bool FOURS = false; // n, y_stride and all addresses allow four columns at once
 
 bool coopmat_prologue();                       // false: nothing to do, for the whole workgroup
-void finish_column(uint m, uint n, float y);
+void finish_columns(uint m, uint n, vec4 y);   // n .. n + 3
 
 #include "include/trellis.glsl"
 #include "include/trellis_f16.glsl"
@@ -44,12 +45,13 @@ const uint TWO_STEPS = 2 * X_TILE > 512 ? 2 * X_TILE : 512; // the sums pass thr
 
 shared uvec4 tiles[FRAGMENTS != 0 ? TWO_STEPS : X_TILE + W_TILE];
 
-// WHOLE: the output transform of 32 rows at a time.
+// WHOLE: the output transform, of 32 rows at a time, a row a subgroup.
 #define HADAMARD_PITCH 132
-const bool LOOPS = false;
+const uint CLUSTER = 32;
 const uint PART = BM < 32 ? BM : 32;
 shared float work[WHOLE != 0 ? PART * HADAMARD_PITCH : 1];
-#include "include/hadamard_work.glsl"
+#include "include/hadamard.glsl"
+#include "include/hadamard_lanes.glsl"
 
 #define MatA coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA>
 #define MatB coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB>
@@ -188,7 +190,10 @@ void store_sums(uint sm, uint sn)
 
 void finish_rows()
 {
-    for (uint part = 0; part < BM; part += PART) {
+    const uint lane = gl_SubgroupInvocationID, n = gl_WorkGroupID.x * 128 + lane * 4, rows = ROWS;
+    const uvec2 svh = BufU32x2(SVH).v[n / 4];
+    const vec4 factor = vec4(unpackHalf2x16(svh.x), unpackHalf2x16(svh.y)) / X_SCALE;
+    [[dont_unroll]] for (uint part = 0; part < rows; part += PART) {
         if (part > 0)
             barrier();
         [[unroll]] for (uint r = 0; r < HIGH; r++)
@@ -196,12 +201,13 @@ void finish_rows()
                 coopMatStore(acc[r], work, r * 16 % PART * HADAMARD_PITCH + gl_SubgroupID * 16, HADAMARD_PITCH,
                              gl_CooperativeMatrixLayoutRowMajor);
         barrier();
-        hadamard_work(PART);
-        for (uint i = gl_LocalInvocationIndex; i < 128 * PART; i += LANES) {
-            const uint m = part + i / 128, n = gl_WorkGroupID.x * 128 + i % 128;
-            const float sum = work[i / 128 * HADAMARD_PITCH + i % 128] / X_SCALE;
-            if (m < ROWS)
-                finish_column(Y_ROW(m), n, sum * half_to_float(uint(BufU16(SVH).v[n])));
+        [[dont_unroll]] for (uint base = 0; base < PART; base += LANES / 32) {
+            const uint i = base + gl_SubgroupID;
+            [[unroll]] for (uint j = 0; j < 4; j++)
+                quads[0][j] = work[i * HADAMARD_PITCH + lane * 4 + j];
+            hadamard_lanes(lane);
+            if (part + i < rows)
+                finish_columns(Y_ROW(part + i), n, quads[0] * factor);
         }
     }
 }

@@ -9,6 +9,7 @@ layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 #define SVH p.svh
 #define X_ROW(m) (m)
 #define K_PADDED p.k_padded
+#define N_PADDED p.n_padded
 #define X_SHARES (p.types >> 16)
 #define FIRST_SHARE 0
 #define X_GATE p.gate

@@ -1,7 +1,8 @@
 // y (m, n) = epilogue(norm(x) W) for few rows of x: a decode step with EXL3 weights, from x to y in one dispatch.
 // Shared by gemv.comp and moe_gemv.comp, which declare the push block p, define gemv_prologue and finish_column behind
 // this file, and say before it where things are: TRELLIS, SUH and SVH, addresses, X_ROW(m), the row of x that is
-// row m, X_GATE, the address of what gates x or 0, K_PADDED, rows of Q, and what shares of x are (see OPEN).
+// row m, X_GATE, the address of what gates x or 0, K_PADDED and N_PADDED, rows and columns of Q, and what shares of x
+// are (see OPEN).
 //
 //     W = diag(suh) P Q P diag(svh)         Q from the trellis, P: 128 x 128 Hadamard blocks
 //
@@ -10,7 +11,7 @@
 //   64 lanes           the 128 columns of a unit: lane 8 b + m has columns m and m + 8 of tile b (include/trellis.glsl)
 //   group of 64        every GROUPS-th unit of the rows
 //
-//   first units' words and svh requested | x * suh, Hadamard -> xs | decode and multiply | sums of the groups -> work
+//   first units' words and svh requested (words after x with X_FIRST) | x * suh, Hadamard -> xs | decode and multiply | sums of the groups -> work
 //     | SPLIT: the last of the workgroups of 128 columns adds their sums | Hadamard, svh, 1 / rms | bias .. -> y
 //
 // A lane has all 16 rows of its columns, so products need no reduction across lanes; x is the same for the whole
@@ -46,6 +47,15 @@ layout(constant_id = 13) const bool SHARES = false; // whether x or the result m
 #define X_TYPE (p.types & 15u)
 #define Y_TYPE (p.types >> 4 & 15u)
 #define SHARE_BLOCKS (p.types >> 8 & 255u)
+
+// The numbers of workgroups come of what has been read of the push block anyway: gl_NumWorkGroups lies elsewhere, and is
+// there a quarter of a microsecond later.
+#define COLUMN_BLOCKS (N_PADDED / 128)
+// Whether units are asked for when x is there, not before it: experts whose workgroups ask for more at once than comes
+// while x does would wait for x the longer. For products in f16, those that ask beforehand at all.
+#ifndef X_FIRST
+#define X_FIRST false
+#endif
 #ifndef NORM
 #define NORM (!is_null(p.norm))
 #endif
@@ -98,6 +108,8 @@ shared float squares[BLOCKS * M]; // sums of squares of the staged x before norm
 
 // At file scope like w of trellis.glsl: sums of the lane's two columns for all rows.
 float acc[SUMS];
+uint splits; // workgroups that share 128 columns
+uint group;  // of 64 lanes
 uint thread; // such that subgroups have neighbours
 
 // ---- x ----
@@ -150,9 +162,9 @@ Told told_places()
 {
     Told told;
     told.columns = gl_WorkGroupID.x * 128;
-    told.pitch = gl_NumWorkGroups.x * 128 + ((gl_NumWorkGroups.x + 3) & ~3u);
+    told.pitch = COLUMN_BLOCKS * 128 + ((COLUMN_BLOCKS + 3) & ~3u);
     told.share = told.pitch * M;
-    told.first = gl_WorkGroupID.z * gl_NumWorkGroups.y * told.share;
+    told.first = gl_WorkGroupID.z * splits * told.share;
     return told;
 }
 
@@ -161,11 +173,11 @@ uint told_line(Told told, uint line)
 {
     if (PARTS == 1)
         return told.first + line * told.pitch;
-    return (FIRST_PART + line) * gl_NumWorkGroups.y * told.share;
+    return (FIRST_PART + line) * splits * told.share;
 }
 
 // The number of squares in a row, behind the columns.
-uint told_squares() { return gl_NumWorkGroups.x * 128 + gl_WorkGroupID.x; }
+uint told_squares() { return COLUMN_BLOCKS * 128 + gl_WorkGroupID.x; }
 
 // What the workgroup's blocks of x contribute to the mean square that the norm divides by the root of; to 1 without one.
 float mean_part(float squares, uint blocks)
@@ -174,7 +186,7 @@ float mean_part(float squares, uint blocks)
     return NORM ? fma(p.eps, part, squares / float(p.k)) : part;
 }
 
-uint end_counter() { return END_COPY * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
+uint end_counter() { return END_COPY * COLUMN_BLOCKS + gl_WorkGroupID.x; }
 
 #include "trellis/stream.glsl"
 #if MATH_F16
@@ -190,7 +202,7 @@ void clear_sums()
 }
 
 // The lane's sums to the line of its group and row.
-void store_sums(uint group, uint lane, uint blocks)
+void store_sums(uint lane, uint blocks)
 {
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
         const uint at = (group * M + i % M) * HADAMARD_PITCH + lane / 8 * 16 + lane % 8 + i / M * 8;
@@ -218,32 +230,35 @@ void main()
 {
     thread = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
 #if MATH_F16
-    const uint group = subgroupBroadcastFirst(thread / 64); // that it is uniform is news to compilers
+    group = subgroupBroadcastFirst(thread / 64); // that it is uniform is news to compilers
 #else
-    const uint group = thread / 64;
+    group = thread / 64;
 #endif
-    const uint lane = thread % 64, units = K_PADDED / UNIT_ROWS;
+    const uint lane = thread % 64;
     if (!gemv_prologue())
         return;
     const uint first = gl_WorkGroupID.y * SHARE_BLOCKS, blocks = min(SHARE_BLOCKS, K_PADDED / 128 - first);
-    const uint first_unit = first * 128 / UNIT_ROWS, count = blocks * 128 / UNIT_ROWS;
+    const uint count = blocks * 128 / UNIT_ROWS;
 
+    // ceil(k_padded / 128 / SHARE_BLOCKS), exact for any k, without the twenty instructions of a division.
+    splits = uint((float(K_PADDED / 128 + SHARE_BLOCKS) - 0.5) / float(SHARE_BLOCKS));
     clear_sums();
-    const uint base = unit_at(gl_WorkGroupID.x, first_unit, units);
-    request_unit(TRELLIS, base, lane, group, count);
+    begin_stream(unit_at(gl_WorkGroupID.x, first * 128 / UNIT_ROWS, K_PADDED / UNIT_ROWS), count, lane);
+    if (!X_FIRST)
+        request_unit(TRELLIS, group);
     request_end();
     stage_x(first, blocks);
     [[dont_unroll]] for (uint unit = group; unit - group < count; unit += GROUPS)
         if (unit < count)
-            take_unit(TRELLIS, base, lane, unit, count);
+            take_unit(TRELLIS, unit);
 #if !MATH_F16
     barrier(); // work has been x
 #endif
-    store_sums(group, lane, blocks);
+    store_sums(lane, blocks);
     barrier();
     if (SPLIT != 0 && !OPEN) {
         tell_sums(blocks);
-        if (!last_to_arrive(p.counters, end_counter(), gl_NumWorkGroups.y * PARTS))
+        if (!last_to_arrive(p.counters, end_counter(), splits * PARTS))
             return;
     }
     request_column(gl_WorkGroupID.x * 128 + thread % 128);

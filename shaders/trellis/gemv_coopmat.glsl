@@ -177,15 +177,16 @@ void main()
     const uint count = blocks * 128 / UNIT_ROWS;
     const uint base = unit_at(gl_WorkGroupID.x, first * 128 / UNIT_ROWS, K_PADDED / UNIT_ROWS);
 
+    begin_stream(base, count, lane);
     if (FRAGMENTS == 0)
-        request_unit(TRELLIS, base, lane, group, count);
+        request_unit(TRELLIS, group);
     [[unroll]] for (uint i = 0; i < HEIGHT * WIDTH; i++)
         acc[i] = MatC(0.0);
     if (FRAGMENTS != 0) {
         multiply_fragments(base, blocks * 8);
     } else {
         [[dont_unroll]] for (uint unit = group; unit < count; unit += GROUPS)
-            take_unit(TRELLIS, base, lane, unit, count);
+            take_unit(TRELLIS, unit);
     }
     gather();
     if (SPLIT != 0) { // hadamard.comp adds the shares and goes on

@@ -21,6 +21,7 @@ layout(push_constant, scalar) uniform Push { mrl_push_trellis p; };
 
 #include "include/convert.glsl"
 #include "trellis/epilogue.glsl"
+#include "trellis/epilogue4.glsl"
 #include "trellis/transform.glsl"
 
 uint row() { return gl_WorkGroupID.y; }
@@ -75,12 +76,10 @@ void ask(uint q, uint k)
     if (OUTPUT == 0)
         return;
     asked_svh[q] = halves4(p.svh, k);
-    if (!FOURS || k >= p.n)
-        return;
-    if (!is_null(p.bias))
-        asked_bias[q] = BufF32x4(p.bias).v[k / 4];
-    if (!is_null(p.residual))
-        asked_residual[q] = BufF32x4(p.residual).v[(row() * p.n + k) / 4];
+    if (FOURS) {
+        asked_bias[q] = bias4(k);
+        asked_residual[q] = residual4(row(), k);
+    }
 }
 
 // x_scale keeps all f16 x in range; a product with a gate may be larger.
@@ -95,22 +94,7 @@ void result(uint q, uint k, vec4 x)
         store_act4(p.partial, row() * p.k_padded + k, Y_TYPE, x);
         return;
     }
-    x = x / p.x_scale * asked_svh[q];
-    if (!FOURS) {
-        [[unroll]] for (uint j = 0; j < 4; j++)
-            finish_column(row(), k + j, x[j]);
-        return;
-    }
-    if (k >= p.n)
-        return;
-    if (!is_null(p.bias))
-        x += asked_bias[q];
-    if (!is_gated(ACTIVATION))
-        [[unroll]] for (uint j = 0; j < 4; j++)
-            x[j] = activate(ACTIVATION, x[j]);
-    if (!is_null(p.residual))
-        x += asked_residual[q];
-    store_act4(p.y, row() * p.y_stride + k, Y_TYPE, x);
+    finish_quad(row(), k, x / p.x_scale * asked_svh[q], asked_bias[q], asked_residual[q]);
 }
 
 void main() { transform_row(OUTPUT != 0 ? p.n_padded : p.k_padded); }

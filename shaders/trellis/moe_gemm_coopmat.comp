@@ -16,3 +16,13 @@ uvec2 expert_trellis, expert_svh;
 #define X_SCALE p.eps
 #include "trellis/gemm_coopmat.glsl"
 #include "trellis/moe_matrices.glsl"
+
+void finish_columns(uint m, uint n, vec4 y)
+{
+    if (!FOURS) {
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            finish_column(m, n + j, y[j]);
+    } else if (n < p.n) {
+        store_act4(p.y, tile_pair(m) * p.n + n, Y_TYPE, y);
+    }
+}

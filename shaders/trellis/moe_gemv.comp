@@ -18,6 +18,7 @@ float asked_own; // weight of the workgroup's pair
 #define X_ROW(m) (SUMMED ? tile_pair(m) : row_of(tile_pair(m)))
 #define X_GATE p.gate
 #define NORM (!is_null(p.norm) && !SUMMED)
+#define X_FIRST (!SUMMED)
 #define X_SHARES (SUMMED ? p.types >> 20 : 0)
 #define FIRST_SHARE (gl_WorkGroupID.z * X_SHARES)
 #define PARTS (SUMMED && !OPEN ? ROW_PAIRS : 1u)
@@ -32,7 +33,7 @@ shared float part_weight[MOST_PARTS];
 uvec2 svh_of(uint expert);
 #include "trellis/gemv.glsl"
 
-uvec2 svh_of(uint expert) { return address_at(p.svh, expert, 256 * gl_NumWorkGroups.x); }
+uvec2 svh_of(uint expert) { return address_at(p.svh, expert, 2 * N_PADDED); }
 
 uint asked_expert; // of part gl_LocalInvocationIndex
 float asked_weight;
@@ -56,7 +57,7 @@ bool gemv_prologue()
         asked_weight = BufF32(p.weights).v[pair];
         asked_own = BufF32(p.weights).v[gl_WorkGroupID.z];
     }
-    expert_trellis = address_at(p.trellis, tile_expert, K_PADDED * 8 * gl_NumWorkGroups.x * RATE2);
+    expert_trellis = address_at(p.trellis, tile_expert, K_PADDED / 16 * N_PADDED * RATE2);
     expert_suh = address_at(p.suh, tile_expert, 2 * K_PADDED);
     expert_svh = svh_of(tile_expert);
     return true;

@@ -4,8 +4,8 @@ bool coopmat_prologue()
 {
     if (!find_tile(gl_WorkGroupID.z, false))
         return false;
-    expert_trellis = address_at(p.trellis, tile_expert, K_PADDED * 8 * gl_NumWorkGroups.x * RATE2);
-    expert_svh = address_at(p.svh, tile_expert, 256 * gl_NumWorkGroups.x);
+    expert_trellis = address_at(p.trellis, tile_expert, K_PADDED / 16 * N_PADDED * RATE2);
+    expert_svh = address_at(p.svh, tile_expert, 2 * N_PADDED);
     return true;
 }
 

@@ -123,10 +123,10 @@ void store_quad(uint q, uint at, uint e, float inverse)
 }
 
 // With INT8; returns the sum of the four whole numbers.
-float store_quad8(uint q, uint at, uint e, float scale, bool finite)
+int store_quad8(uint q, uint at, uint e, float scale, bool finite)
 {
-    const vec4 v = finite ? roundEven(quads[q] / scale) : vec4(0.0);
-    xs[at + e % 16 / 4] = (uvec4(ivec4(v)) & 255u) * 0x01010101u;
+    const ivec4 v = finite ? ivec4(roundEven(quads[q] / scale)) : ivec4(0);
+    xs[at + e % 16 / 4] = (uvec4(v) & 255u) * 0x01010101u;
     return v.x + v.y + v.z + v.w;
 }
 
@@ -154,6 +154,13 @@ void load_quad(uint q, uint m, uint k, uint count)
 #define STORE_QUAD(q, inverse) store_quad(q, AT_QUAD(q), inverse);
 #define STORE_QUAD8(q, scale) total += store_quad8(q, AT_QUAD(q), scale, finite);
 
+// Compilers move loads to the front, but not before a branch: this one, which nothing takes, waits for x.
+void wait_for(float x)
+{
+    if (subgroupAny(x == uintBitsToFloat(0x7f7fffffu)))
+        work[0] = x; // x is not in work yet, nor are sums
+}
+
 // Blocks first .. first + count - 1 of all rows of x -> xs, a block a cluster. Clusters without one do the last one again.
 void stage_x(uint first, uint count)
 {
@@ -164,12 +171,17 @@ void stage_x(uint first, uint count)
         const uint k = (first + b) * 128 + lane * EACH;
         asked_square = 0.0;
         EACH_QUAD(LOAD_QUAD, k)
+        if (X_FIRST && PREFETCH != 0 && base == 0) {
+            wait_for(quads[0].x);
+            request_unit(TRELLIS, group);
+        }
         hadamard_lanes(lane);
         uint most = 0; // as bits: in their order inf and nan are above all numbers
         EACH_QUAD(PEAK_QUAD, 0)
         most = cluster_max(most);
         const bool finite = most < 0x7f800000u;
-        float scale = finite ? power_for(most) : 1.0, total = 0.0;
+        float scale = finite ? power_for(most) : 1.0;
+        int total = 0;
         if (INT8 != 0) // a row with inf or nan becomes nan whole: its scale is
             scale = !finite ? uintBitsToFloat(0x7fc00000u) : most > 0 ? uintBitsToFloat(most) / 127.0 : 1.0;
         if (base + thread / CLUSTER < tasks) {
@@ -186,7 +198,7 @@ void stage_x(uint first, uint count)
             scales[of] = scale;
             squares[of] = square;
             if (INT8 != 0)
-                offsets[of] = total * scale;
+                offsets[of] = float(total) * scale;
         }
     }
     share_operands();
@@ -237,10 +249,10 @@ void collect_quad(uint q, uint at, uint first, uint step, uint stride)
     vec4 sum = vec4(0.0);
     const uint distance = step * stride / 4;
     uint from = (at + first * stride) / 4;
-    [[dont_unroll]] for (uint s = first; s < gl_NumWorkGroups.y; s += batch * step) {
+    [[dont_unroll]] for (uint s = first; s < splits; s += batch * step) {
         vec4 v[batch];
         [[unroll]] for (uint i = 0; i < batch; i++) {
-            v[i] = s + i * step < gl_NumWorkGroups.y ? BufTold4(p.partial).v[from] : vec4(0.0);
+            v[i] = s + i * step < splits ? BufTold4(p.partial).v[from] : vec4(0.0);
             from += distance;
         }
         [[unroll]] for (uint i = 0; i < batch; i++)
@@ -252,9 +264,9 @@ void collect_quad(uint q, uint at, uint first, uint step, uint stride)
 // The lane's part of the told squares.
 float collect_squares(uint lane, uint at, uint stride)
 {
-    float sum = lane < gl_NumWorkGroups.y ? BufTold(p.partial).v[at + lane * stride] : 0.0;
-    [[dont_unroll]] for (uint base = CLUSTER; base < gl_NumWorkGroups.y; base += CLUSTER)
-        if (base + lane < gl_NumWorkGroups.y)
+    float sum = lane < splits ? BufTold(p.partial).v[at + lane * stride] : 0.0;
+    [[dont_unroll]] for (uint base = CLUSTER; base < splits; base += CLUSTER)
+        if (base + lane < splits)
             sum += BufTold(p.partial).v[at + (base + lane) * stride];
     return sum;
 }

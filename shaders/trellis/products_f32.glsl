@@ -127,7 +127,7 @@ void transform_sums(uint lines, uint blocks)
         const uint at = told_line(told, line) + told.columns + i % 128;
         float sum = 0.0;
         if (join)
-            for (uint s = 0; s < gl_NumWorkGroups.y; s++)
+            for (uint s = 0; s < splits; s++)
                 sum += BufTold(p.partial).v[at + s * told.share];
         else
             for (uint g = 0; g < GROUPS; g++)
@@ -139,7 +139,7 @@ void transform_sums(uint lines, uint blocks)
         const uint line = min(thread, lines - 1); // all threads take part in loops before barriers
         float sum = 0.0;
         if (join)
-            for (uint s = 0; s < gl_NumWorkGroups.y; s++)
+            for (uint s = 0; s < splits; s++)
                 sum += BufTold(p.partial).v[told_line(told, line) + s * told.share + told_squares()];
         else
             sum = row_squares(line, blocks);

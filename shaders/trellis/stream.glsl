@@ -4,15 +4,27 @@
 uint words[UNIT_WORDS];
 uvec4 next[UNIT_VECS];
 
+// The stream of the 64 lanes: begin_stream says where it is.
+uint stream_base;  // first uvec4 of unit 0
+uint stream_count; // units
+uint stream_lane;  // of the 64
+
+void begin_stream(uint base, uint count, uint lane)
+{
+    stream_base = base;
+    stream_count = count;
+    stream_lane = lane;
+}
+
 void begin_unit();
 void multiply_tile(uint tile); // whose words are in w; counted from the first unit
 void end_unit(uint unit);
 
-// base: of unit 0, of `count`. Before anything else, so that memory is waited for beside other work.
-void request_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
+// Early, so that memory is waited for beside other work.
+void request_unit(uvec2 trellis, uint unit)
 {
-    if (PREFETCH != 0 && unit < count) {
-        BufU32x4 from = BufU32x4(address_at(trellis, base + unit * UNIT_VECS * 64 + lane, 16));
+    if (PREFETCH != 0 && unit < stream_count) {
+        BufU32x4 from = BufU32x4(address_at(trellis, stream_base + unit * UNIT_VECS * 64 + stream_lane, 16));
         [[unroll]] for (uint i = 0; i < UNIT_VECS; i++)
             next[i] = from.v[i * 64];
     }
@@ -46,9 +58,8 @@ void take_half(uint unit, uint part)
 }
 
 // The products of a unit that was requested; the next one is.
-void take_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
+void take_unit(uvec2 trellis, uint unit)
 {
-    const uint here = base + unit * UNIT_VECS * 64;
     begin_unit();
     if (PREFETCH != 0) {
         [[unroll]] for (uint i = 0; i < UNIT_VECS; i++) {
@@ -57,7 +68,7 @@ void take_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
             words[4 * i + 2] = next[i].z;
             words[4 * i + 3] = next[i].w;
         }
-        request_unit(trellis, base, lane, unit + GROUPS, count);
+        request_unit(trellis, unit + GROUPS);
         // With SMALL_CODE half a unit is the body of a loop.
         if (SMALL_CODE) {
             [[dont_unroll]] for (uint part = 0; part < 2; part++)
@@ -68,7 +79,7 @@ void take_unit(uvec2 trellis, uint base, uint lane, uint unit, uint count)
         }
     } else {
         for (uint tile = 0; tile < TILES; tile++) {
-            load_tile(trellis, here, lane, tile);
+            load_tile(trellis, stream_base + unit * UNIT_VECS * 64, stream_lane, tile);
             multiply_tile(unit * TILES + tile);
         }
     }
