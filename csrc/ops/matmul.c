@@ -300,6 +300,7 @@ static mrl_status dispatch(mrl_device *dev, const mrl_matmul_args *args, const m
         .k = w->k,
         .k_padded = w->k_padded,
         .groups = w->groups,
+        .workgroups = plan->groups[0],
         .eps = args->eps,
         .global_scale = w->global_scale,
     };

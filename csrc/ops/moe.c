@@ -108,7 +108,7 @@ static mrl_status dispatch_product(const routed *r, const product *p, mrl_kernel
                                .weights = down ? mrl_view_address(&r->weights) : places,
                                .tiles = mrl_view_address(&r->tiles),
                                .order = mrl_view_address(order),
-                               .m = r->rows,
+                               .workgroups = plan->groups[0],
                                .n = p->n,
                                .k = w->k,
                                .k_padded = w->k_padded,

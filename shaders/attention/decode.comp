@@ -316,7 +316,7 @@ void main()
             }
         }
     barrier();
-    uint group = row * gl_NumWorkGroups.y + gl_WorkGroupID.y;
+    uint group = row * p.kv_heads * BLOCKS + gl_WorkGroupID.y;
     uvec2 partials = address_at(p.partial, COUNTERS, 4);
     partials = address_at(partials, group * p.chunks, PARTIAL_BYTES);
     BufPartial partial = BufPartial(address_at(partials, chunk, PARTIAL_BYTES));

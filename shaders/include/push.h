@@ -38,6 +38,7 @@ PUSH_STRUCT(mrl_push_matmul)
     UINT groups;      /* scales per row */
     FLOAT eps;
     FLOAT global_scale;
+    UINT workgroups;  /* that walk over the rows of W (gemv); gl_NumWorkGroups takes a quarter of a microsecond to come */
 };
 
 /* The same over the experts of a layer, whose rows lie one expert after the other in W. A pair is a row of x and one of
@@ -56,7 +57,7 @@ PUSH_STRUCT(mrl_push_moe)
     ADDR weights;     /* moe_down: (pairs) f32; else places of the experts in this stack, as below, or 0 */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
     ADDR order;       /* (pairs) u32: pairs sorted by expert; without tiles an open choice (moe/open_choice.glsl) or 0 */
-    UINT m;           /* rows of x */
+    UINT workgroups;  /* as above */
     UINT n;           /* rows of one expert */
     UINT k;
     UINT k_padded;

@@ -358,7 +358,7 @@ void walk_rows(uint lane, uint lanes, Batch batch)
         const bool row_ends = next_base - lane >= last;
         if (row_ends) {
             next_base = lane;
-            next_block += gl_NumWorkGroups.x;
+            next_block += p.workgroups;
         }
         const bool more = next_block * step < p.n;
         Batch next;
