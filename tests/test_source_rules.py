@@ -153,6 +153,12 @@ def test_memory_qualifiers_stand_at_members(path: Path) -> None:
     assert not re.search(r"\b(nonprivate|\w+coherent)\s+(\w+\s+)*buffer\b", path.read_text())
 
 
+@pytest.mark.parametrize("path", list(sources("csrc", "shaders")), ids=name_of)
+def test_lines_fit(path: Path) -> None:
+    """In 120 characters, as ruff has it for Python."""
+    assert [number for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 120] == []
+
+
 # ---- every file ----------------------------------------------------------------------------------------------------
 
 

@@ -65,7 +65,7 @@ mrl_status mrl_linear_load_rows(mrl_linear *linear, const mrl_source *source, co
 mrl_status mrl_linear_load_plane(mrl_linear *linear, const char *plane, const mrl_source *source,
                                  const mrl_rows *rows, mrl_error *err);
 
-/* Copies the first count rows, 1..n, over those behind them, again and again: for weights that only have to be there. */
+/* Copies the first count rows, 1..n, over those behind, again and again: for weights that only have to be there. */
 mrl_status mrl_linear_repeat_rows(mrl_linear *linear, uint32_t count, mrl_error *err);
 
 /* The whole plane; data has room for its bytes. */

@@ -18,7 +18,7 @@ typedef struct mrl_moe_config {
     const mrl_linear *router; /* borrowed likewise */
     mrl_moe_weights stacks[MRL_MOE_STACKS_MAX];
     uint32_t nstacks;
-    const uint32_t *stack_of; /* (experts + shared) which stack each lies in, in the order of their numbers; NULL: one */
+    const uint32_t *stack_of; /* (experts + shared) which stack each lies in, in order of their numbers; NULL: one */
     mrl_view bias;                             /* (experts) f32 or absent; its buffer is retained */
     uint32_t experts, top_k, shared;
     bool sigmoid, normalise;

@@ -16,7 +16,7 @@ _Static_assert(MRL_CHOICE_SPEC + MRL_CHOICE_SPECS <= MRL_MAX_SPEC, "constants of
 typedef struct mrl_choice {
     uint32_t spec[MRL_CHOICE_SPECS]; /* the first is 0 where no choice is open */
     mrl_view told;           /* keys and scores; absent from products that find ids */
-    mrl_view ids, weights;   /* what is chosen, for later kernels, weights behind ids; absent: another product says it */
+    mrl_view ids, weights;   /* what is chosen, for later kernels, weights behind ids; absent: another says it */
     mrl_view usage;          /* counted up by who says it */
 } mrl_choice;
 

@@ -253,8 +253,8 @@ static bool in_chunks(const delta_call *call)
     return call->args->x.dtype == MRL_DTYPE_f16 && call->y->dtype == MRL_DTYPE_f16 && call->rows >= CHUNK &&
            d->key_dim % CHUNK == 0 && d->value_dim % WALK_WIDE == 0 &&
            mrl_pipeline_available(call->dev, MRL_KERNEL_delta_walk_coopmat, MRL_FORMAT_NONE, MRL_MATH_F16) &&
-           mrl_whole_subgroups(call->info) && subgroup >= 16 && subgroup <= 64 && 4 * subgroup <= call->info->max_workgroup &&
-           chunk_shared_bytes(d) <= call->info->shared_bytes;
+           mrl_whole_subgroups(call->info) && subgroup >= 16 && subgroup <= 64 &&
+           4 * subgroup <= call->info->max_workgroup && chunk_shared_bytes(d) <= call->info->shared_bytes;
 }
 
 static mrl_status walk_chunks(delta_call *call, mrl_buffer *mixed, mrl_buffer *o, mrl_error *err)

@@ -97,7 +97,8 @@ static void plan_gemm(const mrl_matmul_args *args, const tuning *asked, matmul_p
 
 static void plan_broadcast(mrl_device *dev, const mrl_matmul_args *args, matmul_plan *plan)
 {
-    const uint32_t m = (uint32_t)args->x.shape[0], lanes = mrl_device_info_of(dev)->subgroup_size, high = m <= 4 ? 4 : 8;
+    const uint32_t m = (uint32_t)args->x.shape[0], lanes = mrl_device_info_of(dev)->subgroup_size;
+    const uint32_t high = m <= 4 ? 4 : 8;
 
     plan_tiles(args, MRL_KERNEL_gemm_broadcast, MRL_MATH_NONE, plan);
     plan->spec[0] = lanes;
@@ -114,7 +115,8 @@ static mrl_status plan_coopmat(mrl_device *dev, const mrl_matmul_args *args, con
     const uint32_t m = (uint32_t)args->x.shape[0], n = args->w->n;
     /* Tiles of 128 x 256 fill 48 KiB with one buffer and read least; high ones decode packed weights half as often.
      * Products with few tiles stay with 128 x 128, to use more of the device. */
-    const bool large = (uint64_t)mrl_div_up(m, 128) * mrl_div_up(n, 256) >= 96, packed = mrl_format_bits(args->w->format) < 16;
+    const bool large = (uint64_t)mrl_div_up(m, 128) * mrl_div_up(n, 256) >= 96;
+    const bool packed = mrl_format_bits(args->w->format) < 16;
     const uint32_t columns = asked->tune[0] ? 128 * asked->tune[0] : large && (!packed || m < 256) ? 256 : 128;
     const uint32_t height = asked->tune[2] ? 128 * asked->tune[2] : large && columns == 128 ? 256 : 128;
 
@@ -304,8 +306,8 @@ static mrl_status dispatch(mrl_device *dev, const mrl_matmul_args *args, const m
         .eps = args->eps,
         .global_scale = w->global_scale,
     };
-    const mrl_range reads[] = {mrl_range_of(w->quant), mrl_range_of(w->scale), mrl_range_of(w->zero), mrl_view_range(&args->x),
-                               mrl_view_range(&args->norm), mrl_view_range(&args->bias),
+    const mrl_range reads[] = {mrl_range_of(w->quant), mrl_range_of(w->scale), mrl_range_of(w->zero),
+                               mrl_view_range(&args->x), mrl_view_range(&args->norm), mrl_view_range(&args->bias),
                                mrl_view_range(&args->residual)};
     const mrl_range writes[] = {mrl_view_range(&args->y)};
 

@@ -24,8 +24,8 @@ mrl_status mrl_mla_dims(const mrl_kv *kv, const mrl_mla_args *args, uint32_t *no
     if (args->kv_b->k != kv->rank || args->kv_b->n % heads != 0 || args->kv_b->n / heads <= *nope ||
         args->kv_b->n / heads > *nope + DIM_MAX)
         return mrl_fail(err, MRL_ERR_VALUE,
-                        "mla: kv_b must be (heads * (%u + v_dim), %u) for %u heads, v_dim up to %u, got (%u, %u)", *nope,
-                        kv->rank, heads, DIM_MAX, args->kv_b->n, args->kv_b->k);
+                        "mla: kv_b must be (heads * (%u + v_dim), %u) for %u heads, v_dim up to %u, got (%u, %u)",
+                        *nope, kv->rank, heads, DIM_MAX, args->kv_b->n, args->kv_b->k);
     *v_dim = args->kv_b->n / heads - *nope;
     return MRL_OK;
 }
@@ -325,7 +325,8 @@ static mrl_status value(const mla_call *call, uint32_t chunks, mrl_dtype type, m
     mrl_push_mla push = call->push;
     uint32_t spec[MRL_MAX_SPEC];
     const bool broadcast = by_broadcast(call);
-    const uint32_t turns = is_software(call) && !broadcast ? 12 : 1, items = call->kv->rank * mrl_dtype_bytes(type) / 16;
+    const uint32_t turns = is_software(call) && !broadcast ? 12 : 1;
+    const uint32_t items = call->kv->rank * mrl_dtype_bytes(type) / 16;
     const uint32_t units = mrl_div_up(call->kv->rank, 128 / mrl_format_bits(w->format));
     const uint32_t held = mrl_div_up(units, call->info->subgroup_min); /* registers: rows * held words of 16 bytes */
     const uint32_t rows = broadcast ? 8 : held <= 4 ? 4 : held <= 8 ? 2 : 1;

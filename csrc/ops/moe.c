@@ -423,8 +423,8 @@ static mrl_status check_trellises(const mrl_moe_layer *layer, const mrl_moe_stac
         const mrl_trellis *t = stack->trellis[i];
         const uint32_t n = i == DOWN ? layer->hidden : layer->inner, k = i == DOWN ? layer->inner : layer->hidden;
         if (t->experts != stack->experts || t->n != n || t->k != k)
-            return mrl_fail(err, MRL_ERR_VALUE, "moe: %s must be %u experts of (%u, %u), it is %u of (%u, %u)", names[i],
-                            stack->experts, n, k, t->experts, t->n, t->k);
+            return mrl_fail(err, MRL_ERR_VALUE, "moe: %s must be %u experts of (%u, %u), it is %u of (%u, %u)",
+                            names[i], stack->experts, n, k, t->experts, t->n, t->k);
     }
     return MRL_OK;
 }
@@ -548,8 +548,8 @@ static strategy best(mrl_device *dev, const mrl_moe_args *args)
     return (strategy){.kernel = MRL_KERNEL_moe_gemm, .tile = GEMM_TILE};
 }
 
-/* Pairs of a tile for trellises where there are matrix units; those of 2 do without. By measurement on an H200 (64 experts
- * of 2048 x 1536, 128 of 2048 x 768, 512 of 2048 x 512). */
+/* Pairs of a tile for trellises where there are matrix units; those of 2 do without. By measurement on an H200 (64
+ * experts of 2048 x 1536, 128 of 2048 x 768, 512 of 2048 x 512). */
 static uint32_t matrix_tile(uint64_t pairs, uint64_t experts)
 {
     return 2 * pairs <= 7 * experts ? 2 : pairs <= 8 * experts ? 16 : pairs <= 28 * experts ? 32 : 64;
@@ -696,7 +696,8 @@ mrl_status mrl_moe_check(mrl_device *dev, const mrl_moe_layer *layer, mrl_error 
         return mrl_fail(err, MRL_ERR_TYPE, "moe: the router must be f32, f16 or bf16");
     const bool gate = layer->router->n == layer->experts + 1 && layer->shared > 0;
     if (layer->router->k != hidden || (layer->router->n != layer->experts && !gate))
-        return mrl_fail(err, MRL_ERR_VALUE, "moe: router must be (%u, %u), or a row more to gate shared experts, got (%u, %u)",
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "moe: router must be (%u, %u), or a row more to gate shared experts, got (%u, %u)",
                         layer->experts, hidden, layer->router->n, layer->router->k);
     for (uint32_t i = 0; i < layer->nstacks; i++)
         MRL_TRY(check_stack(layer, &layer->stacks[i], err));
@@ -715,7 +716,8 @@ static mrl_status check_int8(const mrl_moe_args *args, mrl_error *err)
     for (uint32_t s = 0; s < layer->nstacks && args->int8; s++)
         for (int i = GATE; i <= DOWN; i++)
             if (!is_trellis(&layer->stacks[s]) || layer->stacks[s].trellis[i]->codebook != MRL_CODEBOOK_MUL1)
-                return mrl_fail(err, MRL_ERR_VALUE, "moe: activations in int8 need experts that are all trellises of mul1");
+                return mrl_fail(err, MRL_ERR_VALUE,
+                                "moe: activations in int8 need experts that are all trellises of mul1");
     return MRL_OK;
 }
 
@@ -789,7 +791,8 @@ static mrl_status mix(mrl_device *dev, const mrl_moe_args *args, const strategy 
 {
     mrl_status rc;
     const mrl_moe_layer *layer = args->layer;
-    const uint32_t all = layer->experts + layer->shared, slots = mrl_moe_slots(layer), rows = (uint32_t)args->x.shape[0];
+    const uint32_t all = layer->experts + layer->shared, slots = mrl_moe_slots(layer);
+    const uint32_t rows = (uint32_t)args->x.shape[0];
     routed r = {.dev = dev,
                 .args = args,
                 .rows = rows,

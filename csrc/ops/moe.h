@@ -46,7 +46,7 @@ typedef struct mrl_moe_layer {
     mrl_activation activation; /* a gated one */
     mrl_buffer *counters;      /* MRL_MOE_COUNTERS u32, zero */
     mrl_buffer *pair_counters; /* mrl_moe_pair_counters u32, zero; NULL for none */
-    mrl_buffer *choice;        /* mrl_moe_choice_words u32, zero: what the router tells, and how often each was chosen */
+    mrl_buffer *choice;        /* mrl_moe_choice_words u32, zero: what the router tells, how often each was chosen */
 } mrl_moe_layer;
 
 static inline uint32_t mrl_moe_slots(const mrl_moe_layer *layer) { return layer->top_k + layer->shared; }
@@ -66,8 +66,8 @@ typedef struct mrl_moe_args {
     float eps;
     mrl_dtype dtype;    /* of activations between gate_up and down */
     bool int8;          /* products of pairs with trellises, all mul1, take activations in 8 bits */
-    mrl_shares *open;   /* count 0, or NULL. If it is no longer 0, y, of one row, has not been written: it stays in these
-                         * shares, which the caller releases, to be added to the residual, which is read then */
+    mrl_shares *open;   /* count 0, or NULL. If it is no longer 0, y, of one row, has not been written: it stays in
+                         * these shares, which the caller releases, to be added to the residual, which is read then */
     const char *kernel; /* "rows@tuning of gate_up/of down" (ops/gemv.h), "moe_gemv@tile", "moe_gemm",
                          * "moe_gemm_coopmat@tile,columns / 128", or NULL to choose; with trellises
                          * "trellis_moe_gemv@tile,splits", where stacks that are none go through moe_gemv */

@@ -80,8 +80,8 @@ mrl_status mrl_edit_slots(const mrl_edit *edits, uint32_t count, const mrl_step_
     push.seen = mrl_buffer_address(state->seen);
     push.bias = mrl_buffer_address(state->bias);
     mrl_range reads[] = {mrl_range_of(list), mrl_range_of(state->seen)};
-    mrl_range writes[] = {mrl_range_of(state->tokens), mrl_range_of(state->positions), mrl_range_of(state->params), mrl_range_of(state->seen),
-                          mrl_range_of(state->bias)};
+    mrl_range writes[] = {mrl_range_of(state->tokens), mrl_range_of(state->positions), mrl_range_of(state->params),
+                          mrl_range_of(state->seen), mrl_range_of(state->bias)};
     mrl_dispatch dispatch = {.pipeline = pipeline,
                              .push = &push,
                              .push_bytes = sizeof push,

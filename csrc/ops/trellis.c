@@ -256,7 +256,8 @@ uint32_t mrl_trellis_shares(mrl_device *dev, const mrl_trellis_args *args)
     const bool base = args->residual.buffer == NULL ||
                       (args->t->n % 8 == 0 && mrl_view_address(&args->residual) % 16 == 0);
 
-    if (!plain || !base || args->x.ndim != 2 || args->x.shape[0] != 1 || parse_kernel(args->kernel, &asked, &err) != MRL_OK ||
+    if (!plain || !base || args->x.ndim != 2 || args->x.shape[0] != 1 ||
+        parse_kernel(args->kernel, &asked, &err) != MRL_OK ||
         (asked.name[0] != 0 && strcmp(asked.name, mrl_kernel_name(MRL_KERNEL_trellis_gemv)) != 0))
         return 0;
     const gemv_plan plan = plan_gemv(dev, args, 1, &asked);
@@ -337,8 +338,8 @@ static matrices_plan plan_matrices(mrl_device *dev, const mrl_trellis *t, uint32
     return (matrices_plan){
         .splits = shares,
         .rows = rows,
-        .spec = {lanes, t->rate2, (uint32_t)t->codebook, rows, blocks, (uint32_t)y_type, (uint32_t)activation, shares > 1,
-                 lanes, fragments},
+        .spec = {lanes, t->rate2, (uint32_t)t->codebook, rows, blocks, (uint32_t)y_type, (uint32_t)activation,
+                 shares > 1, lanes, fragments},
     };
 }
 
@@ -347,12 +348,13 @@ static mrl_status matrices(const trellis_call *given, const tuning *asked, mrl_e
     mrl_status rc;
     trellis_call c = *given;
     const mrl_trellis *t = c.args->t;
-    const matrices_plan plan =
-        plan_matrices(c.dev, t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype, mrl_trellis_y_activation(c.args));
+    const matrices_plan plan = plan_matrices(c.dev, t, c.push.m, asked->tune[0], asked->tune[1], c.args->y.dtype,
+                                             mrl_trellis_y_activation(c.args));
     mrl_buffer *x = NULL, *sums = NULL;
 
     if (64 * asked->tune[1] > plan.spec[0])
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel %s cannot have %u groups here", asked->name, asked->tune[1]);
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: kernel %s cannot have %u groups here", asked->name,
+                        asked->tune[1]);
     /* Matrices read whole rows of 16. */
     MRL_TRY(mrl_buffer_create(c.dev, (uint64_t)plan.rows * t->k_padded * 2, MRL_MEMORY_DEVICE, &x, err));
     c.push.partial = mrl_buffer_address(x);
@@ -568,8 +570,8 @@ mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_arg
         mrl_range_of(t->units), mrl_range_of(t->suh), mrl_range_of(t->svh),
         mrl_shares_range_or(&args->x_shares, &args->x), mrl_view_range(&args->norm),
         mrl_view_range(ids_of(args)), mrl_view_range(&args->tiles), mrl_view_range(order_of(args)),
-        mrl_shares_range_or(&args->gate_shares, &args->gate), mrl_range_of(args->places), mrl_view_range(&args->weights),
-        mrl_view_range(&args->residual),
+        mrl_shares_range_or(&args->gate_shares, &args->gate), mrl_range_of(args->places),
+        mrl_view_range(&args->weights), mrl_view_range(&args->residual),
     };
     /* The counters are read too: as ranges that are written they already are behind all others. */
     const mrl_range writes[] = {mrl_view_range(&args->y), counters, mrl_range_of(partial),
@@ -644,8 +646,8 @@ static mrl_status product(const trellis_call *given, bool coopmat, const tuning 
                                mrl_view_range(&c.args->residual)};
     const mrl_range writes[] = {finishes ? c.y : mrl_range_of(*sums)};
     MRL_TRY(mrl_trellis_record(&c, coopmat ? MRL_KERNEL_trellis_gemm_coopmat : MRL_KERNEL_trellis_gemm,
-                   coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 10 : 4, grid, reads, finishes ? 5 : 2, writes, 1,
-                   2.0 * m * t->n * t->k, err));
+                               coopmat ? MRL_MATH_F16 : MRL_MATH_NONE, spec, coopmat ? 10 : 4, grid, reads,
+                               finishes ? 5 : 2, writes, 1, 2.0 * m * t->n * t->k, err));
 done:
     return rc;
 }

@@ -78,29 +78,29 @@ bool mrl_trellis_matrices(mrl_device *dev);
 /* Pairs of one mrl_op_trellis_experts at most, in tiles of so many (0: without tiles) of `experts` experts. */
 uint32_t mrl_trellis_pairs(uint32_t tile, uint32_t experts);
 
-/* y[pair] = norm(x[pair / slots]) W[ids[pair]], W the experts of t, or of activation(gate) * x; shapes are the caller's to
- * check. */
+/* y[pair] = norm(x[pair / slots]) W[ids[pair]], W the experts of t, or of activation(gate) * x; shapes are the caller's
+ * to check. */
 typedef struct mrl_trellis_experts_args {
     const mrl_trellis *t;
     mrl_view x;           /* (pairs / slots, k) f32, f16 or bf16 */
     mrl_view norm;        /* (k) f32 or absent, as it must be for tiles of 16 pairs and more */
-    mrl_view ids;         /* (pairs) i32 below t->experts; of negative ones nothing is written. Not read where choice says
-                           * what was told of the experts */
+    mrl_view ids;         /* (pairs) i32 below t->experts; of negative ones nothing is written. Not read where choice
+                           * says what was told of the experts */
     mrl_choice choice;
-    mrl_buffer *places;   /* (experts of the layer) i32: ids and tiles count those, which lie in t at these places; where
-                           * one is negative nothing is written. NULL: ids and tiles say the place */
+    mrl_buffer *places;   /* (experts of the layer) i32: ids and tiles count those, which lie in t at these places;
+                           * where one is negative nothing is written. NULL: ids and tiles say the place */
     mrl_view tiles;       /* (bound, 3) and order (pairs) as moe_plan makes them, bound <= pairs; or absent */
     mrl_view order;
     uint32_t tile;        /* pairs of a tile at most, 1 .. 16, or 16, 32 or 64 with matrices; without tiles 1 */
     mrl_view gate;        /* like x, with a gated activation: x becomes activation(gate) * x; or absent */
     mrl_shares x_shares, gate_shares; /* x and gate where they lie in shares, equally many; with weights only */
-    mrl_view y;           /* (pairs, n), no more than mrl_trellis_pairs of them; or see weights. With a shape but without a
-                           * buffer the result stays in shares, as many as mrl_trellis_experts_shares says */
+    mrl_view y;           /* (pairs, n), no more than mrl_trellis_pairs of them; or see weights. With a shape but
+                           * without a buffer the result stays in shares, as many as mrl_trellis_experts_shares says */
     mrl_range counters;   /* (MRL_TRELLIS_PAIRS, n_padded / 128) u32 or more, zero between calls */
     uint32_t slots;       /* pairs that share a row of x, or are summed up */
     mrl_view weights;     /* (pairs) f32, or absent. With them y (pairs / slots, n) = residual + the products of a row's
-                           * pairs, each times its weight, where mrl_trellis_sums; x (pairs, k) is gated then, all experts
-                           * lie in t, and there are no tiles */
+                           * pairs, each times its weight, where mrl_trellis_sums; x (pairs, k) is gated then, all
+                           * experts lie in t, and there are no tiles */
     mrl_view residual;    /* (pairs / slots, n) f32, or absent; may be the memory of y */
     uint32_t splits;      /* workgroups that share 128 columns of a pair; 0: choose */
     float eps;
@@ -116,12 +116,12 @@ mrl_status mrl_op_probe_fragments(mrl_device *dev, uint32_t disable, mrl_error *
 /* Whether so many products can be summed up in one dispatch. */
 bool mrl_trellis_sums(uint32_t slots);
 
-/* In how many shares the result of a pair may stay, 1 among them; 0: it may not, as in tiles of pairs. With weights those
- * of all pairs of a row are the row's. */
+/* In how many shares the result of a pair may stay, 1 among them; 0: it may not, as in tiles of pairs. With weights
+ * those of all pairs of a row are the row's. */
 uint32_t mrl_trellis_experts_shares(mrl_device *dev, const mrl_trellis_experts_args *args);
 
-/* *sums: a buffer that the dispatch works in, or the result that stays in shares, or NULL. The caller releases it, after
- * what goes beside the dispatch. */
+/* *sums: a buffer that the dispatch works in, or the result that stays in shares, or NULL. The caller releases it,
+ * after what goes beside the dispatch. */
 mrl_status mrl_op_trellis_experts(mrl_device *dev, const mrl_trellis_experts_args *args, mrl_buffer **sums,
                                   mrl_error *err);
 
@@ -135,7 +135,7 @@ mrl_status mrl_op_trellis_inner(mrl_device *dev, const mrl_trellis *t, uint32_t 
 /* y (k, n) f32, f16 or bf16 = W of an expert. */
 mrl_status mrl_op_trellis_dequantize(mrl_device *dev, const mrl_trellis *t, uint32_t expert, const mrl_view *y,
                                      mrl_error *err);
-/* How a kernel could multiply with decoded weights; the numbers are the specialization constant of trellis/rate.comp. */
+/* How a kernel could multiply with decoded weights; numbers are the specialization constant of trellis/rate.comp. */
 typedef enum mrl_trellis_way {
     MRL_WAY_STATES,
     MRL_WAY_F32,

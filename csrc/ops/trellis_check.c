@@ -39,7 +39,8 @@ static mrl_status check_shares(mrl_device *dev, const mrl_trellis_args *args, mr
     }
     MRL_TRY(mrl_shares_check(&args->x_shares, &args->x, dev, "trellis", "x", 1, args->t->k, err));
     if (args->t->k % 8 != 0)
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: x in shares must have a multiple of 8 columns, not %u", args->t->k);
+        return mrl_fail(err, MRL_ERR_VALUE, "trellis: x in shares must have a multiple of 8 columns, not %u",
+                        args->t->k);
     if (args->base.buffer == NULL)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: x in shares must have a base");
     if (args->residual.buffer != NULL || args->gate.buffer != NULL)
@@ -82,7 +83,8 @@ mrl_status mrl_trellis_check(mrl_device *dev, const mrl_trellis_args *args, mrl_
     if (args->open == NULL)
         MRL_TRY(mrl_view_check(&args->y, dev, "trellis", "out", MRL_DTYPES_ACT, 2, (uint64_t[]){m, columns}, err));
     if (gated != (args->gate.buffer != NULL))
-        return mrl_fail(err, MRL_ERR_VALUE, "trellis: gate and a gated activation (swiglu, geglu, geglu_tanh) go together");
+        return mrl_fail(err, MRL_ERR_VALUE,
+                        "trellis: gate and a gated activation (swiglu, geglu, geglu_tanh) go together");
     if (gated && args->norm.buffer != NULL)
         return mrl_fail(err, MRL_ERR_VALUE, "trellis: an x with a gate takes no norm, normalise before");
     if (gated)

@@ -12,8 +12,8 @@ mrl_status mrl_trellis_copy(mrl_device *dev, const mrl_trellis *t, mrl_kernel ke
     const uint32_t spec[] = {local, t->rate2, (uint32_t)t->codebook, option, software};
     const mrl_range reads[] = {read, mrl_range_of(t->suh)};
 
-    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, MRL_MATH_NONE, spec, kernel == MRL_KERNEL_trellis_pack ? 4 : 5,
-                             &pipeline, err));
+    MRL_TRY(mrl_pipeline_get(dev, kernel, MRL_FORMAT_NONE, MRL_MATH_NONE, spec,
+                             kernel == MRL_KERNEL_trellis_pack ? 4 : 5, &pipeline, err));
     const mrl_dispatch d = {
         .pipeline = pipeline,
         .push = push,

@@ -49,12 +49,14 @@ mrl_status mrl_trellis_transform(const trellis_call *c, mrl_trellis_side side, m
 {
     const mrl_trellis_args *args = c->args;
     const mrl_device_info *info = mrl_device_info_of(c->dev);
-    const transform_plan plan = plan_transform(c->dev, side == MRL_TRELLIS_OUTPUT ? c->push.n_padded : c->push.k_padded);
+    const transform_plan plan =
+        plan_transform(c->dev, side == MRL_TRELLIS_OUTPUT ? c->push.n_padded : c->push.k_padded);
     const uint32_t spec[] = {plan.lanes,
                              (uint32_t)side,
                              (uint32_t)args->x.dtype,
                              (uint32_t)y_type,
-                             (uint32_t)(side == MRL_TRELLIS_INPUT ? x_activation(args) : mrl_trellis_y_activation(args)),
+                             (uint32_t)(side == MRL_TRELLIS_INPUT ? x_activation(args)
+                                                                  : mrl_trellis_y_activation(args)),
                              splits,
                              false,
                              plan.lanes,

@@ -38,8 +38,8 @@ const char *mrl_view_text(const mrl_view *view, char *text, uint64_t size);
  * its range fits its buffer. op and name go into the message: "rope: positions must be (5) i32, got (4) i32". */
 mrl_status mrl_view_check(const mrl_view *view, mrl_device *dev, const char *op, const char *name,
                           uint32_t dtypes, int ndim, const uint64_t *shape, mrl_error *err);
-/* For kernels that load up to 16 bytes at once: a view that begins elsewhere, such as a part of a vector, becomes one of
- * a copy. The caller releases *copy. */
+/* For kernels that load up to 16 bytes at once: a view that begins elsewhere, such as a part of a vector, becomes one
+ * of a copy. The caller releases *copy. */
 mrl_status mrl_view_align(mrl_view *view, mrl_device *dev, mrl_buffer **copy, mrl_error *err);
 #define MRL_DTYPE_BIT(name) (1u << MRL_DTYPE_##name)
 #define MRL_DTYPES_ACT (MRL_DTYPE_BIT(f32) | MRL_DTYPE_BIT(f16) | MRL_DTYPE_BIT(bf16))

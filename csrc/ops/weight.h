@@ -19,7 +19,7 @@ typedef struct mrl_weight {
     bool has_zero;
     uint32_t n, k;
     uint32_t first;         /* rows of the planes before those of a part of a weight, which only products take; 0 */
-    uint32_t k_padded;      /* k rounded up to 128: row stride of the quant plane, in weights; the tail is zero weights */
+    uint32_t k_padded;      /* k rounded up to 128: row stride of the quant plane, in weights; the tail: zero weights */
     uint32_t group;         /* weights a scale, 16..256, or 0: one scale a row */
     uint32_t groups;        /* scales a row */
     float global_scale;     /* 1 but for NV fp4 */

@@ -180,8 +180,9 @@ static PyMethodDef module_methods[] = {
 static int module_exec(PyObject *module)
 {
     static int (*const add[])(PyObject *, mrl_state *) = {
-        add_exceptions,     mrl_py_device_add, mrl_py_tensor_add,    mrl_py_shares_add, mrl_py_program_add, mrl_py_linear_add,
-        mrl_py_trellis_add, mrl_py_moe_add,    mrl_py_attention_add, mrl_py_mla_add,    mrl_py_delta_add,   mrl_py_generator_add,
+        add_exceptions,       mrl_py_device_add, mrl_py_tensor_add,  mrl_py_shares_add,
+        mrl_py_program_add,   mrl_py_linear_add, mrl_py_trellis_add, mrl_py_moe_add,
+        mrl_py_attention_add, mrl_py_mla_add,    mrl_py_delta_add,   mrl_py_generator_add,
     };
     mrl_state *state = mrl_py_state(module);
     for (size_t i = 0; i < sizeof add / sizeof add[0]; i++)

@@ -362,8 +362,8 @@ static PyObject *module_attention(PyObject *module, PyObject *args, PyObject *kw
 
     if (!MRL_PARSE(args, kwargs, "OOOOOO|$OOOOOOOpppOz:attention", keywords, &given.qkv, &given.cache, &given.layer,
                    &given.positions, &given.slots, &given.freq, &given.heads, &bound, &given.q_norm, &given.k_norm,
-                   &given.eps, &scale_given, &given.rope_scale, &given.interleaved, &given.gated, &sequence, &given.dtype,
-                   &kernel) ||
+                   &given.eps, &scale_given, &given.rope_scale, &given.interleaved, &given.gated, &sequence,
+                   &given.dtype, &kernel) ||
         parse_rope(state, &given, "attention", &kv, &attention.rope, &dtype) < 0 ||
         mrl_py_missing(bound, "attention", "bound") < 0 ||
         mrl_py_u32(bound, "attention: bound", 1, kv.context, &attention.bound) < 0 ||

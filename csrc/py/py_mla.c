@@ -43,9 +43,10 @@ static int parse_kernel(const char *name, mrl_kernel *out)
 
 static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static const char *const keywords[] = {"q",    "kv",   "norm",  "kv_b",  "cache", "layer",      "positions",   "slots",
-                                           "freq", "heads", "bound", "eps",   "scale", "rope_scale", "interleaved", "dtype",
-                                           "staged", "sequence", "kernel", NULL};
+    static const char *const keywords[] = {"q",     "kv",        "norm",     "kv_b",       "cache",
+                                           "layer", "positions", "slots",    "freq",       "heads",
+                                           "bound", "eps",       "scale",    "rope_scale", "interleaved",
+                                           "dtype", "staged",    "sequence", "kernel",     NULL};
     mrl_state *state = mrl_py_state(module);
     PyObject *q, *kv, *norm, *kv_b, *cache, *layer, *positions, *slots, *freq, *dtype_name = NULL, *y;
     PyObject *numbers[6] = {NULL, NULL, NULL, Py_None, NULL, NULL};
@@ -59,9 +60,9 @@ static PyObject *module_mla(PyObject *module, PyObject *args, PyObject *kwargs)
     const char *kernel = NULL;
     int interleaved = 1, staged = 0, sequence = 0;
 
-    if (!MRL_PARSE(args, kwargs, "OOOOOOOOO|$OOOOOpOppz:mla", keywords, &q, &kv, &norm, &kv_b, &cache, &layer, &positions,
-                   &slots, &freq, &numbers[0], &numbers[1], &numbers[2], &numbers[3], &numbers[4], &interleaved,
-                   &dtype_name, &staged, &sequence, &kernel) ||
+    if (!MRL_PARSE(args, kwargs, "OOOOOOOOO|$OOOOOpOppz:mla", keywords, &q, &kv, &norm, &kv_b, &cache, &layer,
+                   &positions, &slots, &freq, &numbers[0], &numbers[1], &numbers[2], &numbers[3], &numbers[4],
+                   &interleaved, &dtype_name, &staged, &sequence, &kernel) ||
         mrl_py_view_or_shares(state, q, "mla: q", &mla.q, &mla.q_shares, NULL) < 0 ||
         mrl_py_view(state, kv, "mla: kv", false, &mla.kv) < 0 ||
         mrl_py_view(state, norm, "mla: norm", false, &mla.norm) < 0 ||

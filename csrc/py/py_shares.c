@@ -92,7 +92,8 @@ static PyType_Slot Shares_slots[] = {
     {Py_tp_getset, Shares_getset},
     {Py_tp_members, mrl_py_members},
     {Py_tp_doc, "A result (1, columns) that its workgroups left in shares, for others to add up as they read it: mla,\n"
-                "where it is q, or, of shares that are to be added to a base, TrellisLinear. Made by TrellisLinear and MoE\n"
+                "where it is q, or, of shares that are to be added to a base, TrellisLinear. "
+                "Made by TrellisLinear and MoE\n"
                 "when asked for shares, with the residual as base. The base is read when the shares are."},
     {0, NULL},
 };

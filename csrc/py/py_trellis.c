@@ -455,7 +455,8 @@ static PyMethodDef TrellisLinear_methods[] = {
     {"set_bias", TrellisLinear_set_bias, METH_O,
      "set_bias($self, bias, /)\n--\n\nA Tensor (n) f32 that calls add from now on, not copied; None takes it away."},
     {"inner", WITH_KEYWORDS(TrellisLinear_inner),
-     "inner($self, expert=0)\n--\n\nThe decoded matrix (k, n) f16 of the padded sizes, between the two transforms; exact."},
+     "inner($self, expert=0)\n--\n\n"
+     "The decoded matrix (k, n) f16 of the padded sizes, between the two transforms; exact."},
     {"dequantize", WITH_KEYWORDS(TrellisLinear_dequantize),
      "dequantize($self, dtype='f32', expert=0)\n--\n\nThe weight (k, n) as it multiplies: y = x W."},
     MRL_PY_NO_PICKLE,
@@ -484,9 +485,11 @@ static PyType_Slot TrellisLinear_slots[] = {
     {Py_tp_members, mrl_py_members},
     {Py_tp_doc, "TrellisLinear(device, n, k, bits, codebook='mul1', experts=1, *, memory='device')\n--\n\n"
                 "A linear layer of EXL3 trellis weights, zeros at first. Calling it gives\n"
-                "y = epilogue(norm(x) W + bias): x (m, k) or (k) -> (m, n) or (n). experts: matrices of this size that lie one\n"
+                "y = epilogue(norm(x) W + bias): x (m, k) or (k) -> (m, n) or (n). "
+                "experts: matrices of this size that lie one\n"
                 "behind the other, for MoE; every method works on one of them. memory 'host': the weights lie in host\n"
-                "memory, and kernels read them over the bus. shares: the result of one row is left in Shares where that saves\n"
+                "memory, and kernels read them over the bus. "
+                "shares: the result of one row is left in Shares where that saves\n"
                 "a wait. x may be Shares with a base; total is where the sum goes."},
     {0, NULL},
 };
@@ -505,8 +508,10 @@ static PyMethodDef functions[] = {
      "128. To f16 the product is rounded before the transform, as ExLlamaV3 does; to f32 nothing is."},
     {"trellis_rate", WITH_KEYWORDS(module_trellis_rate),
      "trellis_rate(out, bits, codebook, way, rounds=1)\n--\n\n"
-     "For benchmarks: each of out's elements (f32, a multiple of 128) becomes the sum of `rounds` times 32 products of\n"
-     "weights decoded from registers; shaders/trellis/rate.comp says which. way: states (no products), f32, pairs, apart\n"
+     "For benchmarks: each of out's elements (f32, a multiple of 128) becomes "
+     "the sum of `rounds` times 32 products of\n"
+     "weights decoded from registers; shaders/trellis/rate.comp says which. "
+     "way: states (no products), f32, pairs, apart\n"
      "(3inst and mcg) or int8 (mul1). bits: 1 to 8 by halves. Raises DeviceError without the features that it needs."},
     {NULL, NULL, 0, NULL},
 };

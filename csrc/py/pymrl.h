@@ -207,8 +207,8 @@ static inline PyObject *mrl_py_device_of(PyObject *tensor)
 /* ---- rows in shares ------------------------------------------------------------------------- */
 
 struct mrl_shares;
-/* A new Shares object, which takes over the buffer of *shares, even when that fails. base: what they are to be added to,
- * retained, or NULL. */
+/* A new Shares object, which takes over the buffer of *shares, even when that fails. base: what they are to be added
+ * to, retained, or NULL. */
 PyObject *mrl_py_shares_new(mrl_state *state, PyObject *device, const struct mrl_shares *shares, uint32_t columns,
                             const mrl_view *base);
 /* mrl_py_view, or of a Shares object the shape without a buffer, its shares and its base, which it must have; with base

@@ -125,8 +125,8 @@ static void append_missing(mrl_device_info *info, const char *name)
     snprintf(info->missing + used, sizeof info->missing - used, used ? ", %s" : "%s", name);
 }
 
-/* Whether there are 16x16x16 products f16 x f16 at subgroup scope with sums of a type; f32 is what the matmul kernels are
- * written for. */
+/* Whether there are 16x16x16 products f16 x f16 at subgroup scope with sums of a type; f32 is what the matmul kernels
+ * are written for. */
 static bool has_coopmat_shape(VkPhysicalDevice physical, VkComponentTypeKHR sums)
 {
     uint32_t count = 0;

@@ -1,5 +1,5 @@
-// A prompt of a gated delta net in chunks of CHUNK rows, whose products go through matrix units (f16 operands, f32 sums).
-// With G_i the decay of a chunk's rows up to i, and rows i, j of a chunk that found the state S:
+// A prompt of a gated delta net in chunks of CHUNK rows, whose products go through matrix units (f16 operands, f32
+// sums). With G_i the decay of a chunk's rows up to i, and rows i, j of a chunk that found the state S:
 //
 //   d_i = beta_i (v_i - G_i k_i S - sum over j < i of G_i / G_j (k_i k_j) d_j)
 //   o_i = G_i q_i S + sum over j <= i of G_i / G_j (q_i k_j) d_j

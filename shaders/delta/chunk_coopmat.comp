@@ -99,8 +99,8 @@ vec4 decayed(uint row, uint quad)
     return x;
 }
 
-// T = (1 + L)^-1. Above the diagonal lies L, transposed; T comes below and onto it. A thread has a column of T, and makes
-// 16 rows at a time: what the rows before them take off, then what they take off each other.
+// T = (1 + L)^-1. Above the diagonal lies L, transposed; T comes below and onto it. A thread has a column of T, and
+// makes 16 rows at a time: what the rows before them take off, then what they take off each other.
 void invert()
 {
     const uint column = gl_LocalInvocationIndex;

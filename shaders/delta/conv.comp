@@ -3,8 +3,8 @@
 //
 //   mixed (rows, MIXED) f32: [ q | k | v, as the channels | beta, decay of each value head ]
 //
-// Grid (rows / RUN, n): a subgroup takes a head of q, of k or of v of RUN rows, every n-th, a lane its channels one after
-// the other: filter and window then stay in registers from row to row.
+// Grid (rows / RUN, n): a subgroup takes a head of q, of k or of v of RUN rows, every n-th, a lane its channels one
+// after the other: filter and window then stay in registers from row to row.
 #include "delta/mixed.glsl"
 
 layout(constant_id = 10) const uint RUN = 1;

@@ -1,5 +1,5 @@
 // Prefill of a gated delta net, from chunk to chunk: chunk.glsl. Grid (VALUE_DIM / WIDE, VALUE_HEADS): a workgroup has
-// WIDE columns of S, in registers, a share of its rows in each subgroup, and of each chunk's d and o 16 rows a subgroup.
+// WIDE columns of S, in registers, a share of its rows in each subgroup; of each chunk's d and o 16 rows a subgroup.
 //
 //   W, q, S -> shared | d = U - W S, o = G q S | QK, KT, d -> shared | o += QK d, S = G_last S + KT d
 //

@@ -6,7 +6,7 @@
 // complete, each shuffle is two calls of functions that find out.
 const uint EACH = 128 / CLUSTER;
 const uint QUADS = EACH / 4;
-vec4 quads[4]; // at file scope like w of trellis.glsl; QUADS of them, and indices are literals: loops are unrolled too late
+vec4 quads[4]; // at file scope like w of trellis.glsl; QUADS of them, indices are literals: loops are unrolled too late
 
 // DO(q, argument) for all quads.
 #define EACH_QUAD(DO, argument)                                                                                        \
@@ -20,7 +20,8 @@ vec4 quads[4]; // at file scope like w of trellis.glsl; QUADS of them, and indic
     }
 
 #define BUTTERFLIES_IN_QUAD(q, unused)                                                                                 \
-    quads[q] = vec4(quads[q].x + quads[q].y, quads[q].x - quads[q].y, quads[q].z + quads[q].w, quads[q].z - quads[q].w);\
+    quads[q] = vec4(quads[q].x + quads[q].y, quads[q].x - quads[q].y,                                                  \
+                    quads[q].z + quads[q].w, quads[q].z - quads[q].w);                                                 \
     quads[q] = vec4(quads[q].xy + quads[q].zw, quads[q].xy - quads[q].zw);
 
 #define BUTTERFLIES_OF_QUADS(a, b)                                                                                     \
@@ -58,17 +59,23 @@ void hadamard_lanes(uint lane)
     EACH_QUAD(SCALE_QUAD, HADAMARD_SCALE)
 }
 
-// Over the lanes of a cluster, for all of them: floats always in the same order, integers by one instruction where devices
-// have it.
+// Over the lanes of a cluster, for all of them: floats always in the same order, integers by one instruction where
+// devices have it.
+#define EACH_DISTANCE(DO)                                                                                              \
+    DO(1)                                                                                                              \
+    DO(2)                                                                                                              \
+    DO(4)                                                                                                              \
+    if (CLUSTER > 8)                                                                                                   \
+        DO(8)                                                                                                          \
+    if (CLUSTER > 16)                                                                                                  \
+        DO(16)
+
+#define ADD_ACROSS(mask) x += subgroupShuffleXor(x, mask);
+#define MAX_ACROSS(mask) x = max(x, subgroupShuffleXor(x, mask));
+
 float cluster_add(float x)
 {
-    x += subgroupShuffleXor(x, 1);
-    x += subgroupShuffleXor(x, 2);
-    x += subgroupShuffleXor(x, 4);
-    if (CLUSTER > 8)
-        x += subgroupShuffleXor(x, 8);
-    if (CLUSTER > 16)
-        x += subgroupShuffleXor(x, 16);
+    EACH_DISTANCE(ADD_ACROSS)
     return x;
 }
 
@@ -76,13 +83,7 @@ int cluster_add(int x)
 {
     if (gl_SubgroupSize == CLUSTER)
         return subgroupAdd(x);
-    x += subgroupShuffleXor(x, 1);
-    x += subgroupShuffleXor(x, 2);
-    x += subgroupShuffleXor(x, 4);
-    if (CLUSTER > 8)
-        x += subgroupShuffleXor(x, 8);
-    if (CLUSTER > 16)
-        x += subgroupShuffleXor(x, 16);
+    EACH_DISTANCE(ADD_ACROSS)
     return x;
 }
 
@@ -90,12 +91,6 @@ uint cluster_max(uint x)
 {
     if (gl_SubgroupSize == CLUSTER)
         return subgroupMax(x);
-    x = max(x, subgroupShuffleXor(x, 1));
-    x = max(x, subgroupShuffleXor(x, 2));
-    x = max(x, subgroupShuffleXor(x, 4));
-    if (CLUSTER > 8)
-        x = max(x, subgroupShuffleXor(x, 8));
-    if (CLUSTER > 16)
-        x = max(x, subgroupShuffleXor(x, 16));
+    EACH_DISTANCE(MAX_ACROSS)
     return x;
 }

@@ -1,5 +1,5 @@
-// Transforms `blocks` blocks of shared float work[], HADAMARD_PITCH apart, in place; the whole workgroup of LANES calls,
-// at any number of blocks, after a barrier, and a barrier stands at the end. LOOPS: the small form.
+// Transforms `blocks` blocks of shared float work[], HADAMARD_PITCH apart, in place; the whole workgroup of LANES
+// calls, at any number of blocks, after a barrier, and a barrier stands at the end. LOOPS: the small form.
 #include "include/hadamard.glsl"
 
 void first_pass(uint block, uint i)

@@ -43,8 +43,8 @@ uint mla_chunk_length(uint count)
     return (even + CHUNK_STEP - 1) / CHUNK_STEP * CHUNK_STEP;
 }
 
-// Where the result of (row, head, chunk) lies: O, then 16 bytes with the maximum of the scores and the sum of the weights,
-// in f32. O is in f32, or divided by that sum in f16.
+// Where the result of (row, head, chunk) lies: O, then 16 bytes with the maximum of the scores and the sum of the
+// weights, in f32. O is in f32, or divided by that sum in f16.
 uvec2 mla_partial(uvec2 base, uint row, uint head, uint chunk, const uint type)
 {
     return address_at(base, (row * HEADS + head) * p.chunks + chunk, RANK * act_bytes(type) + 16);

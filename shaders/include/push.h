@@ -1,4 +1,4 @@
-/* Push-constant structs, one a kernel family, read by C and by GLSL; 128 bytes at most (the size that Vulkan guarantees).
+/* Push-constant structs, one a kernel family, read by C and by GLSL; 128 bytes at most (the size Vulkan guarantees).
  * Addresses first, then 32-bit scalars, or an even number of those between addresses, so that both layouts agree. */
 #ifndef MRL_PUSH_H
 #define MRL_PUSH_H
@@ -38,7 +38,7 @@ PUSH_STRUCT(mrl_push_matmul)
     UINT groups;      /* scales per row */
     FLOAT eps;
     FLOAT global_scale;
-    UINT workgroups;  /* that walk over the rows of W (gemv); gl_NumWorkGroups takes a quarter of a microsecond to come */
+    UINT workgroups;  /* that walk the rows of W (gemv); gl_NumWorkGroups takes a quarter of a microsecond to come */
 };
 
 /* The same over the experts of a layer, whose rows lie one expert after the other in W. A pair is a row of x and one of
@@ -56,7 +56,7 @@ PUSH_STRUCT(mrl_push_moe)
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
     ADDR weights;     /* moe_down: (pairs) f32; else places of the experts in this stack, as below, or 0 */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
-    ADDR order;       /* (pairs) u32: pairs sorted by expert; without tiles an open choice (moe/open_choice.glsl) or 0 */
+    ADDR order;       /* (pairs) u32: pairs by expert; without tiles an open choice (moe/open_choice.glsl) or 0 */
     UINT workgroups;  /* as above */
     UINT n;           /* rows of one expert */
     UINT k;
@@ -182,7 +182,7 @@ PUSH_STRUCT(mrl_push_trellis_moe) /* in that order too */
     ADDR partial;     /* what workgroups tell, as gemv.glsl has it */
     ADDR y;           /* (pairs, n), or (rows, n) */
     ADDR ids;         /* (pairs) i32: the expert of a pair; negative: the row is idle */
-    ADDR order;       /* (pairs) u32: pairs sorted by expert; without tiles an open choice (moe/open_choice.glsl) or 0 */
+    ADDR order;       /* (pairs) u32: pairs by expert; without tiles an open choice (moe/open_choice.glsl) or 0 */
     ADDR trellis;     /* (experts) units in kernel layout */
     ADDR suh;         /* (experts, k_padded) f16 */
     ADDR x;           /* (pairs / slots, k) activations */
@@ -195,7 +195,7 @@ PUSH_STRUCT(mrl_push_trellis_moe) /* in that order too */
     FLOAT eps;        /* of the norm; where x is or was transformed, the power of two that it is multiplied by */
     ADDR weights;     /* (pairs) f32, by which the pairs of a row are summed up; or 0 */
     ADDR tiles;       /* (tiles, 3) u32: expert, first place in order, pairs; 0: a workgroup has one pair */
-    ADDR places;      /* (experts of the layer) i32: where an expert lies here, negative: elsewhere; 0: in their order */
+    ADDR places;      /* (experts of the layer) i32: where an expert lies here, negative: elsewhere; 0: in order */
     ADDR norm;        /* (k) f32 or 0; with weights, whose x is gated and has no norm: (rows, n) f32 or 0, added to y */
     ADDR gate;        /* like x, with gated activations: x becomes act(gate) * x */
     ADDR counters;    /* (pairs or tiles, n_padded / 128) u32, zero between calls */

@@ -1,4 +1,4 @@
-// Sums and maxima over subgroups all of whose invocations take part, in control flow that is the same for the workgroup: a
+// Sums and maxima over subgroups all of whose invocations take part, in control flow the same for the workgroup: a
 // third of the machine code of subgroupAdd, which on NVIDIA has a second form for subgroups that are not complete.
 #define SUBGROUP_TREE(value, operation)                                                                                \
     [[unroll]] for (uint level = 0; level < 7; level++)                                                                \

@@ -60,7 +60,7 @@ void load_tile(uvec2 trellis, uint base, uint lane, uint tile)
 // The low word of high:low >> shift, 0 .. 31.
 uint funnel(uint high, uint low, uint shift) { return shift == 0 ? low : (high << (32 - shift)) | (low >> shift); }
 
-// The state of code c, a constant: the 16 bits that end where the code does. The stream moves by less than 16 bits, once
+// The state of code c, a constant: the 16 bits that end where it does. The stream moves by less than 16 bits, once
 // for the two codes that need the same move, so that states are halves of words: one instruction each, and the moves.
 uint state_of(uint c)
 {

@@ -1,7 +1,7 @@
 // y (m, n) = epilogue(x (m, k) . W (n, k)^T) for many rows of x, in plain f32: runs on every device.
 //
-// A workgroup of 256 owns TILE x TILE of y and walks k through shared memory; a thread owns 4 x 4, or 2 x 2 of low tiles.
-// Workgroup (x, y) = (tile of n, tile of m).
+// A workgroup of 256 owns TILE x TILE of y and walks k through shared memory; a thread owns 4 x 4, or 2 x 2 of low
+// tiles. Workgroup (x, y) = (tile of n, tile of m).
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint X_TYPE = 0;
 layout(constant_id = 2) const uint Y_TYPE = 0;

@@ -1,6 +1,6 @@
 // The body of the tiled kernels in plain f32: matmul/gemm.comp says what it does. Before it come the constants SCALE,
-// ZERO, GROUP, X_TYPE and TILE (32 or 64 rows and columns of y, for 256 threads), the push block p, an epilogue, and these
-// hooks:
+// ZERO, GROUP, X_TYPE and TILE (32 or 64 rows and columns of y, for 256 threads), the push block p, an epilogue, and
+// these hooks:
 //
 //   TILE_PROLOGUE       if defined, main() calls tile_prologue() first and ends where that is false
 //   X_ROW(i)            row of x that is row i of the tile
@@ -15,8 +15,8 @@ const uint OWN = TILE / 16;    // a thread makes so many rows and columns of y
 shared float xs[STEP * TILE]; // [k][m]
 shared float ws[STEP * TILE]; // [k][n]
 
-// Where row or column 0 of element k lies; others stand at their number exclusive-or this, so that the threads that share
-// a row, 8 elements apart, write to different banks. A multiple of what a thread owns.
+// Where row or column 0 of element k lies; others stand at their number exclusive-or this, so that the threads that
+// share a row, 8 elements apart, write to different banks. A multiple of what a thread owns.
 uint swizzle(uint k) { return k / 8 * (32 / PARTS); }
 
 // The 8 elements of x and of W that a thread brings for a step.

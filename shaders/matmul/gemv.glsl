@@ -336,7 +336,8 @@ void walk_chunks(uint row0, uint lane, uint lanes)
 // x is staged once; block after block of rows streams past it, the next batch always in flight.
 void walk_rows(uint lane, uint lanes, Batch batch)
 {
-    const uint step = gl_NumSubgroups / SPLIT * ROWS, owner = gl_SubgroupID / SPLIT * ROWS, last = K_LENGTH() / FMT_UNIT;
+    const uint step = gl_NumSubgroups / SPLIT * ROWS, owner = gl_SubgroupID / SPLIT * ROWS;
+    const uint last = K_LENGTH() / FMT_UNIT;
     float acc[SUMS];
     uint block = gl_WorkGroupID.x, base = lane;
 

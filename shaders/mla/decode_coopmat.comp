@@ -1,6 +1,6 @@
-// mla/decode.comp on cooperative matrices: for each (row, head, chunk of positions) O = sum of w * latent over the sum of
-// the weights w, in f16; the maximum of the scores and the sum of the weights. f16 operands, f32 sums; 16 heads are the
-// lines of a matrix. Queries are in f16; lines behind the last head hold anything, and count for nothing.
+// mla/decode.comp on cooperative matrices: for each (row, head, chunk of positions) O = sum of w * latent over the sum
+// of the weights w, in f16; the maximum of the scores and the sum of the weights. f16 operands, f32 sums; 16 heads are
+// the lines of a matrix. Queries are in f16; lines behind the last head hold anything, and count for nothing.
 //
 // Grid (chunks, blocks of 16 heads, rows). A turn takes KEYS rows of the cache, staged in shared memory while the next
 // are on their way. 8 subgroups of 32 share it: for the scores each has 16 keys and every fourth sixteen of the row,
@@ -45,7 +45,7 @@ const uint O_PITCH = O_MATRICES * 4 + 1;
 #define MatC coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>
 
 // This thread's share of rows first .. first + KEYS - 1, which lie one behind the other; zeros from `last` on, where
-// the cache may hold anything. Offsets from an address that is computed once are constants, which loads take for nothing.
+// the cache may hold anything. Offsets from an address computed once are constants, which loads take for nothing.
 #define FETCH_ROWS(first, last)                                                                                        \
     {                                                                                                                  \
         BufU32x4 rows = BufU32x4(address_at(p.cache, mla_unit(slot, first) + t, 16));                                  \

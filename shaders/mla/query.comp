@@ -1,9 +1,9 @@
 // Absorbed queries, f32 or f16: y_h = [q_h[:NOPE] W_uk_h | rope(q_h[NOPE:])] * softmax scale * log2(e).
 // q (rows, HEADS * (NOPE + ROPE_DIM)) -> y (rows, HEADS, RANK + ROPE_DIM).
 //
-// W_uk_h is NOPE rows of kv_b, RANK long. A workgroup owns COLUMNS of them, 8 a lane; SPLIT groups of lanes deal out the
-// rows and add up in shared memory, where the query is as well. Grid (column tiles + 1, HEADS, rows): the last workgroup
-// of a head turns the rope part.
+// W_uk_h is NOPE rows of kv_b, RANK long. A workgroup owns COLUMNS of them, 8 a lane; SPLIT groups of lanes deal out
+// the rows and add up in shared memory, where the query is as well. Grid (column tiles + 1, HEADS, rows): the last
+// workgroup of a head turns the rope part.
 //
 // On a CPU (BROADCAST) a workgroup is one subgroup: a lane owns a unit of 16 bytes of every row, and elements of q are
 // loaded one a lane and broadcast, with the scales of their rows where these have one each.

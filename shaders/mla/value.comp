@@ -5,9 +5,9 @@
 // (every workgroup of the head does, that spares a dispatch), then a subgroup owns ROWS rows at a time.
 // Grid (row tiles, HEADS, rows). Idle rows get zeros.
 //
-// With MERGE all loads are under way before anything is waited for: the weights, results of chunks whether they count or
-// not, and the position that tells which do. SHARES threads deal out the chunks of an item, four elements in f32 or eight
-// in f16. Without, chunks are loaded one by one: where subgroups are small or there are too many chunks for the threads.
+// With MERGE all loads are under way before anything is waited for: the weights, results of chunks whether they count
+// or not, and the position that tells which do. SHARES threads deal out the chunks of an item, four elements in f32 or
+// eight in f16. Without, chunks are loaded one by one: where subgroups are small or chunks too many for the threads.
 //
 // On a CPU (BROADCAST) a lane owns ROWS rows and the latent is shared by broadcasts: matmul/broadcast.glsl. TURNS is 1.
 // Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.2 (W_uv absorbed into the output).
@@ -94,8 +94,8 @@ void add_chunk(vec4 x, uint chunk, uint busy)
     }
 }
 
-// Offsets from an address that is computed once are constants, which loads take for nothing. Behind the last chunk of the
-// last head the host leaves room.
+// Offsets from an address that is computed once are constants, which loads take for nothing. Behind the last chunk of
+// the last head the host leaves room.
 void ask_chunks(uint share, uint item)
 {
     BufF32x4 from = BufF32x4(address_at(results, gl_SubgroupInvocationID * (ITEMS + 1) + ITEMS, 16));

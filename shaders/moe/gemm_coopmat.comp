@@ -1,6 +1,6 @@
-// y[pair] = activation(x[pair / slots] . W[expert]^T) on KHR cooperative matrices for tiles of at most BM pairs with one
-// expert: f16 operands, f32 sums. Rows of x are gathered, rows of y scattered. Workgroup (x, y) = (tile of n, tile of
-// the plan): matmul/gemm_coopmat.glsl, with tiles as low as 32 rows, where a subgroup owns 32 rows.
+// y[pair] = activation(x[pair / slots] . W[expert]^T) on KHR cooperative matrices for tiles of at most BM pairs with
+// one expert: f16 operands, f32 sums. Rows of x are gathered, rows of y scattered. Workgroup (x, y) = (tile of n, tile
+// of the plan): matmul/gemm_coopmat.glsl, with tiles as low as 32 rows, where a subgroup owns 32 rows.
 #extension GL_KHR_cooperative_matrix : require
 
 layout(local_size_x_id = 0) in;

@@ -1,9 +1,9 @@
-// A choice of experts that is open: of a row by itself the router told only what each expert is worth, and the workgroups
+// An open choice of experts: of a row by itself the router told only what each expert is worth, and the workgroups
 // of the experts' first products choose, each subgroup for itself, so that none of the router's waits for the others.
 //
 //   p.order -> (key u32, score f32)[EXPERTS] | (0, logit of the shared experts' gate) | usage[EXPERTS] u32
 //
-// A key orders the experts, 0: the row is idle. A score is a sigmoid, or a logit for the softmax. The first workgroup of
+// A key orders the experts, 0: the row is idle. A score is a sigmoid, or a logit for softmax. The first workgroup of
 // each slot writes for later kernels what was chosen: p.ids, its slots' experts, then their weights; with p.ids 0 none.
 layout(constant_id = 19) const uint EXPERTS = 0; // 0: this is not wanted
 layout(constant_id = 20) const uint TOP_K = 1;

@@ -169,9 +169,9 @@ uvec2 arg_max(uint key, uint id)
 }
 
 // Key and id of the largest raw logit, and log(sum(exp(raw))), in one pass: 1024 columns of ids, each of which rescales
-// when its maximum grows, then 32 sums of 32 columns. Every token has this pass, by one workgroup: more loads are in flight
-// than elsewhere, the largest is looked for where a batch has one as large, and NaN and +inf, whose key is above all others, by
-// two maxima.
+// when its maximum grows, then 32 sums of 32 columns. Every token has this pass, by one workgroup: more loads are in
+// flight than elsewhere, the largest is looked for where a batch has one as large, and NaN and +inf, whose key is above
+// all others, by two maxima.
 uvec2 raw_stats(out float log_sum)
 {
     const uint batch = BATCH > 1u ? 8u : 1u;

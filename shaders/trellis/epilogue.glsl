@@ -1,6 +1,6 @@
 // What the trellis kernels do with a column sum that has been through the output transform and times svh: bias,
-// activation, residual, conversion. Gated activations act on x. Needs the push block p (mrl_push_trellis) and ACTIVATION
-// and Y_TYPE; RESIDUAL(at) where element `at` of the residual was asked for before.
+// activation, residual, conversion. Gated activations act on x. Needs the push block p (mrl_push_trellis) and
+// ACTIVATION and Y_TYPE; RESIDUAL(at) where element `at` of the residual was asked for before.
 #include "include/activation.glsl"
 #include "include/address.glsl"
 

@@ -1,6 +1,6 @@
-// y (32, 8) f32: for each lane of a subgroup of 32 and each element that it holds of a 16 x 16 matrix B of f16, 16 times
-// its row plus its column. Where a lane has what csrc/ops/fragments.c expects, values are put into matrices as they are
-// decoded (gemv_coopmat.glsl); the specification leaves to the driver what that is.
+// y (32, 8) f32: for each lane of a subgroup of 32 and each element that it holds of a 16 x 16 matrix B of f16, 16
+// times its row plus its column. Where a lane has what csrc/ops/fragments.c expects, values are put into matrices as
+// they are decoded (gemv_coopmat.glsl); the specification leaves to the driver what that is.
 #extension GL_KHR_cooperative_matrix : require
 
 layout(local_size_x_id = 0) in;

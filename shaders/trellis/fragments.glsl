@@ -1,13 +1,13 @@
-// Matrices B of 16 x 16 whose values a subgroup of 32 decodes where they belong, without a detour through shared memory:
-// lane 4 m + q holds rows 2 q, 2 q + 1, 2 q + 8, 2 q + 9 of column m and the same of column m + 8, in this order (feature
-// fragments; fragments.comp tells). These are codes 8 q .. 8 q + 7 of lane m of a tile: the order that EXL3 chose for
-// the matrix units of its own kernels.
+// Matrices B of 16 x 16 whose values a subgroup of 32 decodes where they belong, without a detour through shared
+// memory: lane 4 m + q holds rows 2 q, 2 q + 1, 2 q + 8, 2 q + 9 of column m and the same of column m + 8, in this
+// order (feature fragments; fragments.comp tells). These are codes 8 q .. 8 q + 7 of lane m of a tile: the order that
+// EXL3 chose for the matrix units of its own kernels.
 //
 //     bits of lane m of a tile   | codes 0 .. 7 | 8 .. 15 | 16 .. 23 | 24 .. 31 |
 //     lane of the subgroup         4 m            4 m + 1   4 m + 2    4 m + 3       the lane before has the tail
 //
-// Needs trellis.glsl, trellis_f16.glsl, MatB, TRELLIS, FRAGMENT_TILES, the tiles of a step, and FRAGMENT_SLOTS, the steps
-// whose words are on their way at once.
+// Needs trellis.glsl, trellis_f16.glsl, MatB, TRELLIS, FRAGMENT_TILES, the tiles of a step, and FRAGMENT_SLOTS, the
+// steps whose words are on their way at once.
 // RATE2 is 4 at least: a tail lies in one lane.
 const uint EIGHT = 4 * RATE2; // bits of eight codes
 const uint EDGE = RATE2 % 8 == 0 ? 32 : RATE2 % 4 == 0 ? 16 : RATE2 % 2 == 0 ? 8 : 4; // divides where they begin

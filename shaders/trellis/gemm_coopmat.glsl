@@ -1,13 +1,13 @@
 // Many rows of the transformed f16 x times an EXL3 trellis on KHR cooperative matrices. Shared by gemm_coopmat.comp and
-// moe_gemm_coopmat.comp, which declare the push block p, define coopmat_prologue and finish_columns behind this file, and
-// say before it where things are: TRELLIS, SVH, FIRST_ROW and ROWS, those of x that a workgroup has, Y_ROW(m), what
-// finish_columns calls the one that is m of them, and SHARE_ROW, where its sums begin; K_PADDED; and X_SCALE, which x was
-// multiplied by.
+// moe_gemm_coopmat.comp, which declare the push block p, define coopmat_prologue and finish_columns behind this file,
+// and say before it where things are: TRELLIS, SVH, FIRST_ROW and ROWS, those of x that a workgroup has, Y_ROW(m), what
+// finish_columns calls the one that is m of them, and SHARE_ROW, where its sums begin; K_PADDED; and X_SCALE, which x
+// was multiplied by.
 //
 //   sums (splits, m, n_padded) = x Q       or, WHOLE, with all of k in a workgroup: y = epilogue(x W)
 //
-// Workgroup (c, r, s) of 8 subgroups of 32 owns columns 128 c .. and BM rows over its share of k, walked in steps of 64,
-// what the next step needs on its way. f16 operands, f32 sums.
+// Workgroup (c, r, s) of 8 subgroups of 32 owns columns 128 c .. and BM rows over its share of k, walked in steps of
+// 64, what the next step needs on its way. f16 operands, f32 sums.
 //
 //   FRAGMENTS   a subgroup has all rows of 16 columns, whose values it decodes into matrices (fragments.glsl); shared
 //               memory holds two steps of x, so that there is one barrier a step, and as many are on their way
@@ -160,7 +160,8 @@ void walk_staged(uint first, uint last, uint sm, uint sn)
             MatA a[HIGH];
             MatB b;
             [[unroll]] for (uint r = 0; r < HIGH; r++)
-                coopMatLoad(a[r], tiles, ((sm + r * 16) * PITCH + i) / 8, PITCH / 8, gl_CooperativeMatrixLayoutRowMajor);
+                coopMatLoad(a[r], tiles, ((sm + r * 16) * PITCH + i) / 8, PITCH / 8,
+                            gl_CooperativeMatrixLayoutRowMajor);
             [[unroll]] for (uint c = 0; c < WIDE; c++) {
                 coopMatLoad(b, tiles, X_TILE + ((sn + c * 16) * PITCH + i) / 8, PITCH / 8,
                             gl_CooperativeMatrixLayoutColumnMajor);

@@ -11,8 +11,9 @@
 //   64 lanes           the 128 columns of a unit: lane 8 b + m has columns m and m + 8 of tile b (include/trellis.glsl)
 //   group of 64        every GROUPS-th unit of the rows
 //
-//   first units' words and svh requested (words after x with X_FIRST) | x * suh, Hadamard -> xs | decode and multiply | sums of the groups -> work
-//     | SPLIT: the last of the workgroups of 128 columns adds their sums | Hadamard, svh, 1 / rms | bias .. -> y
+//   first units' words and svh requested (words after x with X_FIRST) | x * suh, Hadamard -> xs | decode and multiply
+//     | sums of the groups -> work | SPLIT: the last of the workgroups of 128 columns adds their sums
+//     | Hadamard, svh, 1 / rms | bias .. -> y
 //
 // A lane has all 16 rows of its columns, so products need no reduction across lanes; x is the same for the whole
 // subgroup. Per 128 rows x is scaled by a power of two to at most 16: chains of 16 f16 products then cannot overflow,
@@ -48,8 +49,8 @@ layout(constant_id = 13) const bool SHARES = false; // whether x or the result m
 #define Y_TYPE (p.types >> 4 & 15u)
 #define SHARE_BLOCKS (p.types >> 8 & 255u)
 
-// The numbers of workgroups come of what has been read of the push block anyway: gl_NumWorkGroups lies elsewhere, and is
-// there a quarter of a microsecond later.
+// The numbers of workgroups come of what has been read of the push block anyway: gl_NumWorkGroups lies elsewhere, and
+// is there a quarter of a microsecond later.
 #define COLUMN_BLOCKS (N_PADDED / 128)
 // Whether units are asked for when x is there, not before it: experts whose workgroups ask for more at once than comes
 // while x does would wait for x the longer. For products in f16, those that ask beforehand at all.
@@ -62,8 +63,8 @@ layout(constant_id = 13) const bool SHARES = false; // whether x or the result m
 
 // OPEN: the result is left in shares (include/shares.glsl), so that no workgroup waits for another: each one's sums
 // through the output transform and times svh, in the places of what is told otherwise. X_SHARES: so many make x, or 0.
-// With X_BASE they are added to that, and the sum goes to X_TOTAL for others, if that is not null. Without (experts) x is
-// the row that they are, gated by that of X_GATE.
+// With X_BASE they are added to that, and the sum goes to X_TOTAL for others, if that is not null. Without (experts) x
+// is the row that they are, gated by that of X_GATE.
 #define OPEN (SHARES && is_null(p.y))
 
 // Products that are summed up: PARTS of them, copies z of the grid, one behind the other. 1 without.
@@ -77,7 +78,7 @@ layout(constant_id = 13) const bool SHARES = false; // whether x or the result m
 #endif
 
 bool gemv_prologue();                        // false: nothing to do, for the whole workgroup
-void share_operands();                       // before the barrier behind x: what the prologue asked for to shared memory
+void share_operands();                       // before the barrier behind x: what the prologue asked for -> shared
 void request_column(uint n);                 // in the workgroup that makes y, before sums are collected
 void finish_column(uint m, uint n, float y); // what has been through the output transform and times svh, to y
 
@@ -149,8 +150,8 @@ float x_at(uint m, uint k)
 
 // ---- sums ----
 
-// What a workgroup tells: rows of a share; of a row all columns, then its sum of squares as each 128 columns have it, on
-// to a multiple of 16 bytes. Of a row in shares: its mean_part.
+// What a workgroup tells: rows of a share; of a row all columns, then its sum of squares as each 128 columns have it,
+// on to a multiple of 16 bytes. Of a row in shares: its mean_part.
 struct Told {
     uint columns; // where the 128 columns of the workgroup begin in a row
     uint pitch;   // of rows
@@ -179,7 +180,7 @@ uint told_line(Told told, uint line)
 // The number of squares in a row, behind the columns.
 uint told_squares() { return COLUMN_BLOCKS * 128 + gl_WorkGroupID.x; }
 
-// What the workgroup's blocks of x contribute to the mean square that the norm divides by the root of; to 1 without one.
+// What the workgroup's blocks of x contribute to the mean square that the norm divides by the root of; to 1 without.
 float mean_part(float squares, uint blocks)
 {
     const float part = float(blocks * 128) / float(K_PADDED);

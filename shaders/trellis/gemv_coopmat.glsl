@@ -1,7 +1,8 @@
 // y = epilogue(x W) on KHR cooperative matrices, for up to M rows of x that went through the input transform before: a
 // product of few rows with EXL3 weights that is as fast for 2 rows as for 16. Shared by gemv_coopmat.comp and
-// moe_gemv_coopmat.comp, which declare the push block p, define coopmat_prologue and finish_column behind this file, and
-// say before it where things are: TRELLIS, SVH, FIRST_ROW and ROWS, those of x; K_PADDED; and X_SCALE, which x was multiplied by.
+// moe_gemv_coopmat.comp, which declare the push block p, define coopmat_prologue and finish_column behind this file,
+// and say before it where things are: TRELLIS, SVH, FIRST_ROW and ROWS, those of x; K_PADDED; and X_SCALE, which x was
+// multiplied by.
 //
 //   workgroup (c, s, z) columns 128 c .. 128 c + 127, BLOCKS blocks of 128 rows of Q (k) from s * BLOCKS on
 //   with FRAGMENTS      a subgroup has WIDTH tiles side by side, ABREAST subgroups the columns, and takes every so many

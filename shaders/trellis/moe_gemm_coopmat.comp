@@ -1,5 +1,5 @@
-// y[pair] = x[place] W[expert of the pair] for the pairs of a tile, whose places follow each other: gemm_coopmat.glsl for
-// experts whose trellises and scales lie one behind the other. moe_hadamard.comp makes x.
+// y[pair] = x[place] W[expert of the pair] for the pairs of a tile, whose places follow each other: gemm_coopmat.glsl
+// for experts whose trellises and scales lie one behind the other. moe_hadamard.comp makes x.
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_EXT_integer_dot_product : require
 #define DOT

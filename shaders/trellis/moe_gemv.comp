@@ -1,9 +1,10 @@
-// y[pair] = norm(x[pair / slots]) W[expert of the pair], or of activation(gate) * x: gemv.glsl for experts whose trellises
-// and scales lie one behind the other. Workgroup (c, s, z) has pair z, or tile z of at most M pairs that chose the same
-// expert, so that it is decoded once for them. Pairs of idle rows and of experts in other stacks are left out.
+// y[pair] = norm(x[pair / slots]) W[expert of the pair], or of activation(gate) * x: gemv.glsl for experts whose
+// trellises and scales lie one behind the other. Workgroup (c, s, z) has pair z, or tile z of at most M pairs that
+// chose the same expert, so that it is decoded once for them. Pairs of idle rows and of experts in other stacks are
+// left out.
 //
-// With weights y[row] = residual + sum over the pairs of a row of weight * product: the last workgroup of 128 columns of
-// all of them adds up, always in the order of the pairs. They are MRL_TRELLIS_SUM_MAX at most.
+// With weights y[row] = residual + sum over the pairs of a row of weight * product: the last workgroup of 128 columns
+// of all of them adds up, always in the order of the pairs. They are MRL_TRELLIS_SUM_MAX at most.
 #ifdef DOT
 #extension GL_EXT_integer_dot_product : require
 #endif

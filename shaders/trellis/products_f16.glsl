@@ -138,8 +138,8 @@ uint peak_of(vec4 v)
 
 float asked_square; // of the lane's elements
 
-// Elements k .. k + 3 of row m, times the norm's weights and suh -> quad q, a literal. All is asked for before anything is
-// used: what comes from memory comes at once.
+// Elements k .. k + 3 of row m, times the norm's weights and suh -> quad q, a literal. All is asked for before anything
+// is used: what comes from memory comes at once.
 void load_quad(uint q, uint m, uint k, uint count)
 {
     const uvec2 suh = BufU32x2(SUH).v[k / 4];
@@ -161,7 +161,7 @@ void wait_for(float x)
         work[0] = x; // x is not in work yet, nor are sums
 }
 
-// Blocks first .. first + count - 1 of all rows of x -> xs, a block a cluster. Clusters without one do the last one again.
+// Blocks first .. first + count - 1 of all rows of x -> xs, a block a cluster. Clusters without one do the last again.
 void stage_x(uint first, uint count)
 {
     const uint lane = thread % CLUSTER, tasks = count * M;
@@ -295,8 +295,8 @@ void store_line_quad(uint q, uint at)
 #define FINISH_QUAD(q, factor)                                                                                         \
     quads[q] *= factor * vec4(unpackHalf2x16(asked_svh[q].x), unpackHalf2x16(asked_svh[q].y));
 
-// The sums of all groups, or of all workgroups, through the transform, times svh, the weight of a part and 1 / rms -> line
-// `line` of work; a cluster a line, but sums of one line alone are collected by all. A barrier stands at the end.
+// The sums of all groups, or of all workgroups, through the transform, times svh, the weight of a part and 1 / rms ->
+// line `line` of work; a cluster a line, but sums of one line alone are collected by all. A barrier stands at the end.
 void transform_sums(uint lines, uint blocks)
 {
     const uint lane = thread % CLUSTER, cluster = thread / CLUSTER;

@@ -151,7 +151,8 @@ void transform_sums(uint lines, uint blocks)
     hadamard_work(lines);
     for (uint base = 0; base < 128 * lines; base += LANES) {
         const uint i = min(base + thread, 128 * lines - 1), line = i / 128;
-        float factor = LINE_WEIGHT(line) * half_to_float(uint(BufU16(LINE_SVH(line)).v[gl_WorkGroupID.x * 128 + i % 128]));
+        float factor = LINE_WEIGHT(line) *
+                       half_to_float(uint(BufU16(LINE_SVH(line)).v[gl_WorkGroupID.x * 128 + i % 128]));
         if (norm)
             factor *= inversesqrt(squares[line] / float(p.k) + p.eps);
         if (base + thread < 128 * lines)
